@@ -1,0 +1,83 @@
+//! Why something on disk could not be used.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why a checkpoint, record or adapter could not be used. Every message names the file.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what the fields are")]
+#[non_exhaustive]
+pub enum CheckpointError {
+    #[error(transparent)]
+    Io(#[from] io::Error), // From `fs_err`, which names the file.
+    #[error("{}: not valid JSON; was it cut off or edited by hand?", path.display())]
+    Json { path: PathBuf, source: serde_json::Error },
+    #[error(
+        "{}: not a complete safetensors file; it may be truncated, fetch it again",
+        path.display()
+    )]
+    Safetensors { path: PathBuf, source: safetensors::SafeTensorError },
+    #[error(
+        "{}: shard `{shard}` is missing, the index names it; fetch the checkpoint again",
+        folder.display()
+    )]
+    MissingShard { folder: PathBuf, shard: String },
+    #[error(
+        "{}: neither `model.safetensors` nor `model.safetensors.index.json` is there; is this a \
+         folder in Hugging Face layout?",
+        folder.display()
+    )]
+    NoWeights { folder: PathBuf },
+    #[error("{}: tensor `{name}` is missing; is config.json of this model?", path.display())]
+    MissingTensor { path: PathBuf, name: String },
+    #[error(
+        "{}: `{name}` is {found:?}, config.json implies {expected:?}; are both of one model?",
+        path.display()
+    )]
+    Shape { path: PathBuf, name: String, found: Vec<usize>, expected: Vec<usize> },
+    #[error("{}: `{name}` is stored as {found}; F32, F16 and BF16 are understood", path.display())]
+    Dtype { path: PathBuf, name: String, found: String },
+    #[error("{}: {what}", path.display())]
+    Config { path: PathBuf, what: String },
+    #[error("{}: not a usable GGUF file: {what}", path.display())]
+    Gguf { path: PathBuf, what: String },
+    #[error("{}: not a usable gradient record: {what}", path.display())]
+    Record { path: PathBuf, what: String },
+    #[error("{}: not a usable PEFT adapter: {what}", path.display())]
+    Adapter { path: PathBuf, what: String },
+    #[error("{} exists already; remove it or choose another name", path.display())]
+    Exists { path: PathBuf },
+    #[error(
+        "`{name}` is neither a folder here nor a model that could be fetched from the hub; check \
+         the name, the network and HF_ENDPOINT"
+    )]
+    Hub { name: String, source: Box<hf_hub::api::sync::ApiError> },
+}
+
+impl CheckpointError {
+    pub(crate) fn config(path: &Path, what: impl Into<String>) -> Self {
+        Self::Config { path: path.to_owned(), what: what.into() }
+    }
+
+    pub(crate) fn gguf(path: &Path, what: impl Into<String>) -> Self {
+        Self::Gguf { path: path.to_owned(), what: what.into() }
+    }
+
+    pub(crate) fn record(path: &Path, what: impl Into<String>) -> Self {
+        Self::Record { path: path.to_owned(), what: what.into() }
+    }
+
+    pub(crate) fn adapter(path: &Path, what: impl Into<String>) -> Self {
+        Self::Adapter { path: path.to_owned(), what: what.into() }
+    }
+
+    pub(crate) fn json(path: &Path) -> impl FnOnce(serde_json::Error) -> Self {
+        let path = path.to_owned();
+        |source| Self::Json { path, source }
+    }
+
+    pub(crate) fn safetensors(path: &Path) -> impl FnOnce(safetensors::SafeTensorError) -> Self {
+        let path = path.to_owned();
+        |source| Self::Safetensors { path, source }
+    }
+}

@@ -1,0 +1,38 @@
+//! What lies on disk: Hugging Face checkpoints, GGUF files, gradient records and PEFT adapters.
+//!
+//! Every file format has its reader and its writer side by side, and nothing above this crate
+//! knows how bytes are laid out. Weights are mapped, never read whole; whatever is written is
+//! written aside first and renamed when it is complete ([`Staging`]).
+
+mod adapter;
+mod config;
+mod digest;
+mod dtype;
+mod error;
+pub mod gguf;
+mod hub;
+mod mmap;
+mod names;
+mod record;
+mod staging;
+mod weights;
+mod writer;
+
+pub use adapter::{Adapter, AdapterConfig, AdapterPair, write_adapter};
+pub use config::{Family, ModelConfig, Rope, RopeScaling};
+pub use digest::{sha256_bytes, sha256_file};
+pub use dtype::{Dtype, narrow, widen};
+pub use error::CheckpointError;
+pub use hub::locate;
+pub use mmap::MappedFile;
+pub use names::{LayerTensor, Module, tensor_name};
+pub use record::{
+    Activations, DataSource, LoraSettings, Manifest, ModelSource, Record, RecordWriter, StepEntry,
+    StepGradients, StepReport,
+};
+pub use staging::{Staging, remove_if_there};
+pub use weights::{Checkpoint, TensorView, Weights};
+pub use writer::{CheckpointWriter, TensorSpec, copy_companions};
+
+/// What every function here returns.
+pub type Result<T, E = CheckpointError> = std::result::Result<T, E>;

@@ -1,0 +1,156 @@
+//! How the seven linear weights of a decoder layer are named, here and by PEFT.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// A linear weight of a decoder layer, as Llama, Mistral and Qwen have them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[expect(missing_docs, reason = "the variants are the checkpoint's own names")]
+pub enum Module {
+    QProj,
+    KProj,
+    VProj,
+    OProj,
+    GateProj,
+    UpProj,
+    DownProj,
+}
+
+impl Module {
+    /// All seven, in the order a layer uses them.
+    pub const ALL: [Self; 7] = [
+        Self::QProj,
+        Self::KProj,
+        Self::VProj,
+        Self::OProj,
+        Self::GateProj,
+        Self::UpProj,
+        Self::DownProj,
+    ];
+
+    /// The name as the checkpoint spells it: `self_attn.q_proj`, `mlp.down_proj`, …
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::QProj => "self_attn.q_proj",
+            Self::KProj => "self_attn.k_proj",
+            Self::VProj => "self_attn.v_proj",
+            Self::OProj => "self_attn.o_proj",
+            Self::GateProj => "mlp.gate_proj",
+            Self::UpProj => "mlp.up_proj",
+            Self::DownProj => "mlp.down_proj",
+        }
+    }
+
+    /// The name as PEFT's `target_modules` spells it: `q_proj`, `down_proj`, …
+    pub fn short_name(self) -> &'static str {
+        let (_, short) = self.name().split_once('.').unwrap_or_default();
+        short
+    }
+}
+
+impl fmt::Display for Module {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Module {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|module| module.name() == text || module.short_name() == text)
+            .ok_or_else(|| {
+                let known = Self::ALL.map(Self::short_name).join(", ");
+                format!("`{text}` is no linear weight of a decoder layer; there are {known}")
+            })
+    }
+}
+
+impl Serialize for Module {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for Module {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A checkpoint tensor that belongs to a decoder layer: `model.layers.{layer}.{rest}`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerTensor<'a> {
+    /// The layer, counted from 0.
+    pub layer: usize,
+    /// What follows the layer's number, such as `mlp.down_proj.weight`.
+    pub rest: &'a str,
+}
+
+impl<'a> LayerTensor<'a> {
+    /// Takes a tensor's name apart; `None` for what stands outside the layers.
+    pub fn parse(name: &'a str) -> Option<Self> {
+        let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+        Some(Self { layer: layer.parse().ok()?, rest })
+    }
+
+    /// The linear weight this is, if it is one.
+    pub fn module(&self) -> Option<Module> {
+        let module = self.rest.strip_suffix(".weight")?;
+        Module::ALL.into_iter().find(|known| known.name() == module)
+    }
+}
+
+/// The checkpoint's name of a linear weight: `model.layers.{layer}.{module}.weight`.
+pub fn tensor_name(layer: usize, module: Module) -> String {
+    format!("model.layers.{layer}.{module}.weight")
+}
+
+/// Takes the name of a LoRA matrix apart, in a record's spelling or in PEFT's:
+/// `layers.0.self_attn.q_proj.lora_A` or
+/// `base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight`.
+pub(crate) fn parse_lora_name(name: &str) -> Option<(usize, Module, char)> {
+    let from = name.find("layers.")?;
+    let head = &name[..from];
+    if !head.is_empty() && !head.ends_with('.') {
+        return None;
+    }
+    let (layer, rest) = name[from + "layers.".len()..].split_once('.')?;
+    let (module, side) = rest.split_once(".lora_")?;
+    let (side, tail) = side.split_at_checked(1)?;
+    if !matches!(tail, "" | ".weight") && !(tail.starts_with('.') && tail.ends_with(".weight")) {
+        return None;
+    }
+    let module = Module::ALL.into_iter().find(|known| known.name() == module)?;
+    Some((layer.parse().ok()?, module, side.chars().next()?)).filter(|(.., side)| "AB".contains(*side))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lora_names_of_records_and_of_peft() {
+        let expected = Some((3, Module::QProj, 'A'));
+        assert_eq!(parse_lora_name("layers.3.self_attn.q_proj.lora_A"), expected);
+        for suffix in ["lora_A.weight", "lora_A.default.weight"] {
+            let name = format!("base_model.model.model.layers.3.self_attn.q_proj.{suffix}");
+            assert_eq!(parse_lora_name(&name), expected, "{name}");
+        }
+        for name in ["layers.x.self_attn.q_proj.lora_A", "layers.3.self_attn.q_proj.lora_C", "lm_head"]
+        {
+            assert_eq!(parse_lora_name(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn layer_tensors() {
+        let parsed = LayerTensor::parse("model.layers.12.mlp.up_proj.weight").unwrap();
+        assert_eq!((parsed.layer, parsed.module()), (12, Some(Module::UpProj)));
+        assert_eq!(LayerTensor::parse("model.norm.weight"), None);
+    }
+}

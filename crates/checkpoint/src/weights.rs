@@ -1,0 +1,249 @@
+//! Safetensors files of a folder, sharded or not, as mapped tensors by name.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use safetensors::SafeTensors;
+use serde::Deserialize;
+
+use crate::{CheckpointError, Dtype, MappedFile, ModelConfig, Result, widen};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Mapped tensors by name. Cloning shares the mapping.
+#[derive(Debug, Clone, Default)]
+pub struct Weights {
+    tensors: BTreeMap<String, Place>,
+}
+
+/// Where a tensor lies.
+#[derive(Debug, Clone)]
+struct Place {
+    file: Arc<MappedFile>,
+    dtype: safetensors::Dtype,
+    shape: Vec<usize>,
+    range: std::ops::Range<usize>,
+}
+
+/// One mapped tensor.
+#[derive(Debug, Clone, Copy)]
+pub struct TensorView<'a> {
+    place: &'a Place,
+    name: &'a str,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Weights {
+    /// Maps `model.safetensors`, or every shard its index names.
+    ///
+    /// # Errors
+    ///
+    /// If neither is there, a shard is missing or truncated, or a tensor is not in its shard.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let index = folder.join(INDEX);
+        if !index.exists() {
+            let single = folder.join(SINGLE);
+            if folder.is_dir() && !single.exists() {
+                return Err(CheckpointError::NoWeights { folder: folder.to_owned() });
+            }
+            return Self::open_file(&single);
+        }
+        let text = fs_err::read_to_string(&index)?;
+        let Index { weight_map } =
+            serde_json::from_str(&text).map_err(CheckpointError::json(&index))?;
+        let mut shards: BTreeMap<&str, Self> = BTreeMap::new();
+        for shard in weight_map.values() {
+            // An index must not lead outside the folder.
+            if Path::new(shard).file_name() != Some(shard.as_ref()) {
+                let what = format!("names the shard `{shard}`, which is not a plain file name");
+                return Err(CheckpointError::config(&index, what));
+            }
+            if !folder.join(shard).exists() {
+                let (folder, shard) = (folder.to_owned(), shard.clone());
+                return Err(CheckpointError::MissingShard { folder, shard });
+            }
+            if !shards.contains_key(shard.as_str()) {
+                shards.insert(shard, Self::open_file(&folder.join(shard))?);
+            }
+        }
+        let mut tensors = BTreeMap::new();
+        for (name, shard) in &weight_map {
+            let Some(place) = shards[shard.as_str()].tensors.get(name) else {
+                let (path, name) = (folder.join(shard), name.clone());
+                return Err(CheckpointError::MissingTensor { path, name });
+            };
+            tensors.insert(name.clone(), place.clone());
+        }
+        Ok(Self { tensors })
+    }
+
+    /// Maps one safetensors file.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be opened or its header does not fit its length.
+    pub fn open_file(path: &Path) -> Result<Self> {
+        let file = Arc::new(MappedFile::open(path)?);
+        let bytes = file.bytes();
+        let parsed = SafeTensors::deserialize(bytes).map_err(CheckpointError::safetensors(path))?;
+        let tensors = parsed
+            .iter()
+            .map(|(name, view)| {
+                let start = view.data().as_ptr() as usize - bytes.as_ptr() as usize;
+                let range = start..start + view.data().len();
+                let (dtype, shape) = (view.dtype(), view.shape().to_vec());
+                (name.to_owned(), Place { file: Arc::clone(&file), dtype, shape, range })
+            })
+            .collect();
+        Ok(Self { tensors })
+    }
+
+    /// The tensor of this name, if there is one.
+    pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
+        let (name, place) = self.tensors.get_key_value(name)?;
+        Some(TensorView { place, name })
+    }
+
+    /// All tensors, in the order they lie on disk.
+    pub fn iter(&self) -> impl Iterator<Item = TensorView<'_>> {
+        let mut all: Vec<_> =
+            self.tensors.iter().map(|(name, place)| TensorView { place, name }).collect();
+        all.sort_by_key(|view| (view.place.file.path(), view.place.range.start));
+        all.into_iter()
+    }
+
+    /// How many bytes all tensors take.
+    pub fn size_bytes(&self) -> u64 {
+        self.tensors.values().map(|place| place.range.len() as u64).sum()
+    }
+
+    /// The files that hold them.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let mut files: Vec<_> =
+            self.tensors.values().map(|place| place.file.path().to_owned()).collect();
+        files.sort();
+        files.dedup();
+        files
+    }
+}
+
+impl<'a> TensorView<'a> {
+    /// The name in its file.
+    pub fn name(&self) -> &'a str {
+        self.name
+    }
+
+    /// Its shape; a linear weight is `[out, in]`.
+    pub fn shape(&self) -> &'a [usize] {
+        &self.place.shape
+    }
+
+    /// Its little-endian, row-major bytes.
+    pub fn bytes(&self) -> &'a [u8] {
+        &self.place.file.bytes()[self.place.range.clone()]
+    }
+
+    /// The mapped file it lies in, to keep the mapping alive beyond the checkpoint.
+    pub fn file(&self) -> &'a Arc<MappedFile> {
+        &self.place.file
+    }
+
+    /// The type of its elements.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Dtype`] unless F32, F16 or BF16.
+    pub fn dtype(&self) -> Result<Dtype> {
+        Dtype::from_safetensors(self.place.dtype).ok_or_else(|| CheckpointError::Dtype {
+            path: self.path().to_owned(),
+            name: self.name.to_owned(),
+            found: format!("{:?}", self.place.dtype),
+        })
+    }
+
+    /// The type of its elements as the file spells it, floats or not.
+    pub fn stored_dtype(&self) -> safetensors::Dtype {
+        self.place.dtype
+    }
+
+    /// Its values as f32.
+    ///
+    /// # Errors
+    ///
+    /// As [`TensorView::dtype`].
+    pub fn to_f32(&self) -> Result<Vec<f32>> {
+        Ok(widen(self.bytes(), self.dtype()?))
+    }
+
+    /// The file it lies in.
+    pub fn path(&self) -> &'a Path {
+        self.place.file.path()
+    }
+}
+
+/// A folder in Hugging Face layout: its configuration and its mapped weights, checked against
+/// each other.
+#[derive(Debug, Clone)]
+pub struct Checkpoint {
+    folder: PathBuf,
+    config: ModelConfig,
+    weights: Weights,
+}
+
+impl Checkpoint {
+    /// Opens a model folder and checks that every tensor the configuration implies is there, in
+    /// its shape, as floats.
+    ///
+    /// # Errors
+    ///
+    /// Whatever [`ModelConfig::read`] and [`Weights::open`] refuse; a missing tensor; a shape or
+    /// type that contradicts the configuration.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let config = ModelConfig::read(folder)?;
+        let weights = Weights::open(folder)?;
+        for (name, expected) in config.tensors() {
+            let Some(view) = weights.get(&name) else {
+                return Err(CheckpointError::MissingTensor { path: folder.to_owned(), name });
+            };
+            view.dtype()?;
+            if view.shape() != expected {
+                let (path, found) = (view.path().to_owned(), view.shape().to_vec());
+                return Err(CheckpointError::Shape { path, name, found, expected });
+            }
+        }
+        Ok(Self { folder: folder.to_owned(), config, weights })
+    }
+
+    /// Where it is.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// What it is made of.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Its tensors.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// A tensor that [`Checkpoint::open`] has found.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::MissingTensor`] for any other name.
+    pub fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
+        self.weights.get(name).ok_or_else(|| CheckpointError::MissingTensor {
+            path: self.folder.clone(),
+            name: name.to_owned(),
+        })
+    }
+}

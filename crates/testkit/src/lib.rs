@@ -1,0 +1,113 @@
+//! What tests share: temporary folders, tolerances, tiny checkpoints, the golden fixtures.
+
+use std::path::{Path, PathBuf};
+
+use safetensors::SafeTensors;
+use tempfile::TempDir;
+
+/// A folder that is removed when the value is dropped.
+///
+/// # Panics
+///
+/// If it cannot be made.
+pub fn temporary_folder() -> TempDir {
+    TempDir::with_prefix("gradpruner-test-").expect("a temporary folder")
+}
+
+/// The names of the golden models under `fixtures/`.
+pub const GOLDEN: [&str; 5] =
+    ["tiny_llama", "tiny_llama_tied", "tiny_llama31", "tiny_qwen2", "tiny_mistral"];
+
+/// A golden file or folder: small models with every number of the method worked out
+/// independently, described in `fixtures/README.md`.
+pub fn fixture(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(path)
+}
+
+/// A JSON file.
+///
+/// # Panics
+///
+/// If it cannot be read.
+pub fn json(path: &Path) -> serde_json::Value {
+    let text = fs_err::read_to_string(path).expect("the file can be read");
+    serde_json::from_str(&text).expect("the file is JSON")
+}
+
+/// A tensor of a safetensors file: its shape and its raw bytes.
+///
+/// # Panics
+///
+/// If the file or the tensor cannot be read.
+pub fn tensor_bytes(path: &Path, name: &str) -> (Vec<usize>, Vec<u8>) {
+    let bytes = fs_err::read(path).expect("the file can be read");
+    let file = SafeTensors::deserialize(&bytes).expect("the file is safetensors");
+    let tensor = file.tensor(name).expect("the tensor is in it");
+    (tensor.shape().to_vec(), tensor.data().to_vec())
+}
+
+/// An F32 tensor of a safetensors file.
+///
+/// # Panics
+///
+/// As [`tensor_bytes`].
+pub fn tensor_f32(path: &Path, name: &str) -> (Vec<usize>, Vec<f32>) {
+    let (shape, bytes) = tensor_bytes(path, name);
+    (shape, bytes.as_chunks().0.iter().map(|&chunk| f32::from_le_bytes(chunk)).collect())
+}
+
+/// An I64 tensor of a safetensors file.
+///
+/// # Panics
+///
+/// As [`tensor_bytes`].
+pub fn tensor_i64(path: &Path, name: &str) -> (Vec<usize>, Vec<i64>) {
+    let (shape, bytes) = tensor_bytes(path, name);
+    (shape, bytes.as_chunks().0.iter().map(|&chunk| i64::from_le_bytes(chunk)).collect())
+}
+
+/// The names in a safetensors file.
+///
+/// # Panics
+///
+/// If it cannot be read.
+pub fn tensor_names(path: &Path) -> Vec<String> {
+    let bytes = fs_err::read(path).expect("the file can be read");
+    let file = SafeTensors::deserialize(&bytes).expect("the file is safetensors");
+    file.names().into_iter().map(str::to_owned).collect()
+}
+
+/// The largest difference, relative to the largest magnitude expected.
+///
+/// # Panics
+///
+/// If the lengths differ.
+pub fn relative_deviation(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len(), "as many values as expected");
+    let largest = expected.iter().fold(0.0_f64, |most, &x| most.max(f64::from(x).abs()));
+    let apart = found
+        .iter()
+        .zip(expected)
+        .map(|(&x, &y)| (f64::from(x) - f64::from(y)).abs())
+        .fold(0.0, |most: f64, x| if x.is_nan() { f64::INFINITY } else { most.max(x) });
+    if apart == 0.0 { 0.0 } else { apart / largest }
+}
+
+/// Copies a folder, so that a test may break the copy.
+///
+/// # Panics
+///
+/// If it cannot be copied.
+pub fn copy_folder(source: &Path, target: &Path) {
+    fs_err::create_dir_all(target).expect("the folder can be made");
+    for entry in fs_err::read_dir(source).expect("the folder can be read") {
+        let path = entry.expect("its entries can be read").path();
+        let to = target.join(path.file_name().expect("entries have names"));
+        if path.is_dir() {
+            copy_folder(&path, &to);
+        } else {
+            // Not `copy`, which would keep a read-only mark.
+            fs_err::write(&to, fs_err::read(&path).expect("readable")).expect("writable");
+        }
+    }
+}
