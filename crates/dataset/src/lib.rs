@@ -1,1 +1,20 @@
-//! x
+//! JSONL rows of many spellings to chats, and chats to token ids with a loss mask.
+//!
+//! [`read_rows`] understands what fine-tuning tools commonly take (messages, alpaca, ShareGPT,
+//! prompt and completion); [`Encoder`] renders a row through the model's own chat template and
+//! marks the tokens that count for the loss; [`Sampler`] says which rows a step trains on.
+
+mod encode;
+mod error;
+mod row;
+mod sampler;
+mod template;
+
+pub use encode::{Encoder, Example, Question};
+pub use error::DatasetError;
+pub use row::{Message, Row, read_rows};
+pub use sampler::Sampler;
+pub use template::ChatTemplate;
+
+/// What every function here returns.
+pub type Result<T, E = DatasetError> = std::result::Result<T, E>;

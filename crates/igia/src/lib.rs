@@ -1,1 +1,17 @@
-//! x
+//! Importance of layers and of weights from LoRA gradients: arithmetic only.
+//!
+//! The first optimizer steps of a LoRA fine-tune leave, for each linear weight `W` (`out × in`)
+//! and step `i`, the gradients `∇A_i` (`r × in`) and `∇B_i` (`out × r`). Their product
+//! `G_i = ∇B_i·∇A_i` stands in for the gradient of `W` (GradPruner, arXiv 2601.19503):
+//!
+//! - [`importance`]: the IGIA-Matrix `F = mean_i G_i ∘ G_i`, every weight's importance;
+//! - [`weight_scores`]: the sums of `F`, and of the norms of the `G_i`, without forming either.
+
+mod error;
+mod matrix;
+pub mod reference;
+mod score;
+
+pub use error::ScoreError;
+pub use matrix::importance;
+pub use score::{StepPair, WeightScores, product_norm_squared, weight_scores};

@@ -1,1 +1,13 @@
-//! x
+//! Predictions and answers to figures, as lm-evaluation-harness and `rouge_score` define them.
+
+mod choice;
+mod interval;
+mod rouge;
+mod stem;
+mod text;
+
+pub use choice::{ChoiceScore, pick, pick_by_bytes};
+pub use interval::{Interval, wilson};
+pub use rouge::{RougeScores, rouge};
+pub use stem::stem;
+pub use text::{exact_match, perplexity};

@@ -1,0 +1,189 @@
+//! Chats to token ids, with the tokens marked that count for the loss.
+
+use std::ops::Range;
+use std::path::Path;
+
+use tokenizers::Tokenizer;
+
+use crate::{ChatTemplate, DatasetError, Message, Result, Row};
+
+/// A chat as tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Example {
+    /// Token ids.
+    pub tokens: Vec<u32>,
+    /// For each token whether predicting it counts: it is the assistant's. Never the first.
+    pub labelled: Vec<bool>,
+}
+
+/// A prompt with candidate replies, as tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// The rendered prompt, up to where the reply begins.
+    pub prompt: Vec<u32>,
+    /// Each reply's tokens, without an end-of-turn token.
+    pub choices: Vec<Vec<u32>>,
+    /// Each reply's length in UTF-8 bytes.
+    pub size_bytes: Vec<usize>,
+    /// The position of the right reply.
+    pub answer: usize,
+}
+
+/// A model's tokenizer and chat template.
+#[derive(Debug)]
+pub struct Encoder {
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+}
+
+impl Encoder {
+    /// Reads `tokenizer.json` and the chat template of a model folder.
+    ///
+    /// # Errors
+    ///
+    /// If either is missing or broken.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join("tokenizer.json");
+        let bytes = fs_err::read(&path)?;
+        let mut tokenizer = Tokenizer::from_bytes(&bytes)
+            .map_err(|error| DatasetError::Tokenizer { path: path.clone(), what: error.to_string() })?;
+        // A stored truncation or padding would cut or fill rows behind our back.
+        let _ = tokenizer.with_truncation(None);
+        tokenizer.with_padding(None);
+        Ok(Self { tokenizer, template: ChatTemplate::read(folder)? })
+    }
+
+    /// The chat template.
+    pub fn template(&self) -> &ChatTemplate {
+        &self.template
+    }
+
+    /// A text's tokens, special tokens recognised but none added.
+    ///
+    /// # Errors
+    ///
+    /// If the tokenizer refuses the text.
+    pub fn tokens(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self.encoding(text, 0)?.get_ids().to_vec())
+    }
+
+    /// The text tokens stand for.
+    ///
+    /// # Errors
+    ///
+    /// If a token is unknown.
+    pub fn text(&self, tokens: &[u32], skip_special: bool) -> Result<String> {
+        self.tokenizer
+            .decode(tokens, skip_special)
+            .map_err(|error| DatasetError::Encode { row: 0, what: error.to_string() })
+    }
+
+    /// The id of a token by its text.
+    pub fn token_id(&self, text: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(text)
+    }
+
+    /// A prompt as tokens, rendered up to where the assistant's reply begins.
+    ///
+    /// # Errors
+    ///
+    /// If the template or the tokenizer refuses it.
+    pub fn prompt(&self, messages: &[Message]) -> Result<Vec<u32>> {
+        self.tokens(&self.template.render(messages, true)?)
+    }
+
+    /// A whole chat as tokens, cut at `max_tokens`, the assistant's tokens marked.
+    ///
+    /// Marked are each reply's own tokens and the end-of-turn token after it, which the model must
+    /// learn to say.
+    ///
+    /// # Errors
+    ///
+    /// If the template or the tokenizer refuses it; `row` is for the message.
+    pub fn example(&self, messages: &[Message], max_tokens: usize, row: usize) -> Result<Example> {
+        let text = self.template.render(messages, false)?;
+        let replies = self.replies(messages, &text, row)?;
+        let encoding = self.encoding(&text, row)?;
+        let mut tokens = encoding.get_ids().to_vec();
+        let within = |&(start, end): &(usize, usize)| {
+            replies.iter().any(|reply| start < reply.end && reply.start < end)
+        };
+        let mut labelled: Vec<bool> = encoding.get_offsets().iter().map(within).collect();
+        tokens.truncate(max_tokens);
+        labelled.truncate(max_tokens);
+        if let Some(first) = labelled.first_mut() {
+            *first = false; // Nothing comes before it to predict it from.
+        }
+        Ok(Example { tokens, labelled })
+    }
+
+    /// A multiple-choice row as tokens.
+    ///
+    /// Prompt and reply are encoded together and cut where the prompt alone ends, as
+    /// lm-evaluation-harness does. Prompts beyond `max_tokens` lose their beginning.
+    ///
+    /// # Errors
+    ///
+    /// If the row has no choices, a choice is empty, or template or tokenizer refuse it.
+    pub fn question(&self, row: &Row, max_tokens: usize, number: usize) -> Result<Question> {
+        let fail = |what: &str| DatasetError::Encode { row: number, what: what.into() };
+        let answer = row.answer.ok_or_else(|| fail("it has no choices"))?;
+        let asked = &row.messages[..row.messages.len() - 1];
+        let text = self.template.render(asked, true)?;
+        let mut prompt = self.tokens(&text)?;
+        let mut choices = Vec::with_capacity(row.choices.len());
+        for choice in &row.choices {
+            let mut tokens = self.tokens(&format!("{text}{choice}"))?;
+            let reply = tokens.split_off(prompt.len().min(tokens.len()));
+            if reply.is_empty() {
+                return Err(fail("a choice has no tokens"));
+            }
+            choices.push(reply);
+        }
+        let longest = choices.iter().map(Vec::len).max().unwrap_or(0);
+        let room = max_tokens.saturating_sub(longest).max(1);
+        prompt.drain(..prompt.len().saturating_sub(room));
+        let size_bytes = row.choices.iter().map(String::len).collect();
+        Ok(Question { prompt, choices, size_bytes, answer })
+    }
+
+    fn encoding(&self, text: &str, row: usize) -> Result<tokenizers::Encoding> {
+        self.tokenizer
+            .encode(text, false)
+            .map_err(|error| DatasetError::Encode { row, what: error.to_string() })
+    }
+
+    /// Where the assistant's replies stand in the rendered chat, in bytes.
+    fn replies(&self, messages: &[Message], text: &str, row: usize) -> Result<Vec<Range<usize>>> {
+        let mut found = Vec::new();
+        let mut from = 0;
+        for (turn, message) in messages.iter().enumerate() {
+            if message.role != "assistant" {
+                continue;
+            }
+            let before = self.template.render(&messages[..turn], true)?;
+            let after = self.template.render(&messages[..=turn], false)?;
+            let range = if after.starts_with(&before) && text.starts_with(&after) {
+                before.len()..before.len() + after[before.len()..].trim_end().len()
+            } else {
+                // The template shows earlier turns differently once later ones follow.
+                self.reply_by_content(message, text, from).ok_or_else(|| DatasetError::Encode {
+                    row,
+                    what: "the chat template changes the assistant's text beyond recognition".into(),
+                })?
+            };
+            from = range.end;
+            found.push(range);
+        }
+        Ok(found)
+    }
+
+    fn reply_by_content(&self, message: &Message, text: &str, from: usize) -> Option<Range<usize>> {
+        let content = message.content.trim();
+        let start = from + text[from..].find(content)?;
+        let end = start + content.len();
+        let eos = self.template.eos_token();
+        let ended = !eos.is_empty() && text[end..].starts_with(eos);
+        Some(start..if ended { end + eos.len() } else { end })
+    }
+}

@@ -1,0 +1,30 @@
+//! Why a model cannot be pruned as asked.
+
+use std::path::PathBuf;
+
+use checkpoint::CheckpointError;
+use igia::ScoreError;
+
+/// Why a model cannot be scored, planned or pruned as asked.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what the fields are")]
+#[non_exhaustive]
+pub enum PruneError {
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error("{}: layer {layer} {module} cannot be scored", path.display())]
+    Score { path: PathBuf, layer: usize, module: String, source: ScoreError },
+    #[error("{}: not a usable {kind}: {what}", path.display())]
+    File { path: PathBuf, kind: &'static str, what: String },
+    #[error(
+        "the record holds no block influence; collect it again with this version, or choose the \
+         criterion igia"
+    )]
+    NoActivations,
+    #[error("the plan cannot hold: {0}")]
+    Plan(String),
+    #[error("{}: the record does not fit the model: {what}", path.display())]
+    OtherModel { path: PathBuf, what: String },
+    #[error("the plan merges layers, so the gradient record is needed; add `--record`")]
+    NoRecord,
+}
