@@ -25,6 +25,8 @@ pub struct Question {
     pub choices: Vec<Vec<u32>>,
     /// Each reply's length in UTF-8 bytes.
     pub size_bytes: Vec<usize>,
+    /// The right reply with its end-of-turn token: what fine-tuning learns to say.
+    pub reply: Vec<u32>,
     /// The position of the right reply.
     pub answer: usize,
 }
@@ -140,11 +142,17 @@ impl Encoder {
             }
             choices.push(reply);
         }
-        let longest = choices.iter().map(Vec::len).max().unwrap_or(0);
+        let whole = self.example(&row.messages, usize::MAX, number)?;
+        let last = whole.labelled.iter().rposition(|&labelled| labelled).map_or(0, |last| last + 1);
+        let reply = match whole.tokens[..last].strip_prefix(prompt.as_slice()) {
+            Some(reply) if !reply.is_empty() => reply.to_vec(),
+            _ => choices[answer].clone(), // The template shows prompts differently once answered.
+        };
+        let longest = choices.iter().chain([&reply]).map(Vec::len).max().unwrap_or(0);
         let room = max_tokens.saturating_sub(longest).max(1);
         prompt.drain(..prompt.len().saturating_sub(room));
         let size_bytes = row.choices.iter().map(String::len).collect();
-        Ok(Question { prompt, choices, size_bytes, answer })
+        Ok(Question { prompt, choices, size_bytes, reply, answer })
     }
 
     fn encoding(&self, text: &str, row: usize) -> Result<tokenizers::Encoding> {

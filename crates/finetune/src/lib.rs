@@ -1,1 +1,44 @@
-//! x
+//! Fine-tuning of Llama-family checkpoints with libtorch: weights and data to losses, gradients
+//! and tuned weights.
+//!
+//! One decoder serves Llama, Mistral and Qwen: a family is a difference of configuration. Rows are
+//! packed without padding, the head runs on labelled positions only, and after clipping each
+//! step's adapter gradients go to a [`GradientSink`].
+
+mod attention;
+mod bridge;
+mod collect;
+mod decoder;
+mod device;
+mod error;
+mod evaluate;
+mod generate;
+mod lora;
+mod memory;
+mod optimizer;
+mod pack;
+mod rope;
+mod save;
+mod schedule;
+mod state;
+mod train;
+
+pub use bridge::torch_version;
+pub use collect::{CollectSettings, Collected, RecordSink, collect};
+pub use decoder::{KvCache, Model};
+pub use device::{ComputeType, DeviceChoice, describe_device};
+pub use error::FinetuneError;
+pub use evaluate::{EvalReport, EvalSettings, GeneratedText, evaluate};
+pub use generate::{Generation, generate};
+pub use lora::LoraSettings;
+pub use memory::{peak_memory_bytes, reset_peak_memory};
+pub use optimizer::AdamWSettings;
+pub use pack::Packed;
+pub use save::{save_adapter, save_checkpoint, trained_adapter};
+pub use schedule::{Decay, Schedule};
+pub use train::{
+    GradientSink, Method, StepMetrics, TrainReport, TrainSettings, Trainer, encode_rows,
+};
+
+/// What every function here returns.
+pub type Result<T, E = FinetuneError> = std::result::Result<T, E>;

@@ -1,0 +1,154 @@
+//! The first steps of a LoRA fine-tune, for their gradients (method.md §1).
+
+use std::path::Path;
+
+use checkpoint::{
+    Activations, DataSource, Dtype, LoraSettings as RecordedLora, Manifest, ModelSource, Module,
+    RecordWriter, StepGradients, StepReport,
+};
+use dataset::Example;
+use tch::{Kind, Tensor};
+
+use crate::bridge::number;
+use crate::decoder::ignore;
+use crate::{
+    FinetuneError, GradientSink, Method, Model, Result, StepMetrics, TrainSettings, Trainer,
+};
+
+/// How gradients are collected.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CollectSettings {
+    /// How many steps, `t`.
+    pub steps: usize,
+    /// The fine-tune they are the first steps of; it must be LoRA.
+    pub train: TrainSettings,
+}
+
+/// What [`collect`] saw besides the gradients.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Collected {
+    /// The layers' block influence, from the forward passes of step 1.
+    pub activations: Activations,
+    /// Every step.
+    pub steps: Vec<StepMetrics>,
+}
+
+/// Runs the first steps of a LoRA fine-tune and hands their gradients to `sink`.
+///
+/// # Errors
+///
+/// If the settings are not LoRA, or training or the sink fails.
+pub fn collect(
+    model: Model,
+    settings: &CollectSettings,
+    rows: (Vec<Example>, Vec<usize>),
+    sink: &mut dyn GradientSink,
+    observe: &mut dyn FnMut(&StepMetrics),
+) -> Result<Collected> {
+    if !matches!(settings.train.method, Method::Lora(_)) {
+        return Err(FinetuneError::Settings("gradients are collected from LoRA".into()));
+    }
+    let train = TrainSettings { max_steps: Some(settings.steps), ..settings.train.clone() };
+    let mut influence = BlockInfluence::new(model.config().num_layers);
+    let mut trainer = Trainer::new(model, train, rows)?;
+    if trainer.total_steps() < settings.steps {
+        tracing::warn!(
+            wanted = settings.steps,
+            steps = trainer.total_steps(),
+            "the data give fewer steps than wanted"
+        );
+    }
+    let mut steps = Vec::new();
+    for step in 0..trainer.total_steps() {
+        let metrics = if step == 0 {
+            trainer.step(Some(sink), &mut |layer, input, output| influence.see(layer, input, output))?
+        } else {
+            trainer.step(Some(sink), &mut ignore)?
+        };
+        observe(&metrics);
+        steps.push(metrics);
+    }
+    Ok(Collected { activations: influence.finish(), steps })
+}
+
+/// Means over tokens of the cosine between each layer's input and output.
+struct BlockInfluence {
+    tokens: Vec<usize>,
+    cosines: Vec<f64>,
+}
+
+impl BlockInfluence {
+    fn new(num_layers: usize) -> Self {
+        Self { tokens: vec![0; num_layers], cosines: vec![0.0; num_layers] }
+    }
+
+    fn see(&mut self, layer: usize, input: &Tensor, output: &Tensor) -> Result<()> {
+        let _guard = tch::no_grad_guard();
+        let wide = |x: &Tensor| x.f_detach()?.f_to_kind(Kind::Float);
+        let cosine = Tensor::f_cosine_similarity(&wide(input)?, &wide(output)?, -1, 1e-8)?;
+        self.tokens[layer] += cosine.numel();
+        self.cosines[layer] += number(&cosine.f_sum(Kind::Double)?)?;
+        Ok(())
+    }
+
+    fn finish(self) -> Activations {
+        let tokens = self.tokens.first().copied().unwrap_or(0);
+        let influence = self
+            .cosines
+            .iter()
+            .zip(&self.tokens)
+            .map(|(sum, &count)| 1.0 - sum / count.max(1) as f64)
+            .collect();
+        Activations::new(tokens, influence)
+    }
+}
+
+/// Writes gradients as a record on disk.
+#[derive(Debug)]
+pub struct RecordSink {
+    writer: RecordWriter,
+}
+
+impl RecordSink {
+    /// Begins a record at `target`.
+    ///
+    /// # Errors
+    ///
+    /// If `target` exists or its folder cannot be made.
+    pub fn create(target: &Path, dtype: Dtype) -> Result<Self> {
+        Ok(Self { writer: RecordWriter::create(target, dtype)? })
+    }
+
+    /// Completes the record; before this nothing stands under its name.
+    ///
+    /// # Errors
+    ///
+    /// If the settings are not LoRA or the disk refuses.
+    pub fn finish(
+        self,
+        num_layers: usize,
+        train: &TrainSettings,
+        sources: (ModelSource, DataSource),
+        activations: &Activations,
+    ) -> Result<Manifest> {
+        let Method::Lora(lora) = &train.method else {
+            return Err(FinetuneError::Settings("gradients are collected from LoRA".into()));
+        };
+        let lora = RecordedLora {
+            rank: lora.rank,
+            alpha: lora.alpha,
+            targets: lora.targets.iter().map(|module| module.short_name().into()).collect(),
+        };
+        Ok(self.writer.finish(num_layers, lora, train.seed, sources, Some(activations))?)
+    }
+}
+
+impl GradientSink for RecordSink {
+    fn step(
+        &mut self,
+        report: StepReport,
+        gradients: &[((usize, Module), StepGradients)],
+    ) -> Result<()> {
+        Ok(self.writer.step(report, gradients)?)
+    }
+}

@@ -1,0 +1,123 @@
+//! Where and in what type a model computes.
+
+use std::fmt;
+use std::str::FromStr;
+
+use tch::{Cuda, Device, Kind};
+
+use crate::bridge::load_cuda;
+use crate::{FinetuneError, Result};
+
+/// The device asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// A GPU if one can be used, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// This GPU.
+    Cuda(usize),
+}
+
+impl DeviceChoice {
+    /// The device this comes to here.
+    ///
+    /// # Errors
+    ///
+    /// [`FinetuneError::NoCuda`] if a GPU is asked for and cannot be used.
+    pub(crate) fn resolve(self) -> Result<Device> {
+        let wanted = match self {
+            Self::Cpu => return Ok(Device::Cpu),
+            Self::Auto => 0,
+            Self::Cuda(number) => number,
+        };
+        match usable_gpus() {
+            Ok(count) if wanted < count => Ok(Device::Cuda(wanted)),
+            _ if self == Self::Auto => Ok(Device::Cpu),
+            Ok(count) => Err(FinetuneError::NoCuda(format!("there are {count} of them"))),
+            Err(reason) => Err(FinetuneError::NoCuda(reason)),
+        }
+    }
+}
+
+/// How many GPUs libtorch can use, or why none.
+fn usable_gpus() -> Result<usize, String> {
+    load_cuda().clone()?;
+    match usize::try_from(Cuda::device_count()) {
+        Ok(count) if count > 0 => Ok(count),
+        _ => Err("libtorch sees no NVIDIA GPU or driver".into()),
+    }
+}
+
+/// One line on whether a GPU can be used, and if not, why.
+pub fn describe_device() -> String {
+    match usable_gpus() {
+        Ok(count) => format!("{count} CUDA device(s)"),
+        Err(reason) => format!("CPU only: {reason}"),
+    }
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "auto" => Ok(Self::Auto),
+            None if text == "cpu" => Ok(Self::Cpu),
+            None if text == "cuda" => Ok(Self::Cuda(0)),
+            Some(("cuda", number)) if number.parse::<usize>().is_ok() => {
+                Ok(Self::Cuda(number.parse().unwrap_or(0)))
+            }
+            _ => Err(format!("`{text}` is none of auto, cpu, cuda and cuda:0")),
+        }
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(number) => write!(f, "cuda:{number}"),
+        }
+    }
+}
+
+/// The type products are computed in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ComputeType {
+    /// Single precision.
+    F32,
+    /// bfloat16; norms, the loss and the trained weights stay in f32.
+    BF16,
+}
+
+impl ComputeType {
+    pub(crate) fn kind(self) -> Kind {
+        match self {
+            Self::F32 => Kind::Float,
+            Self::BF16 => Kind::BFloat16,
+        }
+    }
+}
+
+impl FromStr for ComputeType {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::BF16),
+            _ => Err(format!("`{text}` is neither f32 nor bf16")),
+        }
+    }
+}
+
+impl fmt::Display for ComputeType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::BF16 => "bf16",
+        })
+    }
+}

@@ -1,0 +1,34 @@
+//! Why a model could not be run or trained.
+
+use std::path::PathBuf;
+
+use checkpoint::CheckpointError;
+use dataset::DatasetError;
+
+/// Why a model could not be loaded, trained or evaluated.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what the fields are")]
+#[non_exhaustive]
+pub enum FinetuneError {
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Dataset(#[from] DatasetError),
+    #[error("libtorch refused an operation")]
+    Torch(#[from] tch::TchError),
+    #[error("no CUDA device can be used: {0}; take `--device cpu`, or see `cargo xtask doctor`")]
+    NoCuda(String),
+    #[error(
+        "step {step}: the {what} is not finite ({found}); rows {rows:?} of the training file \
+         brought it about; lower the learning rate or compute in f32"
+    )]
+    NotFinite { step: usize, what: &'static str, found: f64, rows: Vec<usize> },
+    #[error("no row has a token to learn from; is `--max-length {max_tokens}` too short?")]
+    NothingToLearn { max_tokens: usize },
+    #[error("{}: the adapter does not fit the model: {what}", path.display())]
+    OtherModel { path: PathBuf, what: String },
+    #[error("{}: saved by a run with other settings; remove it to start over", path.display())]
+    OtherRun { path: PathBuf },
+    #[error("the settings cannot be used: {0}")]
+    Settings(String),
+}

@@ -1,0 +1,273 @@
+//! How good a model is on rows: choices, perplexity, generated replies.
+
+use std::time::Instant;
+
+use dataset::{Encoder, Example, Question, Row};
+use metrics::{ChoiceScore, Interval, RougeScores, exact_match, perplexity, pick, pick_by_bytes, rouge, wilson};
+use serde::{Deserialize, Serialize};
+use tch::no_grad_guard;
+
+use crate::bridge::values;
+use crate::{Model, Packed, Result, generate};
+
+/// How a model is evaluated.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EvalSettings {
+    /// Tokens of a forward pass, at least one row.
+    pub batch_tokens: usize,
+    /// Longer rows are cut.
+    pub max_tokens: usize,
+    /// For how many rows without choices a reply is generated.
+    pub generate_rows: usize,
+    /// The longest generated reply.
+    pub max_new_tokens: usize,
+}
+
+/// An evaluation's figures; `eval.json` holds them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EvalReport {
+    /// How many rows.
+    pub rows: usize,
+    /// Accuracy by log-likelihood, of rows with choices.
+    pub acc: Option<f64>,
+    /// Its 95 % interval.
+    pub acc_interval: Option<Interval>,
+    /// Accuracy by log-likelihood per byte.
+    pub acc_norm: Option<f64>,
+    /// Its 95 % interval.
+    pub acc_norm_interval: Option<Interval>,
+    /// What always answering the most frequent position would get.
+    pub majority: Option<f64>,
+    /// Of the assistant's tokens.
+    pub perplexity: f64,
+    /// How many those are.
+    pub labelled_tokens: usize,
+    /// The share of generated replies that are the reference.
+    pub exact_match: Option<f64>,
+    /// Means over generated replies.
+    pub rouge: Option<RougeScores>,
+    /// The generated replies.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub generated: Vec<GeneratedText>,
+    /// Tokens that went through the model.
+    pub tokens: usize,
+    /// Seconds they took.
+    pub seconds: f64,
+    /// Tokens a second.
+    pub tokens_per_second: f64,
+    /// New tokens a second in generation, one row at a time.
+    pub generated_tokens_per_second: Option<f64>,
+    /// The process's largest size meanwhile.
+    pub peak_memory_bytes: Option<u64>,
+    /// The model's parameters.
+    pub parameters: u64,
+    /// The model's floating-point operations a token, at a context of 1024.
+    pub flops_per_token: u64,
+    /// The model's layers.
+    pub num_layers: usize,
+}
+
+/// A generated reply beside its reference.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GeneratedText {
+    /// The row, counted from 1.
+    pub row: usize,
+    /// What the model said.
+    pub text: String,
+    /// What it should have said.
+    pub reference: String,
+}
+
+/// Evaluates a model on rows. `observe` sees how many rows are done.
+///
+/// # Errors
+///
+/// If a row cannot be encoded or libtorch refuses.
+pub fn evaluate(
+    model: &Model,
+    encoder: &Encoder,
+    rows: &[Row],
+    settings: &EvalSettings,
+    observe: &mut dyn FnMut(usize),
+) -> Result<EvalReport> {
+    let _guard = no_grad_guard();
+    crate::reset_peak_memory();
+    let mut tally = Tally::default();
+    let (mut questions, mut examples, mut texts) = (Vec::new(), Vec::new(), Vec::new());
+    for (number, row) in rows.iter().enumerate() {
+        if row.choices.is_empty() {
+            examples.push(encoder.example(&row.messages, settings.max_tokens, number + 1)?);
+            texts.push((number + 1, row));
+        } else {
+            questions.push(encoder.question(row, settings.max_tokens, number + 1)?);
+        }
+    }
+    let started = Instant::now();
+    // Longest first: what does not fit memory fails at once, and the time left is never too low.
+    questions.sort_by_key(|question| std::cmp::Reverse(question.prompt.len()));
+    for batch in batches(&questions, settings.batch_tokens, question_tokens) {
+        tally.questions(model, batch)?;
+        observe(tally.rows);
+    }
+    examples.sort_by_key(|example| std::cmp::Reverse(example.tokens.len()));
+    for batch in batches(&examples, settings.batch_tokens, |example| example.tokens.len()) {
+        tally.examples(model, batch)?;
+        observe(tally.rows);
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    for (row, text) in texts.iter().take(settings.generate_rows) {
+        tally.reply(model, encoder, *row, text, settings)?;
+    }
+    let share = |hits: usize| (tally.asked > 0).then(|| hits as f64 / tally.asked as f64);
+    let interval = |hits: usize| (tally.asked > 0).then(|| wilson(hits, tally.asked));
+    let mean = |sum: f64| (!tally.generated.is_empty()).then(|| sum / tally.generated.len() as f64);
+    Ok(EvalReport {
+        rows: rows.len(),
+        acc: share(tally.hits),
+        acc_interval: interval(tally.hits),
+        acc_norm: share(tally.hits_by_bytes),
+        acc_norm_interval: interval(tally.hits_by_bytes),
+        majority: share(tally.answers.iter().copied().max().unwrap_or(0)),
+        perplexity: perplexity(tally.negative_log_likelihood, tally.labelled),
+        labelled_tokens: tally.labelled,
+        exact_match: mean(tally.exact as f64),
+        rouge: mean(1.0).map(|_| tally.mean_rouge()),
+        tokens: tally.tokens,
+        seconds,
+        tokens_per_second: tally.tokens as f64 / seconds.max(1e-9),
+        generated_tokens_per_second: (tally.new_tokens > 0)
+            .then(|| tally.new_tokens as f64 / tally.generate_seconds.max(1e-9)),
+        generated: tally.generated,
+        peak_memory_bytes: crate::peak_memory_bytes(),
+        parameters: model.config().parameters(),
+        flops_per_token: model.config().flops_per_token(1024),
+        num_layers: model.config().num_layers,
+    })
+}
+
+/// Runs of items with at most so many tokens together, or one item.
+fn batches<T>(
+    items: &[T],
+    most: usize,
+    tokens: impl Fn(&T) -> usize,
+) -> impl Iterator<Item = &[T]> {
+    let mut rest = items;
+    std::iter::from_fn(move || {
+        let mut sum = 0;
+        let fits = |item: &&T| {
+            sum += tokens(item);
+            sum <= most
+        };
+        let count = rest.iter().take_while(fits).count().max(1).min(rest.len());
+        let (batch, after) = rest.split_at(count);
+        rest = after;
+        (!batch.is_empty()).then_some(batch)
+    })
+}
+
+fn question_tokens(question: &Question) -> usize {
+    question.prompt.len() + question.choices.iter().map(Vec::len).sum::<usize>()
+}
+
+#[derive(Default)]
+struct Tally {
+    rows: usize,
+    asked: usize,
+    hits: usize,
+    hits_by_bytes: usize,
+    /// How often each position is the right one.
+    answers: Vec<usize>,
+    negative_log_likelihood: f64,
+    labelled: usize,
+    tokens: usize,
+    exact: usize,
+    rouge: Vec<RougeScores>,
+    generated: Vec<GeneratedText>,
+    new_tokens: usize,
+    generate_seconds: f64,
+}
+
+impl Tally {
+    fn questions(&mut self, model: &Model, batch: &[Question]) -> Result<()> {
+        // The right reply with its end-of-turn token goes along as one more branch, for its
+        // perplexity.
+        let with_reply: Vec<Question> = batch
+            .iter()
+            .map(|question| {
+                let mut question = question.clone();
+                question.choices.push(question.reply.clone());
+                question
+            })
+            .collect();
+        let packed = Packed::questions(&with_reply.iter().collect::<Vec<_>>(), model.device)?;
+        let found = values(&model.log_likelihoods(&packed)?)?;
+        let mut found = found.iter().map(|&value| f64::from(value));
+        for question in batch {
+            let scores: Vec<ChoiceScore> = question
+                .choices
+                .iter()
+                .zip(&question.size_bytes)
+                .map(|(choice, &size_bytes)| {
+                    let log_likelihood = found.by_ref().take(choice.len()).sum();
+                    ChoiceScore { log_likelihood, size_bytes }
+                })
+                .collect();
+            self.negative_log_likelihood -= found.by_ref().take(question.reply.len()).sum::<f64>();
+            self.labelled += question.reply.len();
+            self.asked += 1;
+            self.hits += usize::from(pick(&scores) == Some(question.answer));
+            self.hits_by_bytes += usize::from(pick_by_bytes(&scores) == Some(question.answer));
+            if self.answers.len() <= question.answer {
+                self.answers.resize(question.answer + 1, 0);
+            }
+            self.answers[question.answer] += 1;
+        }
+        self.rows += batch.len();
+        self.tokens += packed.num_tokens();
+        Ok(())
+    }
+
+    fn examples(&mut self, model: &Model, batch: &[Example]) -> Result<()> {
+        let packed = Packed::examples(&batch.iter().collect::<Vec<_>>(), model.device)?;
+        if packed.num_predicted() > 0 {
+            let found = values(&model.log_likelihoods(&packed)?)?;
+            self.negative_log_likelihood -= found.iter().map(|&x| f64::from(x)).sum::<f64>();
+            self.labelled += found.len();
+        }
+        self.rows += batch.len();
+        self.tokens += packed.num_tokens();
+        Ok(())
+    }
+
+    fn reply(
+        &mut self,
+        model: &Model,
+        encoder: &Encoder,
+        number: usize,
+        row: &Row,
+        settings: &EvalSettings,
+    ) -> Result<()> {
+        let Some((last, asked)) = row.messages.split_last() else { return Ok(()) };
+        let mut prompt = encoder.prompt(asked)?;
+        prompt.truncate(settings.max_tokens);
+        let reply = generate(model, &prompt, settings.max_new_tokens, &mut |_| {})?;
+        self.new_tokens += reply.tokens.len();
+        self.generate_seconds += reply.seconds;
+        let text = encoder.text(&reply.tokens, true)?;
+        self.exact += usize::from(exact_match(&text, &last.content));
+        self.rouge.push(rouge(&text, &last.content));
+        self.generated.push(GeneratedText { row: number, text, reference: last.content.clone() });
+        Ok(())
+    }
+
+    fn mean_rouge(&self) -> RougeScores {
+        let mean = |pick: fn(&RougeScores) -> f64| {
+            self.rouge.iter().map(pick).sum::<f64>() / self.rouge.len().max(1) as f64
+        };
+        RougeScores {
+            rouge1: mean(|scores| scores.rouge1),
+            rouge2: mean(|scores| scores.rouge2),
+            rouge_l: mean(|scores| scores.rouge_l),
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! LoRA adapters (Hu et al., arXiv 2106.09685): `W x + (alpha / r) · B A x`.
+
+use std::collections::BTreeSet;
+
+use checkpoint::Module;
+use rand_chacha::ChaCha8Rng;
+use rand_core::{RngCore, SeedableRng};
+use tch::{Device, Kind, Tensor};
+
+use crate::Result;
+
+/// Which weights get adapters, and of what size.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraSettings {
+    /// The inner dimension `r`.
+    pub rank: usize,
+    /// Scales the adapter's output, by `alpha / rank`.
+    pub alpha: f64,
+    /// The linear weights of a layer that get one.
+    pub targets: BTreeSet<Module>,
+    /// The layers that get them; `None` for all.
+    pub layers: Option<BTreeSet<usize>>,
+}
+
+/// One adapter; its matrices are f32 and train.
+#[derive(Debug)]
+pub(crate) struct Lora {
+    /// `[r, in]`.
+    pub(crate) a: Tensor,
+    /// `[out, r]`.
+    pub(crate) b: Tensor,
+    /// `alpha / r`.
+    pub(crate) scale: f64,
+}
+
+impl Lora {
+    /// A fresh adapter: `A` uniform in `±1/√in` (Kaiming with `a = √5`, PEFT's choice), `B` zero.
+    ///
+    /// The values depend on the seed and the weight's place alone, not on the device.
+    pub(crate) fn new(
+        (out, columns): (usize, usize),
+        (rank, alpha): (usize, f64),
+        (seed, layer, module): (u64, usize, Module),
+        device: Device,
+    ) -> Result<Self> {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        random.set_stream((layer * Module::ALL.len() + module as usize) as u64);
+        let bound = 1.0 / (columns as f32).sqrt();
+        let values: Vec<f32> = (0..rank * columns)
+            .map(|_| {
+                let unit = (random.next_u32() >> 8) as f32 / (1 << 24) as f32; // In [0, 1).
+                bound * (2.0 * unit - 1.0)
+            })
+            .collect();
+        let a = Tensor::f_from_slice(&values)?.f_view([rank as i64, columns as i64])?;
+        let b = Tensor::f_zeros([out as i64, rank as i64], (Kind::Float, Device::Cpu))?;
+        Self::from_tensors(&a, &b, alpha / rank as f64, device)
+    }
+
+    /// An adapter of given matrices.
+    pub(crate) fn from_tensors(a: &Tensor, b: &Tensor, scale: f64, device: Device) -> Result<Self> {
+        let leaf = |x: &Tensor| x.f_to_device(device)?.f_to_kind(Kind::Float)?.f_set_requires_grad(true);
+        Ok(Self { a: leaf(a)?, b: leaf(b)?, scale })
+    }
+
+    /// `(alpha / r) · B A x` for `x` of `[n, in]`, in `x`'s type.
+    pub(crate) fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        let (a, b) = (self.a.f_to_kind(x.f_kind()?)?, self.b.f_to_kind(x.f_kind()?)?);
+        let none: Option<&Tensor> = None;
+        Ok(x.f_linear(&a, none)?.f_linear(&b, none)?.f_mul_scalar(self.scale)?)
+    }
+
+    /// The change to the weight, `(alpha / r) · B A`, `[out, in]`, f32.
+    pub(crate) fn delta(&self) -> Result<Tensor> {
+        Ok(self.b.f_matmul(&self.a)?.f_mul_scalar(self.scale)?.f_detach()?)
+    }
+}

@@ -1,0 +1,181 @@
+//! Rows packed end to end, without padding.
+
+use dataset::{Example, Question};
+use tch::{Device, Kind, Tensor};
+
+use crate::Result;
+
+/// Rows of a batch, one after the other in one run of tokens.
+///
+/// Linears see all tokens at once; attention stays within a row. A row may branch: after a common
+/// prompt several continuations follow, each of which sees the prompt and itself.
+#[derive(Debug)]
+pub struct Packed {
+    /// Token ids, `[n]`.
+    pub(crate) tokens: Tensor,
+    /// Each token's position in its row (on its branch), `[n]`.
+    pub(crate) positions: Vec<i64>,
+    /// The rows in order.
+    pub(crate) rows: Vec<PackedRow>,
+    /// Positions in the pack whose next token is labelled, `[m]`.
+    pub(crate) predict: Tensor,
+    /// Those next tokens, `[m]`.
+    pub(crate) targets: Tensor,
+    device: Device,
+}
+
+/// One row of a pack.
+#[derive(Debug)]
+pub(crate) struct PackedRow {
+    /// How many tokens it has.
+    pub(crate) length: i64,
+    /// For each token the branch it is on, 0 being the prompt; empty if nothing branches.
+    branches: Vec<i64>,
+}
+
+impl Packed {
+    /// Packs whole chats; what is labelled is predicted from the token before it.
+    pub fn examples(examples: &[&Example], device: Device) -> Result<Self> {
+        let mut builder = Builder::default();
+        for example in examples {
+            let first = builder.tokens.len();
+            for (position, (&token, &labelled)) in
+                example.tokens.iter().zip(&example.labelled).enumerate()
+            {
+                if labelled {
+                    builder.predict.push((first + position - 1) as i64);
+                    builder.targets.push(i64::from(token));
+                }
+                builder.tokens.push(i64::from(token));
+                builder.positions.push(position as i64);
+            }
+            builder.rows.push(PackedRow { length: example.tokens.len() as i64, branches: vec![] });
+        }
+        builder.build(device)
+    }
+
+    /// Packs multiple-choice rows: a prompt, then its choices side by side.
+    ///
+    /// Predicted are the choices' tokens, in order, row by row.
+    pub fn questions(questions: &[&Question], device: Device) -> Result<Self> {
+        let mut builder = Builder::default();
+        for question in questions {
+            let (first, prompt) = (builder.tokens.len(), question.prompt.len());
+            let mut branches = vec![0; prompt];
+            builder.tokens.extend(question.prompt.iter().map(|&token| i64::from(token)));
+            builder.positions.extend(0..prompt as i64);
+            for (branch, choice) in question.choices.iter().enumerate() {
+                for (within, &token) in choice.iter().enumerate() {
+                    builder.predict.push(match within {
+                        0 => (first + prompt - 1) as i64,
+                        _ => (builder.tokens.len() - 1) as i64,
+                    });
+                    builder.targets.push(i64::from(token));
+                    // A choice's last token predicts nothing, so it need not be computed.
+                    if within + 1 < choice.len() {
+                        builder.tokens.push(i64::from(token));
+                        builder.positions.push((prompt + within) as i64);
+                        branches.push(branch as i64 + 1);
+                    }
+                }
+            }
+            let length = branches.len() as i64;
+            if length == prompt as i64 {
+                branches.clear();
+            }
+            builder.rows.push(PackedRow { length, branches });
+        }
+        builder.build(device)
+    }
+
+    /// One row of tokens whose first stands at `position`; its last token predicts.
+    pub fn continuation(tokens: &[u32], position: usize, device: Device) -> Result<Self> {
+        let length = tokens.len() as i64;
+        let builder = Builder {
+            tokens: tokens.iter().map(|&token| i64::from(token)).collect(),
+            positions: (position as i64..position as i64 + length).collect(),
+            rows: vec![PackedRow { length, branches: vec![] }],
+            predict: vec![length - 1],
+            targets: vec![0],
+        };
+        builder.build(device)
+    }
+
+    /// How many tokens go through the model.
+    pub fn num_tokens(&self) -> usize {
+        self.positions.len()
+    }
+
+    /// How many tokens are predicted.
+    pub fn num_predicted(&self) -> usize {
+        self.targets.numel()
+    }
+
+    pub(crate) fn lengths(&self) -> Vec<i64> {
+        self.rows.iter().map(|row| row.length).collect()
+    }
+
+    /// For each row which keys a query sees, where that is more than "all before it": `[L, L]`.
+    pub(crate) fn masks(&self, window: Option<usize>) -> Result<Vec<Option<Tensor>>> {
+        let mut first = 0;
+        self.rows
+            .iter()
+            .map(|row| {
+                let positions = &self.positions[first..first + row.length as usize];
+                first += row.length as usize;
+                row.mask(positions, window, self.device)
+            })
+            .collect()
+    }
+}
+
+impl PackedRow {
+    fn mask(
+        &self,
+        positions: &[i64],
+        window: Option<usize>,
+        device: Device,
+    ) -> Result<Option<Tensor>> {
+        let window = window.map(|window| window as i64).filter(|&window| window < self.length);
+        if self.branches.is_empty() && window.is_none() {
+            return Ok(None);
+        }
+        let column = |tensor: &Tensor| tensor.f_unsqueeze(1);
+        let position = Tensor::f_from_slice(positions)?.f_to_device(device)?;
+        let order = Tensor::f_arange(self.length, (Kind::Int64, device))?;
+        let mut seen = column(&order)?.f_ge_tensor(&order)?;
+        if !self.branches.is_empty() {
+            let branch = Tensor::f_from_slice(&self.branches)?.f_to_device(device)?;
+            let own = column(&branch)?.f_eq_tensor(&branch)?;
+            seen = seen.f_logical_and(&own.f_logical_or(&branch.f_eq(0)?)?)?;
+        }
+        if let Some(window) = window {
+            let distance = column(&position)?.f_sub(&position)?;
+            seen = seen.f_logical_and(&distance.f_lt(window)?)?;
+        }
+        Ok(Some(seen))
+    }
+}
+
+#[derive(Debug, Default)]
+struct Builder {
+    tokens: Vec<i64>,
+    positions: Vec<i64>,
+    rows: Vec<PackedRow>,
+    predict: Vec<i64>,
+    targets: Vec<i64>,
+}
+
+impl Builder {
+    fn build(self, device: Device) -> Result<Packed> {
+        let on_device = |values: &[i64]| Tensor::f_from_slice(values)?.f_to_device(device);
+        Ok(Packed {
+            tokens: on_device(&self.tokens)?,
+            predict: on_device(&self.predict)?,
+            targets: on_device(&self.targets)?,
+            positions: self.positions,
+            rows: self.rows,
+            device,
+        })
+    }
+}

@@ -1,0 +1,176 @@
+//! The decoder against independently computed logits, and against itself where two ways must agree.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use checkpoint::{Adapter, Module};
+use dataset::Example;
+use gradpruner_finetune::{
+    AdamWSettings, ComputeType, Decay, DeviceChoice, LoraSettings, Method, Model, Schedule,
+    TrainSettings, Trainer, generate, save_adapter, save_checkpoint,
+};
+
+fn load(folder: &Path) -> Model {
+    Model::load(folder, DeviceChoice::Cpu, ComputeType::F32).unwrap()
+}
+
+/// Batch 1 of a golden model: each row's tokens without padding, and where they stand.
+fn rows(name: &str) -> (Vec<Vec<u32>>, Vec<usize>, usize) {
+    let file = testkit::fixture(&format!("{name}/batches.safetensors"));
+    let (shape, ids) = testkit::tensor_i64(&file, "step1.input_ids");
+    let (_, mask) = testkit::tensor_i64(&file, "step1.attention_mask");
+    let width = shape[1];
+    let places: Vec<usize> = (0..ids.len()).filter(|&at| mask[at] == 1).collect();
+    let mut rows = vec![Vec::new(); shape[0]];
+    for &at in &places {
+        rows[at / width].push(ids[at] as u32);
+    }
+    (rows, places, width)
+}
+
+#[test]
+fn golden_logits() {
+    for name in testkit::GOLDEN {
+        let (rows, places, _) = rows(name);
+        let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
+        let file = testkit::fixture(&format!("{name}/logits.safetensors"));
+        for (model, tensor) in [("model", "logits"), ("pruned", "pruned_logits")] {
+            let found = load(&testkit::fixture(&format!("{name}/{model}"))).all_logits(&rows).unwrap();
+            let (shape, all) = testkit::tensor_f32(&file, tensor);
+            let vocabulary = shape[2];
+            let expected: Vec<f32> = places
+                .iter()
+                .flat_map(|at| all[at * vocabulary..][..vocabulary].iter().copied())
+                .collect();
+            let apart = testkit::relative_deviation(&found, &expected);
+            assert!(apart < 1e-5, "{name} {model}: {apart}");
+        }
+    }
+}
+
+#[test]
+fn rows_do_not_see_each_other() {
+    let model = load(&testkit::fixture("tiny_llama/model"));
+    let (one, two): (Vec<u32>, Vec<u32>) = ((3..20).collect(), (40..51).collect());
+    let packed = model.all_logits(&[&one, &two]).unwrap();
+    let apart: Vec<f32> = [&one, &two]
+        .into_iter()
+        .flat_map(|row| model.all_logits(&[row.as_slice()]).unwrap())
+        .collect();
+    assert!(testkit::relative_deviation(&packed, &apart) < 1e-6);
+}
+
+/// Generation with the cache says what a full pass over the text so far says, with and without a
+/// sliding window shorter than the text.
+#[test]
+fn the_cache_changes_nothing() {
+    let folder = testkit::temporary_folder();
+    for window in [None, Some(4)] {
+        let copy = folder.path().join(format!("{window:?}"));
+        testkit::copy_folder(&testkit::fixture("tiny_mistral/model"), &copy);
+        let mut config = testkit::json(&copy.join("config.json"));
+        config["sliding_window"] = serde_json::json!(window);
+        config["eos_token_id"] = serde_json::Value::Null;
+        fs_err::write(copy.join("config.json"), config.to_string()).unwrap();
+        let model = load(&copy);
+        let prompt: Vec<u32> = (5..14).collect();
+        let found = generate(&model, &prompt, 8, &mut |_| {}).unwrap().tokens;
+        let mut text = prompt;
+        for _ in 0..8 {
+            let logits = model.all_logits(&[&text]).unwrap();
+            let last = &logits[logits.len() - 128..];
+            let best = (0..128).max_by(|&x, &y| last[x].total_cmp(&last[y])).unwrap();
+            text.push(best as u32);
+        }
+        assert_eq!(found, text[9..], "{window:?}");
+    }
+}
+
+#[test]
+fn a_window_hides_what_lies_before_it() {
+    let folder = testkit::temporary_folder();
+    testkit::copy_folder(&testkit::fixture("tiny_mistral/model"), folder.path());
+    let mut config = testkit::json(&folder.path().join("config.json"));
+    config["sliding_window"] = serde_json::json!(1);
+    fs_err::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    // Who sees only itself says the same whatever came before; positions are relative.
+    let model = load(folder.path());
+    let logits = model.all_logits(&[&[9, 23, 9]]).unwrap();
+    assert!(testkit::relative_deviation(&logits[..128], &logits[256..]) < 1e-5);
+    let plain = load(&testkit::fixture("tiny_mistral/model")).all_logits(&[&[9, 23, 9]]).unwrap();
+    assert!(testkit::relative_deviation(&plain[..128], &plain[256..]) > 1e-2);
+}
+
+fn trained(method: Method, source: &Path) -> Model {
+    let settings = TrainSettings {
+        method,
+        epochs: 2.0,
+        max_steps: None,
+        batch_rows: 2,
+        accumulate: 2,
+        adamw: AdamWSettings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 },
+        schedule: Schedule { peak: 1e-2, warmup: 0.0, decay: Decay::Cosine },
+        max_grad_norm: 1.0,
+        seed: 1,
+    };
+    let examples: Vec<_> = (0..6)
+        .map(|row| Example {
+            tokens: (row..row + 9).collect(),
+            labelled: (0..9).map(|at| at > 4).collect(),
+        })
+        .collect();
+    let mut trainer =
+        Trainer::new(load(source), settings, (examples, (1..=6).collect())).unwrap();
+    trainer.run(None, None, &mut |_| {}).unwrap();
+    trainer.into_model()
+}
+
+fn lora() -> Method {
+    Method::Lora(LoraSettings {
+        rank: 2,
+        alpha: 4.0,
+        targets: BTreeSet::from([Module::QProj, Module::DownProj]),
+        layers: Some(BTreeSet::from([1, 2])),
+    })
+}
+
+#[test]
+fn what_was_saved_computes_what_was_trained() {
+    let folder = testkit::temporary_folder();
+    let source = testkit::fixture("tiny_llama/model");
+    let text: Vec<u32> = (1..12).collect();
+    let model = trained(lora(), &source);
+    let expected = model.all_logits(&[&text]).unwrap();
+    let untrained = load(&source).all_logits(&[&text]).unwrap();
+    assert!(testkit::relative_deviation(&untrained, &expected) > 1e-3);
+
+    let path = folder.path().join("adapter");
+    save_adapter(&model, "base", &path).unwrap();
+    let mut reloaded = load(&source);
+    reloaded.add_adapter(&Adapter::read(&path).unwrap(), &path).unwrap();
+    assert_eq!(reloaded.all_logits(&[&text]).unwrap(), expected);
+
+    let path = folder.path().join("merged");
+    save_checkpoint(&model, &path, u64::MAX).unwrap();
+    let merged = load(&path).all_logits(&[&text]).unwrap();
+    assert!(testkit::relative_deviation(&merged, &expected) < 1e-5);
+
+    let model = trained(Method::Full, &source);
+    let path = folder.path().join("tuned");
+    save_checkpoint(&model, &path, u64::MAX).unwrap();
+    let expected = model.all_logits(&[&text]).unwrap();
+    assert_eq!(load(&path).all_logits(&[&text]).unwrap(), expected);
+}
+
+#[test]
+fn bf16_stays_near_f32() {
+    for name in testkit::GOLDEN {
+        let folder = testkit::fixture(&format!("{name}/model"));
+        let text: Vec<u32> = (1..30).collect();
+        let exact = load(&folder).all_logits(&[&text]).unwrap();
+        let rough = Model::load(&folder, DeviceChoice::Cpu, ComputeType::BF16).unwrap();
+        let apart = testkit::relative_deviation(&rough.all_logits(&[&text]).unwrap(), &exact);
+        // bf16 has eight bits; six layers of rounding lose two to three of them.
+        assert!(apart < 0.05, "{name}: {apart}");
+    }
+}
