@@ -1,1 +1,34 @@
-//! x
+//! The stages a model goes through, each complete or absent, and runs made of them.
+//!
+//! [`run`] does all of it into one folder: collect, score, plan, prune, fine-tune, evaluate,
+//! report. The stages stand alone too ([`collect_record`], [`finetune_model`], [`evaluate_model`]),
+//! which is what the single commands call.
+
+mod chart;
+mod error;
+mod event;
+mod gram;
+mod log;
+mod report;
+mod run;
+mod settings;
+mod stage;
+mod table;
+
+pub use error::PipelineError;
+pub use event::{Event, Stage};
+pub use gram::GramScores;
+pub use report::write_report;
+pub use run::{Evaluations, RunOutcome, run};
+pub use settings::{
+    CollectSettings, ComputeSettings, EvaluationSettings, FinetuneMethod, RunSettings,
+    TrainingSettings,
+};
+pub use stage::{
+    Collected, CollectTargets, FinetuneTarget, collect_record, evaluate_model, finetune_model,
+    load_adapted,
+};
+pub use table::{ComparisonRow, comparison, layer_strip, table_text};
+
+/// What every function here returns.
+pub type Result<T, E = PipelineError> = std::result::Result<T, E>;

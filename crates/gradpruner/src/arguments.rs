@@ -1,0 +1,240 @@
+//! Flags that several commands share, with their defaults.
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use pipeline::{
+    CollectSettings, ComputeSettings, EvaluationSettings, FinetuneMethod, TrainingSettings,
+};
+use prune::Criterion;
+
+/// Where and in what type to compute.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Computing")]
+pub(crate) struct ComputeArgs {
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Type of the matrix products; norms, losses and trained weights stay in f32
+    #[arg(long, default_value = "bf16", value_parser = ["f32", "bf16"])]
+    dtype: String,
+}
+
+impl ComputeArgs {
+    pub(crate) fn settings(self) -> ComputeSettings {
+        let Self { device, dtype } = self;
+        ComputeSettings { device, dtype }
+    }
+}
+
+/// How to collect gradients; the defaults are the authors'.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Collecting")]
+pub(crate) struct CollectingArgs {
+    /// How many steps' gradients to collect
+    #[arg(long, default_value_t = 40)]
+    steps: usize,
+    /// Rows of a collected step
+    #[arg(long, default_value_t = 4)]
+    collect_batch: usize,
+    /// Learning rate of the collected steps
+    #[arg(long, default_value_t = 1e-4)]
+    collect_lr: f64,
+    /// LoRA rank of the collected gradients
+    #[arg(long, default_value_t = 8)]
+    collect_rank: usize,
+    /// LoRA alpha of the collected gradients
+    #[arg(long, default_value_t = 32.0)]
+    collect_alpha: f64,
+}
+
+impl CollectingArgs {
+    pub(crate) fn settings(self, max_tokens: usize) -> CollectSettings {
+        let Self { steps, collect_batch, collect_lr, collect_rank, collect_alpha } = self;
+        let training = TrainingSettings {
+            epochs: 3.0,
+            max_steps: None,
+            batch_rows: collect_batch,
+            accumulate: 1,
+            max_tokens,
+            learning_rate: collect_lr,
+            warmup: 0.03,
+            decay: "linear".into(),
+            weight_decay: 0.1,
+            max_grad_norm: 1.0,
+            lora_rank: collect_rank,
+            lora_alpha: collect_alpha,
+            lora_targets: vec!["all".into()],
+            lora_layers: None,
+        };
+        CollectSettings { steps, training }
+    }
+}
+
+/// How to fine-tune.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Fine-tuning")]
+pub(crate) struct TrainingArgs {
+    /// How often every row is seen
+    #[arg(long, default_value_t = 3.0)]
+    epochs: f64,
+    /// Stop after so many steps
+    #[arg(long)]
+    max_steps: Option<usize>,
+    /// Rows of a forward pass
+    #[arg(long, default_value_t = 4)]
+    batch: usize,
+    /// Forward passes of a step
+    #[arg(long, default_value_t = 4)]
+    accumulate: usize,
+    /// Tokens of a row at most; the rest is cut
+    #[arg(long, default_value_t = 2048)]
+    max_length: usize,
+    /// Highest learning rate [default: 2e-4 for LoRA, 2e-5 for full]
+    #[arg(long)]
+    lr: Option<f64>,
+    /// Share of the steps over which the learning rate rises
+    #[arg(long, default_value_t = 0.03)]
+    warmup: f64,
+    /// How the learning rate falls
+    #[arg(long, default_value = "cosine", value_parser = ["constant", "linear", "cosine"])]
+    decay: String,
+    /// Weight decay
+    #[arg(long, default_value_t = 0.0)]
+    weight_decay: f64,
+    /// Largest norm of the gradients
+    #[arg(long, default_value_t = 1.0)]
+    max_grad_norm: f64,
+    /// LoRA rank
+    #[arg(long, default_value_t = 16)]
+    rank: usize,
+    /// LoRA alpha [default: twice the rank]
+    #[arg(long)]
+    alpha: Option<f64>,
+    /// Weights that get adapters: `all`, or names such as q_proj,v_proj
+    #[arg(long, default_value = "all", value_delimiter = ',')]
+    targets: Vec<String>,
+    /// Layers that get adapters, counted from 0 [default: all]
+    #[arg(long, value_delimiter = ',')]
+    layers: Option<Vec<usize>>,
+}
+
+impl TrainingArgs {
+    pub(crate) fn max_tokens(&self) -> usize {
+        self.max_length
+    }
+
+    pub(crate) fn settings(self, method: FinetuneMethod) -> TrainingSettings {
+        let Self {
+            epochs,
+            max_steps,
+            batch,
+            accumulate,
+            max_length,
+            lr,
+            warmup,
+            decay,
+            weight_decay,
+            max_grad_norm,
+            rank,
+            alpha,
+            targets,
+            layers,
+        } = self;
+        let usual = if method == FinetuneMethod::Full { 2e-5 } else { 2e-4 };
+        TrainingSettings {
+            epochs,
+            max_steps,
+            batch_rows: batch,
+            accumulate,
+            max_tokens: max_length,
+            learning_rate: lr.unwrap_or(usual),
+            warmup,
+            decay,
+            weight_decay,
+            max_grad_norm,
+            lora_rank: rank,
+            lora_alpha: alpha.unwrap_or(2.0 * rank as f64),
+            lora_targets: targets,
+            lora_layers: layers,
+        }
+    }
+}
+
+/// How to evaluate.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Evaluating")]
+pub(crate) struct EvaluationArgs {
+    /// Tokens of a forward pass
+    #[arg(long, default_value_t = 2048)]
+    eval_batch_tokens: usize,
+    /// Evaluate on the first rows only
+    #[arg(long)]
+    eval_rows: Option<usize>,
+    /// For how many rows without choices to generate replies
+    #[arg(long, default_value_t = 50)]
+    generate_rows: usize,
+    /// Longest generated reply, in tokens
+    #[arg(long, default_value_t = 256)]
+    max_new_tokens: usize,
+}
+
+impl EvaluationArgs {
+    pub(crate) fn settings(self, max_tokens: usize) -> EvaluationSettings {
+        let Self { eval_batch_tokens, eval_rows, generate_rows, max_new_tokens } = self;
+        EvaluationSettings {
+            batch_tokens: eval_batch_tokens,
+            max_tokens,
+            max_rows: eval_rows,
+            generate_rows,
+            max_new_tokens,
+        }
+    }
+}
+
+/// `lora`, `full` or `none`.
+pub(crate) fn method(
+    allowed: &'static [&'static str],
+) -> impl TypedValueParser<Value = FinetuneMethod> {
+    PossibleValuesParser::new(allowed).try_map(|text| text.parse::<FinetuneMethod>())
+}
+
+/// The name of a criterion.
+pub(crate) fn criterion() -> impl TypedValueParser<Value = Criterion> {
+    PossibleValuesParser::new(Criterion::ALL.map(Criterion::name))
+        .try_map(|text| text.parse::<Criterion>())
+}
+
+/// A size such as `5GB`, in bytes.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match &text[digits.len()..] {
+        "" | "B" => 1.0,
+        "KB" => 1e3,
+        "MB" => 1e6,
+        "GB" => 1e9,
+        other => return Err(format!("`{other}` is none of B, KB, MB and GB")),
+    };
+    match digits.trim().parse::<f64>() {
+        Ok(number) if number > 0.0 => Ok((number * unit) as u64),
+        _ => Err(format!("`{text}` is no size such as 5GB")),
+    }
+}
+
+/// A share between 0 and 1.
+pub(crate) fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => Err(format!("`{text}` is no share between 0 and 1")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(size("5GB"), Ok(5_000_000_000));
+        assert_eq!(size("1.5MB"), Ok(1_500_000));
+        assert!(size("0").is_err() && size("5GiB").is_err() && size("x").is_err());
+    }
+}

@@ -1,0 +1,91 @@
+//! `gradpruner collect`.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use checkpoint::locate;
+use pipeline::{CollectTargets, Event, Stage, collect_record};
+use prune::Criterion;
+use serde_json::json;
+
+use crate::arguments::{CollectingArgs, ComputeArgs, criterion};
+use crate::commands::ranking_text;
+use crate::printer::{Outcome, Printer};
+
+/// Collect the gradients of the first steps of a LoRA fine-tune.
+///
+/// They go to a record on disk, or, with --scores alone, are only summed in memory.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  gradpruner collect --model SmolLM2-135M --train train.jsonl --steps 40 --out record")]
+pub(crate) struct CollectArgs {
+    /// Model: a folder in Hugging Face layout, or a hub name
+    #[arg(long)]
+    model: String,
+    /// Rows to train on, JSONL
+    #[arg(long)]
+    train: PathBuf,
+    /// Folder for the record
+    #[arg(long, required_unless_present = "scores")]
+    out: Option<PathBuf>,
+    /// File for the layer scores, summed in memory meanwhile
+    #[arg(long)]
+    scores: Option<PathBuf>,
+    /// What makes a layer important, for --scores
+    #[arg(long, default_value = "igia", value_parser = criterion())]
+    criterion: Criterion,
+    /// Tokens of a row at most; the rest is cut
+    #[arg(long, default_value_t = 2048)]
+    max_length: usize,
+    /// Decides the rows' order and the initial adapters
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    #[command(flatten)]
+    collecting: CollectingArgs,
+    #[command(flatten)]
+    compute: ComputeArgs,
+}
+
+pub(crate) fn run(args: CollectArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
+    let CollectArgs {
+        model,
+        train,
+        out,
+        scores,
+        criterion,
+        max_length,
+        seed,
+        collecting,
+        compute,
+    } = args;
+    printer.event(Event::Started(Stage::Collect));
+    let context = || format!("cannot collect gradients of `{model}` on `{}`", train.display());
+    let folder = locate(&model).with_context(context)?;
+    let targets = CollectTargets { record: out.as_deref(), model_name: &model };
+    let found = collect_record(
+        (&folder, &train),
+        &collecting.settings(max_length),
+        &compute.settings(),
+        seed,
+        targets,
+        &mut |event| printer.event(event),
+    )
+    .with_context(context)?;
+    let mut text = format!("collected {} steps", found.steps.len());
+    if let Some(out) = &out {
+        text.push_str(&format!(" in {}", out.display()));
+    }
+    if let Some(path) = &scores
+        && let Some(scores) = found.scores(criterion)
+    {
+        scores.write(path)?;
+        text.push_str(&format!("\n{}", ranking_text(&scores)));
+    }
+    let steps: Vec<_> = found.steps.iter().map(|step| step.report).collect();
+    let block_influence = &found.activations.block_influence;
+    let (record, steps) = (out, json!(steps));
+    Outcome::new(
+        text,
+        &json!({"record": record, "scores": scores, "steps": steps, "block_influence": block_influence}),
+    )
+}

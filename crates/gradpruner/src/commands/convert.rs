@@ -1,0 +1,42 @@
+//! `gradpruner convert`.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use checkpoint::gguf::convert;
+
+use crate::arguments::size;
+use crate::printer::Outcome;
+
+/// Turn a GGUF file into a folder in Hugging Face layout.
+///
+/// Weights are dequantised to BF16; config, tokenizer and chat template come out of the file's own
+/// metadata.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  gradpruner convert SmolLM2-135M-Instruct.Q4_1.gguf --out SmolLM2-135M")]
+pub(crate) struct ConvertArgs {
+    /// The GGUF file
+    file: PathBuf,
+    /// Folder for the checkpoint
+    #[arg(long)]
+    out: PathBuf,
+    /// Most bytes of tensors in one file
+    #[arg(long, default_value = "5GB", value_parser = size)]
+    shard_size: u64,
+}
+
+pub(crate) fn run(args: ConvertArgs) -> anyhow::Result<Outcome> {
+    let ConvertArgs { file, out, shard_size } = args;
+    let report = convert(&file, &out, shard_size)
+        .with_context(|| format!("cannot convert `{}`", file.display()))?;
+    let text = format!(
+        "{} of {} layers, {:.1} M parameters, {:.0} MB, written to {}",
+        report.architecture,
+        report.num_layers,
+        report.parameters as f64 / 1e6,
+        report.size_bytes as f64 / 1e6,
+        out.display()
+    );
+    Outcome::new(text, &report)
+}

@@ -1,0 +1,105 @@
+//! `gradpruner eval`.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use checkpoint::{Staging, locate};
+use ::finetune::EvalReport;
+use pipeline::{Event, Stage, evaluate_model};
+
+use crate::arguments::{ComputeArgs, EvaluationArgs};
+use crate::printer::{Outcome, Printer};
+
+/// Evaluate a model.
+///
+/// Rows with choices are answered with the likeliest choice (acc) and the likeliest per byte
+/// (acc_norm); for other rows replies are generated. Always: perplexity of the assistant's tokens,
+/// speed, memory.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  gradpruner eval --model pruned --adapter adapter --data test.jsonl --out eval.json")]
+pub(crate) struct EvalArgs {
+    /// Model: a folder in Hugging Face layout, or a hub name
+    #[arg(long)]
+    model: String,
+    /// PEFT LoRA adapter to put on it
+    #[arg(long)]
+    adapter: Option<PathBuf>,
+    /// Rows, JSONL
+    #[arg(long)]
+    data: PathBuf,
+    /// File for the figures
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Tokens of a row at most; the rest is cut
+    #[arg(long, default_value_t = 2048)]
+    max_length: usize,
+    #[command(flatten)]
+    evaluation: EvaluationArgs,
+    #[command(flatten)]
+    compute: ComputeArgs,
+}
+
+pub(crate) fn run(args: EvalArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
+    let EvalArgs { model, adapter, data, out, max_length, evaluation, compute } = args;
+    let context = || format!("cannot evaluate `{model}` on `{}`", data.display());
+    printer.event(Event::Started(Stage::EvaluateDense));
+    let folder = locate(&model).with_context(context)?;
+    let report = evaluate_model(
+        (&folder, adapter.as_deref()),
+        &data,
+        &evaluation.settings(max_length),
+        &compute.settings(),
+        &mut |event| printer.event(event),
+    )
+    .with_context(context)?;
+    if let Some(out) = out {
+        let mut json = serde_json::to_value(&report)?;
+        json["format"] = "gradpruner-evaluation".into();
+        json["version"] = 1.into();
+        Staging::write(&out, format!("{json:#}\n").as_bytes())?;
+    }
+    Outcome::new(text(&report), &report)
+}
+
+fn text(report: &EvalReport) -> String {
+    let mut lines = vec![format!("rows           {}", report.rows)];
+    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+    for (name, share, interval) in [
+        ("acc", report.acc, report.acc_interval),
+        ("acc_norm", report.acc_norm, report.acc_norm_interval),
+    ] {
+        if let (Some(share), Some(interval)) = (share, interval) {
+            lines.push(format!(
+                "{name:<15}{} ({} – {})",
+                percent(share),
+                percent(interval.low),
+                percent(interval.high)
+            ));
+        }
+    }
+    if let Some(majority) = report.majority {
+        lines.push(format!("majority       {}", percent(majority)));
+    }
+    lines.push(format!(
+        "perplexity     {:.4} over {} tokens",
+        report.perplexity, report.labelled_tokens
+    ));
+    if let (Some(exact), Some(rouge)) = (report.exact_match, report.rouge) {
+        lines.push(format!("exact match    {} of {} replies", percent(exact), report.generated.len()));
+        lines.push(format!(
+            "ROUGE-1/2/L    {:.3} / {:.3} / {:.3}",
+            rouge.rouge1, rouge.rouge2, rouge.rouge_l
+        ));
+    }
+    lines.push(format!("tokens/s       {:.0}", report.tokens_per_second));
+    if let Some(speed) = report.generated_tokens_per_second {
+        lines.push(format!("generated/s    {speed:.1} tokens"));
+    }
+    if let Some(bytes) = report.peak_memory_bytes {
+        lines.push(format!("peak memory    {:.0} MB", bytes as f64 / 1e6));
+    }
+    lines.push(format!("parameters     {:.1} M", report.parameters as f64 / 1e6));
+    lines.push(format!("FLOPs/token    {:.1} M", report.flops_per_token as f64 / 1e6));
+    lines.join("\n")
+}

@@ -1,0 +1,79 @@
+//! `gradpruner finetune`.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use checkpoint::locate;
+use pipeline::{Event, FinetuneMethod, FinetuneTarget, Stage, finetune_model};
+use serde_json::json;
+
+use crate::arguments::{ComputeArgs, TrainingArgs, method, size};
+use crate::printer::{Outcome, Printer};
+
+/// Fine-tune a model, by LoRA or in full.
+///
+/// LoRA leaves an adapter as PEFT stores it, full fine-tuning a whole checkpoint. Interrupted, the
+/// same command goes on after the last saved step.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  gradpruner finetune --model pruned --train train.jsonl --epochs 3 --out adapter")]
+pub(crate) struct FinetuneArgs {
+    /// Model: a folder in Hugging Face layout, or a hub name
+    #[arg(long)]
+    model: String,
+    /// Rows to train on, JSONL
+    #[arg(long)]
+    train: PathBuf,
+    /// Adapters, or every weight
+    #[arg(long, default_value = "lora", value_parser = method(&["lora", "full"]))]
+    method: FinetuneMethod,
+    /// Folder for the adapter or checkpoint
+    #[arg(long)]
+    out: PathBuf,
+    /// With LoRA: folder for the checkpoint with the adapter merged in
+    #[arg(long)]
+    merged: Option<PathBuf>,
+    /// Decides the rows' order and the initial adapters
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Most bytes of tensors in one file
+    #[arg(long, default_value = "5GB", value_parser = size)]
+    shard_size: u64,
+    #[command(flatten)]
+    training: TrainingArgs,
+    #[command(flatten)]
+    compute: ComputeArgs,
+}
+
+pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
+    let FinetuneArgs { model, train, method, out, merged, seed, shard_size, training, compute } =
+        args;
+    let context = || format!("cannot fine-tune `{model}` on `{}`", train.display());
+    printer.event(Event::Started(Stage::Finetune));
+    let folder = locate(&model).with_context(context)?;
+    let target = FinetuneTarget {
+        saves: out.with_extension("state"),
+        target: out.clone(),
+        merged,
+        shard_bytes: shard_size,
+    };
+    let report = finetune_model(
+        (&folder, &train),
+        (method, &training.settings(method)),
+        &compute.settings(),
+        seed,
+        &target,
+        &mut |event| printer.event(event),
+    )
+    .with_context(context)?;
+    let text = format!(
+        "{} steps on {} rows, {} trained parameters, {:.0} tokens/s, last loss {:.4}\nwritten to {}",
+        report.steps,
+        report.rows,
+        report.trained_parameters,
+        report.tokens as f64 / report.seconds.max(1e-9),
+        report.last_loss,
+        out.display()
+    );
+    Outcome::new(text, &json!({"out": out, "merged": target.merged, "report": report}))
+}

@@ -1,0 +1,140 @@
+//! `gradpruner inspect`.
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use checkpoint::gguf::GgufFile;
+use checkpoint::{Adapter, Checkpoint, Record, locate};
+use pipeline::layer_strip;
+use prune::{Plan, Scores, Size};
+use serde_json::{Value, json};
+
+use crate::commands::ranking_text;
+use crate::printer::Outcome;
+
+/// Say what a model, record, adapter, scores, plan or GGUF file holds.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  gradpruner inspect SmolLM2-135M
+  gradpruner inspect run/plan.json")]
+pub(crate) struct InspectArgs {
+    /// A model (folder or hub name), a record or adapter folder, scores.json, plan.json, or a GGUF file
+    what: String,
+}
+
+pub(crate) fn run(args: InspectArgs) -> anyhow::Result<Outcome> {
+    let InspectArgs { what } = args;
+    let context = || format!("cannot inspect `{what}`");
+    let path = locate(&what).with_context(context)?;
+    inspect(&path).with_context(context)
+}
+
+fn inspect(path: &Path) -> anyhow::Result<Outcome> {
+    let has = |name: &str| path.join(name).exists();
+    if path.extension().is_some_and(|extension| extension == "gguf") {
+        return gguf(path);
+    }
+    if path.is_file() {
+        let value: Value = serde_json::from_str(&fs_err::read_to_string(path)?)?;
+        return match value["format"].as_str() {
+            Some("gradpruner-plan") => {
+                let plan = Plan::read(path)?;
+                Outcome::new(layer_strip(&plan), &plan)
+            }
+            Some("gradpruner-scores") => {
+                let scores = Scores::read(path)?;
+                Outcome::new(ranking_text(&scores), &scores)
+            }
+            Some(other) => bail!("`{other}` is no format of scores or plans"),
+            None => bail!("it has no `format`; is it a scores or plan file?"),
+        };
+    }
+    if has("adapter_config.json") {
+        return adapter(path);
+    }
+    if has("config.json") {
+        return model(path);
+    }
+    if has("manifest.json") || has("step-00001.safetensors") {
+        return record(path);
+    }
+    if path.is_dir() {
+        bail!("it holds neither config.json, adapter_config.json nor a record's steps");
+    }
+    bail!("there is no such file or folder");
+}
+
+fn model(path: &Path) -> anyhow::Result<Outcome> {
+    let checkpoint = Checkpoint::open(path)?;
+    let (config, weights) = (checkpoint.config(), checkpoint.weights());
+    let size = Size::of(config, weights);
+    let text = format!(
+        "{:?}, {} layers, hidden {}, {} heads of {} over {} key-value heads, FFN {}, vocabulary {}{}\n\
+         {:.1} M parameters, {:.1} M FLOPs/token, {:.0} MB in {} file(s)",
+        config.family,
+        config.num_layers,
+        config.hidden_size,
+        config.num_heads,
+        config.head_dim,
+        config.num_kv_heads,
+        config.intermediate_size,
+        config.vocab_size,
+        if config.tied_head { ", tied head" } else { "" },
+        size.parameters as f64 / 1e6,
+        size.flops_per_token as f64 / 1e6,
+        size.size_bytes as f64 / 1e6,
+        weights.files().len(),
+    );
+    Outcome::new(text, &json!({"kind": "model", "size": size, "config": config.raw()}))
+}
+
+fn record(path: &Path) -> anyhow::Result<Outcome> {
+    let record = Record::open(path)?;
+    let weights = record.pairs().count();
+    let text = format!(
+        "gradient record: {} steps, {} layers, {weights} weights a step{}",
+        record.num_steps(),
+        record.num_layers(),
+        record
+            .manifest()
+            .and_then(|manifest| manifest.model.as_ref())
+            .map_or_else(String::new, |model| format!(", of {}", model.name)),
+    );
+    Outcome::new(text, &json!({"kind": "record", "manifest": record.manifest()}))
+}
+
+fn adapter(path: &Path) -> anyhow::Result<Outcome> {
+    let adapter = Adapter::read(path)?;
+    let config = &adapter.config;
+    let base = config.base_model_name_or_path.as_deref().unwrap_or("a model it does not name");
+    let text = format!(
+        "LoRA of rank {} and alpha {} on {} weights ({}), of {base}",
+        config.r,
+        config.lora_alpha,
+        adapter.pairs.len(),
+        config.target_modules.join(", "),
+    );
+    Outcome::new(text, &json!({"kind": "adapter", "config": config}))
+}
+
+fn gguf(path: &Path) -> anyhow::Result<Outcome> {
+    let file = GgufFile::open(path)?;
+    let text_of = |key: &str| file.metadata.get(key).and_then(|value| value.as_text());
+    let mut formats = std::collections::BTreeMap::new();
+    for tensor in file.tensors.values() {
+        *formats.entry(format!("{:?}", tensor.format)).or_insert(0) += 1;
+    }
+    let listed: Vec<_> = formats.iter().map(|(name, count)| format!("{count} {name}")).collect();
+    let (name, architecture) = (text_of("general.name"), text_of("general.architecture"));
+    let text = format!(
+        "GGUF of {} ({}), {} tensors: {}",
+        name.unwrap_or("a model it does not name"),
+        architecture.unwrap_or("unknown architecture"),
+        file.tensors.len(),
+        listed.join(", "),
+    );
+    Outcome::new(
+        text,
+        &json!({"kind": "gguf", "name": name, "architecture": architecture, "formats": formats}),
+    )
+}

@@ -1,0 +1,68 @@
+//! A module a command: flags to settings, one call, the result back.
+
+mod collect;
+mod completions;
+mod convert;
+mod eval;
+mod finetune;
+mod generate;
+mod inspect;
+mod plan;
+mod prune;
+mod run;
+mod score;
+
+use crate::printer::{Outcome, Printer};
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Do everything: collect, score, plan, prune, fine-tune, evaluate, report
+    Run(Box<run::RunArgs>),
+    /// Collect the gradients of the first steps of a LoRA fine-tune
+    Collect(collect::CollectArgs),
+    /// Score the layers of a gradient record
+    Score(score::ScoreArgs),
+    /// Decide which layers to prune and merge
+    Plan(plan::PlanArgs),
+    /// Write the pruned checkpoint of a plan
+    Prune(prune::PruneArgs),
+    /// Fine-tune a model, by LoRA or in full
+    Finetune(finetune::FinetuneArgs),
+    /// Evaluate a model: accuracy, perplexity, generated replies, speed
+    Eval(eval::EvalArgs),
+    /// Continue a prompt, token by token
+    Generate(generate::GenerateArgs),
+    /// Say what a model, record, adapter, scores or plan file holds
+    Inspect(inspect::InspectArgs),
+    /// Turn a GGUF file into a folder in Hugging Face layout
+    Convert(convert::ConvertArgs),
+    /// Print completions for a shell
+    Completions(completions::CompletionsArgs),
+}
+
+impl Command {
+    pub(crate) fn run(self, printer: &mut Printer) -> anyhow::Result<Outcome> {
+        match self {
+            Self::Run(args) => run::run(*args, printer),
+            Self::Collect(args) => collect::run(args, printer),
+            Self::Score(args) => score::run(args),
+            Self::Plan(args) => plan::run(args),
+            Self::Prune(args) => prune::run(args),
+            Self::Finetune(args) => finetune::run(args, printer),
+            Self::Eval(args) => eval::run(args, printer),
+            Self::Generate(args) => generate::run(args, printer),
+            Self::Inspect(args) => inspect::run(args),
+            Self::Convert(args) => convert::run(args),
+            Self::Completions(args) => completions::run(args),
+        }
+    }
+}
+
+/// A score a layer, lowest first, as text.
+fn ranking_text(scores: &::prune::Scores) -> String {
+    let mut text = format!("layers by {}, least important first:", scores.criterion.name());
+    for layer in scores.ranking() {
+        text.push_str(&format!("\n  {layer:>3}  {:.4e}", scores.layers[layer].score));
+    }
+    text
+}

@@ -1,0 +1,121 @@
+//! `gradpruner run`.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use pipeline::{FinetuneMethod, RunSettings, layer_strip, run as run_all, table_text};
+use prune::Criterion;
+
+use crate::arguments::{
+    CollectingArgs, ComputeArgs, EvaluationArgs, TrainingArgs, criterion, method, share, size,
+};
+use crate::printer::{Outcome, Printer};
+
+/// Collect gradients, score, plan, prune and merge, fine-tune, evaluate and report.
+///
+/// Everything goes into one folder. Each stage is complete or absent there: the same command run
+/// again goes on after the last complete stage and, inside training, after the last saved step.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  gradpruner run --model SmolLM2-135M --train train.jsonl --eval test.jsonl \\
+      --prune 33% --merge 1 --with-dense --out run")]
+pub(crate) struct RunArgs {
+    /// Model: a folder in Hugging Face layout, or a hub name
+    #[arg(long)]
+    model: String,
+    /// Rows to train on, JSONL
+    #[arg(long)]
+    train: PathBuf,
+    /// Rows to evaluate on, JSONL; never trained on
+    #[arg(long)]
+    eval: Option<PathBuf>,
+    /// How many layers to prune: a number, or a share such as 40%
+    #[arg(long)]
+    prune: String,
+    /// How many of the pruned layers to merge into the layer before them
+    #[arg(long, default_value_t = 0)]
+    merge: usize,
+    /// Share of a merged layer's elements that is merged
+    #[arg(long, default_value_t = 0.2, value_parser = share)]
+    density: f64,
+    /// What makes a layer important
+    #[arg(long, default_value = "igia", value_parser = criterion())]
+    criterion: Criterion,
+    /// How to fine-tune the pruned model
+    #[arg(long, default_value = "lora", value_parser = method(&["lora", "full", "none"]))]
+    finetune: FinetuneMethod,
+    /// Fine-tune the dense model alike, for comparison
+    #[arg(long)]
+    with_dense: bool,
+    /// With LoRA: also write the checkpoint with the adapter merged in
+    #[arg(long)]
+    save_merged: bool,
+    /// Folder for the run
+    #[arg(long)]
+    out: PathBuf,
+    /// Decides the rows' order and the initial adapters
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Most bytes of tensors in one file
+    #[arg(long, default_value = "5GB", value_parser = size)]
+    shard_size: u64,
+    #[command(flatten)]
+    collecting: CollectingArgs,
+    #[command(flatten)]
+    training: TrainingArgs,
+    #[command(flatten)]
+    evaluation: EvaluationArgs,
+    #[command(flatten)]
+    compute: ComputeArgs,
+}
+
+pub(crate) fn run(args: RunArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
+    let RunArgs {
+        model,
+        train,
+        eval,
+        prune,
+        merge,
+        density,
+        criterion,
+        finetune,
+        with_dense,
+        save_merged,
+        out,
+        seed,
+        shard_size,
+        collecting,
+        training,
+        evaluation,
+        compute,
+    } = args;
+    let max_tokens = training.max_tokens();
+    let settings = RunSettings {
+        collect: collecting.settings(max_tokens),
+        training: training.settings(finetune),
+        evaluation: evaluation.settings(max_tokens),
+        compute: compute.settings(),
+        model,
+        train,
+        eval,
+        prune,
+        merge,
+        density,
+        criterion,
+        finetune,
+        with_dense,
+        save_merged,
+        seed,
+        shard_bytes: shard_size,
+    };
+    let found = run_all(&settings, &out, &mut |event| printer.event(event))
+        .with_context(|| format!("the run in `{}` stopped", out.display()))?;
+    let text = format!(
+        "layers {}\n\n{}\n\nresult  {}\nreport  {}",
+        layer_strip(&found.plan),
+        table_text(&found.comparison),
+        found.result.display(),
+        found.report.display(),
+    );
+    Outcome::new(text, &found)
+}

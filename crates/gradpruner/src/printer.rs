@@ -1,0 +1,192 @@
+//! All that is printed: results on standard output, progress and errors on standard error.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use pipeline::{Event, Stage};
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// A command's result, for people and for programs.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    text: String,
+    json: serde_json::Value,
+}
+
+impl Outcome {
+    pub(crate) fn new(text: impl Into<String>, result: &impl serde::Serialize) -> anyhow::Result<Self> {
+        Ok(Self { text: text.into(), json: serde_json::to_value(result)? })
+    }
+}
+
+/// The bar on the screen, if any; log lines have to go above it.
+static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
+
+/// Seconds between progress lines where there is no screen to draw a bar on.
+const LINE_EVERY: Duration = Duration::from_secs(15);
+
+pub(crate) struct Printer {
+    json: bool,
+    quiet: bool,
+    screen: bool,
+    stage: Option<(Stage, Instant)>,
+    last_line: Instant,
+}
+
+impl Printer {
+    pub(crate) fn new(json: bool, verbose: u8, quiet: bool) -> Self {
+        let level = match (quiet, verbose) {
+            (true, _) => LevelFilter::ERROR,
+            (false, 0) => LevelFilter::WARN,
+            (false, 1) => LevelFilter::INFO,
+            (false, _) => LevelFilter::DEBUG,
+        };
+        tracing_subscriber::fmt()
+            .with_max_level(level)
+            .with_writer(AboveBar)
+            .with_target(false)
+            .without_time()
+            .with_ansi(io::stderr().is_terminal())
+            .init();
+        let screen = io::stderr().is_terminal() && !quiet;
+        Self { json, quiet, screen, stage: None, last_line: Instant::now() }
+    }
+
+    /// Prints a command's result.
+    pub(crate) fn outcome(&mut self, outcome: &Outcome) -> ExitCode {
+        self.clear();
+        let text = if self.json { format!("{:#}", outcome.json) } else { outcome.text.clone() };
+        let mut out = io::stdout().lock();
+        // A reader that has gone away (`| head`) is no failure of ours.
+        match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+            _ => ExitCode::SUCCESS,
+        }
+    }
+
+    /// Prints an error and what brought it about.
+    pub(crate) fn error(&mut self, error: &anyhow::Error) -> ExitCode {
+        self.clear();
+        let mut text = format!("error: {error}");
+        let mut last = error.to_string();
+        for cause in error.chain().skip(1) {
+            let cause = cause.to_string();
+            if cause != last {
+                let _ = write!(text, "\n  because: {cause}");
+            }
+            last = cause;
+        }
+        let _ = writeln!(io::stderr(), "{text}");
+        ExitCode::FAILURE
+    }
+
+    /// Shows text as it comes, as part of the result.
+    pub(crate) fn stream(&self, text: &str) {
+        if !self.json {
+            let mut out = io::stdout().lock();
+            let _ = write!(out, "{text}").and_then(|()| out.flush());
+        }
+    }
+
+    /// A line on standard error.
+    pub(crate) fn note(&self, text: &str) {
+        if !self.quiet {
+            let _ = writeln!(AboveBar, "{text}");
+        }
+    }
+
+    /// Shows what happens in a run.
+    pub(crate) fn event(&mut self, event: Event) {
+        match event {
+            Event::Started(stage) => {
+                self.clear();
+                self.stage = Some((stage, Instant::now()));
+                self.last_line = Instant::now();
+            }
+            Event::Found(stage) => self.note(&format!("  {stage}: there already")),
+            Event::Done(stage, text) => {
+                self.clear();
+                let seconds = self.stage.map(|(_, started)| started.elapsed().as_secs());
+                let time = match seconds {
+                    Some(seconds) if seconds > 0 => format!(" [{}]", time_text(seconds)),
+                    _ => String::new(),
+                };
+                self.note(&format!("✓ {stage}: {text}{time}"));
+            }
+            Event::Step(metrics) => {
+                let text = format!(
+                    "loss {:.4}, {:.0} tokens/s",
+                    metrics.report.loss,
+                    metrics.tokens_per_second()
+                );
+                self.progress(metrics.step, metrics.total_steps, "step", &text);
+            }
+            Event::Rows { done, total } => self.progress(done, total, "row", ""),
+        }
+    }
+
+    fn progress(&mut self, done: usize, total: usize, unit: &str, text: &str) {
+        let stage = self.stage.map_or_else(String::new, |(stage, _)| format!("{stage}: "));
+        if self.screen {
+            let mut bar = lock();
+            let bar = bar.get_or_insert_with(|| new_bar(total));
+            bar.set_position(done as u64);
+            bar.set_message(format!("{stage}{unit} {done}/{total} {text}"));
+        } else if !self.quiet && self.last_line.elapsed() > LINE_EVERY {
+            self.last_line = Instant::now();
+            self.note(&format!("  {stage}{unit} {done}/{total} {text}"));
+        }
+    }
+
+    fn clear(&mut self) {
+        if let Some(bar) = lock().take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn lock() -> std::sync::MutexGuard<'static, Option<ProgressBar>> {
+    BAR.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn new_bar(total: usize) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr_with_hz(8));
+    if let Ok(style) = ProgressStyle::with_template("{bar:24} {msg}, {eta} left") {
+        bar.set_style(style.progress_chars("█▌ "));
+    }
+    bar
+}
+
+fn time_text(seconds: u64) -> String {
+    if seconds < 60 { format!("{seconds} s") } else { format!("{} min {:02} s", seconds / 60, seconds % 60) }
+}
+
+/// Standard error, above the bar.
+struct AboveBar;
+
+impl Write for AboveBar {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &*lock() {
+            Some(bar) => bar.suspend(|| io::stderr().write_all(bytes))?,
+            None => io::stderr().write_all(bytes)?,
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+impl MakeWriter<'_> for AboveBar {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        Self
+    }
+}

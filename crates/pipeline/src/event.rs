@@ -1,0 +1,62 @@
+//! What a run tells whoever watches it.
+
+use std::fmt;
+
+use finetune::StepMetrics;
+use serde::{Deserialize, Serialize};
+
+/// A part of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Stage {
+    Collect,
+    Score,
+    Plan,
+    Prune,
+    Finetune,
+    DenseFinetune,
+    EvaluateDense,
+    EvaluatePruned,
+    EvaluateTuned,
+    EvaluateDenseTuned,
+    Report,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Collect => "collect gradients",
+            Self::Score => "score layers",
+            Self::Plan => "plan",
+            Self::Prune => "prune and merge",
+            Self::Finetune => "fine-tune pruned",
+            Self::DenseFinetune => "fine-tune dense",
+            Self::EvaluateDense => "evaluate dense",
+            Self::EvaluatePruned => "evaluate pruned",
+            Self::EvaluateTuned => "evaluate pruned, tuned",
+            Self::EvaluateDenseTuned => "evaluate dense, tuned",
+            Self::Report => "report",
+        })
+    }
+}
+
+/// Something that happened in a run.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// A stage begins.
+    Started(Stage),
+    /// A stage was complete already.
+    Found(Stage),
+    /// A stage is complete; the text sums it up.
+    Done(Stage, String),
+    /// A training step was taken.
+    Step(StepMetrics),
+    /// So many of so many rows are evaluated.
+    Rows {
+        /// How many are done.
+        done: usize,
+        /// Of how many.
+        total: usize,
+    },
+}

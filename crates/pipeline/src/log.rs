@@ -1,0 +1,91 @@
+//! `metrics.jsonl`: a line for every optimizer step of a run.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use finetune::StepMetrics;
+use serde::{Deserialize, Serialize};
+
+use crate::{Result, Stage};
+
+/// A line of the file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Line {
+    pub(crate) stage: Stage,
+    #[serde(flatten)]
+    pub(crate) metrics: StepMetrics,
+}
+
+/// Appends a stage's steps.
+///
+/// A stage that goes on after an interruption may take steps again; their old lines go first.
+pub(crate) struct Log {
+    path: PathBuf,
+    stage: Stage,
+    file: Option<fs_err::File>,
+}
+
+impl Log {
+    pub(crate) fn new(path: &Path, stage: Stage) -> Self {
+        Self { path: path.to_owned(), stage, file: None }
+    }
+
+    pub(crate) fn add(&mut self, metrics: &StepMetrics) -> Result<()> {
+        let file = match &mut self.file {
+            Some(file) => file,
+            None => {
+                let kept = read(&self.path)?.into_iter().filter(|line| {
+                    line.stage != self.stage || line.metrics.step < metrics.step
+                });
+                let mut text = String::new();
+                for line in kept {
+                    text.push_str(&serde_json::json!(line).to_string());
+                    text.push('\n');
+                }
+                fs_err::write(&self.path, text)?;
+                self.file.insert(
+                    fs_err::OpenOptions::new().append(true).open(&self.path)?,
+                )
+            }
+        };
+        let line = Line { stage: self.stage, metrics: *metrics };
+        writeln!(file, "{}", serde_json::json!(line))?;
+        Ok(())
+    }
+}
+
+/// The lines so far; one that was cut off by an interruption is left out.
+pub(crate) fn read(path: &Path) -> Result<Vec<Line>> {
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let text = fs_err::read_to_string(path)?;
+    Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use checkpoint::StepReport;
+
+    use super::*;
+
+    #[test]
+    fn steps_taken_again_stand_once() {
+        let folder = testkit::temporary_folder();
+        let path = folder.path().join("metrics.jsonl");
+        let add = |stage, steps: std::ops::RangeInclusive<usize>| {
+            let mut log = Log::new(&path, stage);
+            for step in steps {
+                let report = StepReport { loss: 0.5, grad_norm: 1.0, learning_rate: 0.1, tokens: 9 };
+                log.add(&StepMetrics { step, total_steps: 9, report, seconds: 0.1 }).unwrap();
+            }
+        };
+        add(Stage::Collect, 1..=2);
+        add(Stage::Finetune, 1..=3);
+        add(Stage::Finetune, 2..=4);
+        let found: Vec<_> =
+            read(&path).unwrap().iter().map(|line| (line.stage, line.metrics.step)).collect();
+        let (c, f) = (Stage::Collect, Stage::Finetune);
+        assert_eq!(found, [(c, 1), (c, 2), (f, 1), (f, 2), (f, 3), (f, 4)]);
+    }
+}

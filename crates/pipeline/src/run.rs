@@ -1,0 +1,387 @@
+//! A whole run into one folder, each stage complete or absent.
+
+use std::path::{Path, PathBuf};
+
+use checkpoint::{Checkpoint, Record, Staging, locate, remove_if_there, sha256_file};
+use finetune::EvalReport;
+use prune::{Plan, PlanSettings, PruneSettings, Scores, Size, apply, score};
+use serde::{Deserialize, Serialize};
+
+use crate::log::Log;
+use crate::settings::{Inputs, RunFile, share};
+use crate::stage::{CollectTargets, FinetuneTarget, collect_record, evaluate_model, finetune_model};
+use crate::table::{ComparisonRow, comparison};
+use crate::{Event, FinetuneMethod, PipelineError, Result, RunSettings, Stage, write_report};
+
+/// `eval.json` of a run: every evaluation it made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Evaluations {
+    format: String,
+    version: u64,
+    /// The model as it came.
+    pub dense: Option<EvalReport>,
+    /// The model fine-tuned without pruning.
+    pub dense_tuned: Option<EvalReport>,
+    /// The pruned model before fine-tuning.
+    pub pruned: Option<EvalReport>,
+    /// The pruned model after it.
+    pub pruned_tuned: Option<EvalReport>,
+    /// The dense and the pruned model's sizes.
+    pub sizes: (Size, Size),
+}
+
+/// What a finished run holds.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RunOutcome {
+    /// The run's folder.
+    pub run: PathBuf,
+    /// The plan it carried out.
+    pub plan: Plan,
+    /// The layers' scores.
+    pub scores: Scores,
+    /// The models side by side.
+    pub comparison: Vec<ComparisonRow>,
+    /// The result to use: a checkpoint, or the adapter that belongs on `pruned/`.
+    pub result: PathBuf,
+    /// The report.
+    pub report: PathBuf,
+}
+
+/// Runs every stage that is not complete yet.
+///
+/// # Errors
+///
+/// If a stage fails, or the folder holds a run with other settings.
+pub fn run(
+    settings: &RunSettings,
+    folder: &Path,
+    observe: &mut dyn FnMut(Event),
+) -> Result<RunOutcome> {
+    let mut run = Run::begin(settings, folder, observe)?;
+    run.collect()?;
+    let scores = run.score()?;
+    let plan = run.plan(&scores)?;
+    run.prune(&plan)?;
+    run.finetune()?;
+    let evaluations = run.evaluate()?;
+    let report = run.at("report.html");
+    write_report(folder, settings, &scores, &plan, &evaluations)?;
+    (run.observe)(Event::Done(Stage::Report, report.display().to_string()));
+    Ok(RunOutcome {
+        run: folder.to_owned(),
+        comparison: comparison(&evaluations),
+        result: run.result(),
+        plan,
+        scores,
+        report,
+    })
+}
+
+struct Run<'a> {
+    settings: &'a RunSettings,
+    folder: PathBuf,
+    /// Where the dense model is.
+    model: PathBuf,
+    observe: &'a mut dyn FnMut(Event),
+}
+
+impl<'a> Run<'a> {
+    fn begin(
+        settings: &'a RunSettings,
+        folder: &Path,
+        observe: &'a mut dyn FnMut(Event),
+    ) -> Result<Self> {
+        let model = locate(&settings.model)?;
+        // What would fail late is looked at early.
+        let config = Checkpoint::open(&model)?.config().clone();
+        let count = share(&settings.prune)?.of(config.num_layers);
+        if count >= config.num_layers {
+            return Err(PipelineError::Settings(format!(
+                "--prune {} is {count} of {} layers, and at least one must stay",
+                settings.prune, config.num_layers
+            )));
+        }
+        dataset::read_rows(&settings.train)?;
+        if let Some(eval) = &settings.eval {
+            dataset::read_rows(eval)?;
+        }
+        let inputs = Inputs {
+            model_config_sha256: sha256_file(&model.join("config.json"))?,
+            train_sha256: sha256_file(&settings.train)?,
+            eval_sha256: settings.eval.as_deref().map(sha256_file).transpose()?,
+        };
+        fs_err::create_dir_all(folder)?;
+        RunFile::new(settings.clone(), inputs).claim(&folder.join("run.toml"))?;
+        Ok(Self { settings, folder: folder.to_owned(), model, observe })
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// Whether a stage has left its result; says so.
+    fn found(&mut self, stage: Stage, path: &Path) -> bool {
+        let found = path.exists();
+        (self.observe)(if found { Event::Found(stage) } else { Event::Started(stage) });
+        found
+    }
+
+    fn done(&mut self, stage: Stage, text: String) {
+        (self.observe)(Event::Done(stage, text));
+    }
+
+    fn collect(&mut self) -> Result<()> {
+        let record = self.at("record");
+        if self.found(Stage::Collect, &record) {
+            return Ok(());
+        }
+        let targets =
+            CollectTargets { record: Some(&record), model_name: &self.settings.model };
+        let mut log = Log::new(&self.at("metrics.jsonl"), Stage::Collect);
+        let mut logged = Ok(());
+        let observe = &mut *self.observe;
+        let settings = self.settings;
+        let found = collect_record(
+            (&self.model, &settings.train),
+            &settings.collect,
+            &settings.compute,
+            settings.seed,
+            targets,
+            &mut |event| logging(&mut log, &mut logged, event, observe),
+        )?;
+        logged?;
+        self.done(Stage::Collect, format!("{} steps", found.steps.len()));
+        Ok(())
+    }
+
+    fn score(&mut self) -> Result<Scores> {
+        let path = self.at("scores.json");
+        if self.found(Stage::Score, &path) {
+            return Ok(Scores::read(&path)?);
+        }
+        let scores = score(&Record::open(&self.at("record"))?, self.settings.criterion)?;
+        scores.write(&path)?;
+        let lowest: Vec<String> = scores.ranking().iter().take(5).map(usize::to_string).collect();
+        self.done(Stage::Score, format!("by {}; lowest: {} …", self.settings.criterion.name(), lowest.join(" ")));
+        Ok(scores)
+    }
+
+    fn plan(&mut self, scores: &Scores) -> Result<Plan> {
+        let path = self.at("plan.json");
+        if self.found(Stage::Plan, &path) {
+            return Ok(Plan::read(&path)?);
+        }
+        let RunSettings { prune, merge, density, .. } = self.settings;
+        let (prune, merge, density) = (share(prune)?, *merge, *density);
+        let plan = Plan::from_scores(scores, &PlanSettings { prune, merge, density })?;
+        plan.write(&path)?;
+        self.done(Stage::Plan, crate::layer_strip(&plan));
+        Ok(plan)
+    }
+
+    fn prune(&mut self, plan: &Plan) -> Result<()> {
+        let target = self.at("pruned");
+        if self.found(Stage::Prune, &target) {
+            return Ok(());
+        }
+        let report = apply(&PruneSettings {
+            model: self.model.clone(),
+            plan: plan.clone(),
+            record: Some(self.at("record")),
+            target,
+            shard_bytes: self.settings.shard_bytes,
+        })?;
+        let share = 1.0 - report.after.parameters as f64 / report.before.parameters as f64;
+        let flops = 1.0 - report.after.flops_per_token as f64 / report.before.flops_per_token as f64;
+        self.done(
+            Stage::Prune,
+            format!(
+                "{} of {} layers left; {:.1} % fewer parameters, {:.1} % fewer FLOPs a token",
+                report.after.num_layers,
+                report.before.num_layers,
+                share * 100.0,
+                flops * 100.0
+            ),
+        );
+        Ok(())
+    }
+
+    fn finetune(&mut self) -> Result<()> {
+        let method = self.settings.finetune;
+        if method == FinetuneMethod::None {
+            return Ok(());
+        }
+        let (target, merged) = (self.tuned(), self.settings.save_merged.then(|| self.at("merged")));
+        let model = self.at("pruned");
+        self.train(Stage::Finetune, &model, &target, merged)?;
+        if self.settings.with_dense {
+            let (model, target) = (self.model.clone(), self.dense_tuned());
+            self.train(Stage::DenseFinetune, &model, &target, None)?;
+        }
+        Ok(())
+    }
+
+    fn train(
+        &mut self,
+        stage: Stage,
+        model: &Path,
+        target: &Path,
+        merged: Option<PathBuf>,
+    ) -> Result<()> {
+        let saves = target.with_extension("state");
+        if self.found(stage, target) {
+            return Ok(remove_if_there(&saves)?);
+        }
+        // It is written before `target`, so it may be there when `target` is not.
+        if let Some(merged) = &merged {
+            remove_if_there(merged)?;
+        }
+        let settings = self.settings;
+        let target =
+            FinetuneTarget { target: target.to_owned(), merged, saves, shard_bytes: settings.shard_bytes };
+        let mut log = Log::new(&self.at("metrics.jsonl"), stage);
+        let mut logged = Ok(());
+        let observe = &mut *self.observe;
+        let report = finetune_model(
+            (model, &settings.train),
+            (settings.finetune, &settings.training),
+            &settings.compute,
+            settings.seed,
+            &target,
+            &mut |event| logging(&mut log, &mut logged, event, observe),
+        )?;
+        logged?;
+        self.done(
+            stage,
+            format!(
+                "{} steps, {} tokens, last loss {:.4}",
+                report.steps, report.tokens, report.last_loss
+            ),
+        );
+        Ok(())
+    }
+
+    fn evaluate(&mut self) -> Result<Evaluations> {
+        let path = self.at("eval.json");
+        if path.exists() {
+            return read_json(&path);
+        }
+        let (model, pruned) = (self.model.clone(), self.at("pruned"));
+        let size = |folder: &Path| -> Result<Size> {
+            let checkpoint = Checkpoint::open(folder)?;
+            Ok(Size::of(checkpoint.config(), checkpoint.weights()))
+        };
+        let mut found = Evaluations {
+            format: "gradpruner-evaluations".into(),
+            version: 1,
+            dense: None,
+            dense_tuned: None,
+            pruned: None,
+            pruned_tuned: None,
+            sizes: (size(&model)?, size(&pruned)?),
+        };
+        if let Some(data) = self.settings.eval.clone() {
+            let tunes = self.settings.finetune != FinetuneMethod::None;
+            let (tuned, dense_tuned) = (self.tuned(), self.dense_tuned());
+            found.dense = Some(self.evaluation(Stage::EvaluateDense, &model, None, &data)?);
+            found.pruned = Some(self.evaluation(Stage::EvaluatePruned, &pruned, None, &data)?);
+            if tunes {
+                let (model, adapter) = self.on(&pruned, &tuned);
+                let report = self.evaluation(Stage::EvaluateTuned, &model, adapter.as_deref(), &data)?;
+                found.pruned_tuned = Some(report);
+            }
+            if tunes && self.settings.with_dense {
+                let (model, adapter) = self.on(&model, &dense_tuned);
+                let stage = Stage::EvaluateDenseTuned;
+                found.dense_tuned = Some(self.evaluation(stage, &model, adapter.as_deref(), &data)?);
+            }
+        }
+        write_json(&path, &found)?;
+        remove_if_there(&self.at("evaluations"))?;
+        Ok(found)
+    }
+
+    /// One evaluation, kept by itself until all are done.
+    fn evaluation(
+        &mut self,
+        stage: Stage,
+        model: &Path,
+        adapter: Option<&Path>,
+        data: &Path,
+    ) -> Result<EvalReport> {
+        let name = serde_json::to_value(stage).unwrap_or_default();
+        let path = self.at("evaluations").join(format!("{}.json", name.as_str().unwrap_or("x")));
+        if self.found(stage, &path) {
+            return read_json(&path);
+        }
+        let report = evaluate_model(
+            (model, adapter),
+            data,
+            &self.settings.evaluation,
+            &self.settings.compute,
+            self.observe,
+        )?;
+        write_json(&path, &report)?;
+        let acc = report.acc.map_or_else(String::new, |acc| format!("accuracy {:.1} %, ", acc * 100.0));
+        self.done(stage, format!("{acc}perplexity {:.4}", report.perplexity));
+        Ok(report)
+    }
+
+    /// The model and adapter to load for a tuned model.
+    fn on(&self, base: &Path, tuned: &Path) -> (PathBuf, Option<PathBuf>) {
+        match self.settings.finetune {
+            FinetuneMethod::Full => (tuned.to_owned(), None),
+            _ => (base.to_owned(), Some(tuned.to_owned())),
+        }
+    }
+
+    fn tuned(&self) -> PathBuf {
+        match self.settings.finetune {
+            FinetuneMethod::Full => self.at("tuned"),
+            _ => self.at("adapter"),
+        }
+    }
+
+    fn dense_tuned(&self) -> PathBuf {
+        match self.settings.finetune {
+            FinetuneMethod::Full => self.at("dense-tuned"),
+            _ => self.at("dense-adapter"),
+        }
+    }
+
+    /// What the user takes away.
+    fn result(&self) -> PathBuf {
+        match self.settings.finetune {
+            FinetuneMethod::None => self.at("pruned"),
+            FinetuneMethod::Lora if self.settings.save_merged => self.at("merged"),
+            FinetuneMethod::Lora | FinetuneMethod::Full => self.tuned(),
+        }
+    }
+}
+
+/// Passes an event on, steps into the log first; the first failure to log is kept.
+fn logging(
+    log: &mut Log,
+    logged: &mut Result<()>,
+    event: Event,
+    observe: &mut dyn FnMut(Event),
+) {
+    if let (Event::Step(metrics), Ok(())) = (&event, &logged) {
+        *logged = log.add(metrics);
+    }
+    observe(event);
+}
+
+fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
+    let text = fs_err::read_to_string(path)?;
+    serde_json::from_str(&text).map_err(|source| {
+        checkpoint::CheckpointError::Json { path: path.to_owned(), source }.into()
+    })
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(value)
+        .map_err(|source| checkpoint::CheckpointError::Json { path: path.to_owned(), source })?;
+    text.push('\n');
+    Ok(Staging::write(path, text.as_bytes())?)
+}

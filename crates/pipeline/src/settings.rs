@@ -1,0 +1,270 @@
+//! Every setting of a run, as `run.toml` holds them.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use checkpoint::{Module, Staging};
+use finetune::{
+    AdamWSettings, ComputeType, Decay, DeviceChoice, EvalSettings, LoraSettings, Method, Schedule,
+    TrainSettings,
+};
+use prune::{Criterion, Share};
+use serde::{Deserialize, Serialize};
+
+use crate::{PipelineError, Result};
+
+/// What a run does, and with what.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunSettings {
+    /// The model: a folder or a hub name.
+    pub model: String,
+    /// The rows to train on.
+    pub train: PathBuf,
+    /// Rows never trained on, to evaluate on.
+    pub eval: Option<PathBuf>,
+    /// How many layers to prune: a number, or a share such as `40%`.
+    pub prune: String,
+    /// How many of those to merge.
+    pub merge: usize,
+    /// The share of each donor's elements that is merged.
+    pub density: f64,
+    /// What makes a layer important.
+    pub criterion: Criterion,
+    /// How the pruned model is fine-tuned.
+    pub finetune: FinetuneMethod,
+    /// Fine-tune the dense model alike, for comparison.
+    pub with_dense: bool,
+    /// Write the tuned adapters merged into their weights.
+    pub save_merged: bool,
+    /// Decides the rows' order and the initial adapters.
+    pub seed: u64,
+    /// Most bytes of tensors in one file.
+    pub shard_bytes: u64,
+    /// Where and in what type to compute.
+    pub compute: ComputeSettings,
+    /// The steps whose gradients are collected.
+    pub collect: CollectSettings,
+    /// The fine-tuning.
+    pub training: TrainingSettings,
+    /// The evaluation.
+    pub evaluation: EvaluationSettings,
+}
+
+/// How the pruned model is fine-tuned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum FinetuneMethod {
+    Lora,
+    Full,
+    None,
+}
+
+impl std::str::FromStr for FinetuneMethod {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "lora" => Ok(Self::Lora),
+            "full" => Ok(Self::Full),
+            "none" => Ok(Self::None),
+            _ => Err(format!("`{text}` is none of lora, full and none")),
+        }
+    }
+}
+
+/// Where and in what type to compute.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ComputeSettings {
+    /// `auto`, `cpu`, `cuda` or `cuda:1`.
+    pub device: String,
+    /// `f32` or `bf16`.
+    pub dtype: String,
+}
+
+impl ComputeSettings {
+    /// What the texts mean.
+    ///
+    /// # Errors
+    ///
+    /// [`PipelineError::Settings`] if a text means nothing.
+    pub fn parse(&self) -> Result<(DeviceChoice, ComputeType)> {
+        let device = self.device.parse().map_err(PipelineError::Settings)?;
+        let compute = self.dtype.parse().map_err(PipelineError::Settings)?;
+        Ok((device, compute))
+    }
+}
+
+/// The steps whose gradients are collected, and the fine-tune they are the first steps of.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CollectSettings {
+    /// How many steps, `t`.
+    pub steps: usize,
+    /// The fine-tune.
+    pub training: TrainingSettings,
+}
+
+/// A fine-tuning's settings, LoRA's among them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the names say it")]
+pub struct TrainingSettings {
+    pub epochs: f64,
+    pub max_steps: Option<usize>,
+    pub batch_rows: usize,
+    pub accumulate: usize,
+    pub max_tokens: usize,
+    pub learning_rate: f64,
+    pub warmup: f64,
+    pub decay: String,
+    pub weight_decay: f64,
+    pub max_grad_norm: f64,
+    pub lora_rank: usize,
+    pub lora_alpha: f64,
+    pub lora_targets: Vec<String>,
+    pub lora_layers: Option<Vec<usize>>,
+}
+
+impl TrainingSettings {
+    /// The settings as the engine takes them.
+    ///
+    /// # Errors
+    ///
+    /// [`PipelineError::Settings`] if a text means nothing.
+    pub fn parse(&self, method: FinetuneMethod, seed: u64) -> Result<TrainSettings> {
+        let method = match method {
+            FinetuneMethod::Full => Method::Full,
+            FinetuneMethod::Lora => Method::Lora(self.lora()?),
+            FinetuneMethod::None => {
+                return Err(PipelineError::Settings("`none` trains nothing".into()));
+            }
+        };
+        let decay: Decay = self.decay.parse().map_err(PipelineError::Settings)?;
+        Ok(TrainSettings {
+            method,
+            epochs: self.epochs,
+            max_steps: self.max_steps,
+            batch_rows: self.batch_rows,
+            accumulate: self.accumulate,
+            adamw: AdamWSettings {
+                beta1: 0.9,
+                beta2: 0.999,
+                epsilon: 1e-8,
+                weight_decay: self.weight_decay,
+            },
+            schedule: Schedule { peak: self.learning_rate, warmup: self.warmup, decay },
+            max_grad_norm: self.max_grad_norm,
+            seed,
+        })
+    }
+
+    fn lora(&self) -> Result<LoraSettings> {
+        let targets: BTreeSet<Module> = match self.lora_targets.as_slice() {
+            [all] if all == "all" => BTreeSet::from(Module::ALL),
+            names => names
+                .iter()
+                .map(|name| name.parse().map_err(PipelineError::Settings))
+                .collect::<Result<_>>()?,
+        };
+        Ok(LoraSettings {
+            rank: self.lora_rank,
+            alpha: self.lora_alpha,
+            targets,
+            layers: self.lora_layers.as_ref().map(|layers| layers.iter().copied().collect()),
+        })
+    }
+}
+
+/// An evaluation's settings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the names say it")]
+pub struct EvaluationSettings {
+    pub batch_tokens: usize,
+    pub max_tokens: usize,
+    pub max_rows: Option<usize>,
+    pub generate_rows: usize,
+    pub max_new_tokens: usize,
+}
+
+impl EvaluationSettings {
+    /// The settings as the engine takes them.
+    pub fn parse(&self) -> EvalSettings {
+        let Self { batch_tokens, max_tokens, max_rows: _, generate_rows, max_new_tokens } = *self;
+        EvalSettings { batch_tokens, max_tokens, generate_rows, max_new_tokens }
+    }
+}
+
+/// `run.toml`: the settings, and digests of what they were used on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RunFile {
+    format: String,
+    version: u64,
+    pub(crate) inputs: Inputs,
+    pub(crate) settings: RunSettings,
+}
+
+/// Digests of what a run reads, so that a changed file is noticed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Inputs {
+    pub(crate) model_config_sha256: String,
+    pub(crate) train_sha256: String,
+    pub(crate) eval_sha256: Option<String>,
+}
+
+impl RunFile {
+    pub(crate) fn new(settings: RunSettings, inputs: Inputs) -> Self {
+        Self { format: "gradpruner-run".into(), version: 1, inputs, settings }
+    }
+
+    /// Writes `run.toml`, or checks that the one there says the same.
+    pub(crate) fn claim(&self, path: &Path) -> Result<()> {
+        let fail = |what: String| PipelineError::RunFile { path: path.to_owned(), what };
+        let text = toml::to_string(self).map_err(|error| fail(error.to_string()))?;
+        if !path.exists() {
+            let head = "# Written by `gradpruner run`; the same command goes on where it stopped.\n\n";
+            return Ok(Staging::write(path, format!("{head}{text}").as_bytes())?);
+        }
+        let found: toml::Table = toml::from_str(&fs_err::read_to_string(path)?)
+            .map_err(|error| fail(error.message().to_owned()))?;
+        let expected: toml::Table =
+            toml::from_str(&text).map_err(|error| fail(error.message().to_owned()))?;
+        let differing = differences(&found, &expected, "");
+        if differing.is_empty() {
+            return Ok(());
+        }
+        Err(PipelineError::OtherRun { path: path.to_owned(), differing: differing.join(", ") })
+    }
+}
+
+/// The keys two tables disagree on.
+fn differences(found: &toml::Table, expected: &toml::Table, prefix: &str) -> Vec<String> {
+    let keys: BTreeSet<&String> = found.keys().chain(expected.keys()).collect();
+    let mut differing = Vec::new();
+    for key in keys {
+        let name = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        match (found.get(key), expected.get(key)) {
+            (Some(toml::Value::Table(found)), Some(toml::Value::Table(expected))) => {
+                differing.extend(differences(found, expected, &name));
+            }
+            (found, expected) if found != expected => {
+                let show = |value: Option<&toml::Value>| {
+                    value.map_or_else(|| "nothing".to_owned(), ToString::to_string)
+                };
+                differing.push(format!("{name} was {} and is {}", show(found), show(expected)));
+            }
+            _ => {}
+        }
+    }
+    differing
+}
+
+/// How many layers a run prunes.
+pub(crate) fn share(text: &str) -> Result<Share> {
+    text.parse().map_err(PipelineError::Settings)
+}

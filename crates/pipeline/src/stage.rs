@@ -1,0 +1,221 @@
+//! The stages that need the engine, each from files to files.
+
+use std::path::{Path, PathBuf};
+
+use checkpoint::{Activations, Adapter, DataSource, Dtype, Manifest, ModelSource, sha256_file};
+use dataset::{Encoder, Row, read_rows};
+use finetune::{
+    EvalReport, GradientSink, Model, RecordSink, StepMetrics, TrainReport, Trainer, collect,
+    encode_rows, evaluate, save_adapter, save_checkpoint,
+};
+use prune::Scores;
+
+use crate::{
+    CollectSettings, ComputeSettings, Event, EvaluationSettings, FinetuneMethod, GramScores,
+    Result, TrainingSettings,
+};
+
+/// What [`collect_record`] leaves.
+#[derive(Debug, Clone, Copy)]
+pub struct CollectTargets<'a> {
+    /// Folder for the record, if one is wanted.
+    pub record: Option<&'a Path>,
+    /// What the record calls the model.
+    pub model_name: &'a str,
+}
+
+/// What [`collect_record`] found.
+#[derive(Debug)]
+pub struct Collected {
+    /// Scores, summed in memory.
+    pub sums: GramScores,
+    /// The record's manifest, if one was written.
+    pub manifest: Option<Manifest>,
+    /// The layers' block influence.
+    pub activations: Activations,
+    /// Every step.
+    pub steps: Vec<StepMetrics>,
+}
+
+/// Takes the first steps of a LoRA fine-tune for their gradients (method.md §1).
+///
+/// # Errors
+///
+/// If the model, the data or the settings cannot be used, training fails, or the disk refuses.
+pub fn collect_record(
+    (model, train): (&Path, &Path),
+    settings: &CollectSettings,
+    compute: &ComputeSettings,
+    seed: u64,
+    targets: CollectTargets<'_>,
+    observe: &mut dyn FnMut(Event),
+) -> Result<Collected> {
+    let rows = read_rows(train)?;
+    let (encoder, num_rows) = (Encoder::read(model)?, rows.len());
+    let examples = encode_rows(&encoder, &rows, settings.training.max_tokens)?;
+    let train_settings = settings.training.parse(FinetuneMethod::Lora, seed)?;
+    let settings = finetune::CollectSettings { steps: settings.steps, train: train_settings };
+    let loaded = load(model, compute)?;
+    let num_layers = loaded.config().num_layers;
+    let record = match targets.record {
+        Some(target) => Some(RecordSink::create(target, Dtype::F32)?),
+        None => None,
+    };
+    let mut sink = MaybeRecord { sums: GramScores::default(), record };
+    let found = collect(loaded, &settings, examples, &mut sink, &mut |metrics| {
+        observe(Event::Step(*metrics));
+    })?;
+    let manifest = match sink.record {
+        Some(record) => {
+            let sources = (
+                ModelSource {
+                    name: targets.model_name.to_owned(),
+                    config_sha256: sha256_file(&model.join("config.json"))?,
+                },
+                DataSource {
+                    path: train.display().to_string(),
+                    sha256: sha256_file(train)?,
+                    rows: num_rows,
+                },
+            );
+            Some(record.finish(num_layers, &settings.train, sources, &found.activations)?)
+        }
+        None => None,
+    };
+    let (activations, steps) = (found.activations, found.steps);
+    Ok(Collected { sums: sink.sums, manifest, activations, steps })
+}
+
+/// Sums in memory, and a record if one is wanted.
+struct MaybeRecord {
+    sums: GramScores,
+    record: Option<RecordSink>,
+}
+
+impl GradientSink for MaybeRecord {
+    fn step(
+        &mut self,
+        report: checkpoint::StepReport,
+        gradients: &[((usize, checkpoint::Module), checkpoint::StepGradients)],
+    ) -> finetune::Result<()> {
+        if let Some(record) = &mut self.record {
+            record.step(report, gradients)?;
+        }
+        self.sums.step(report, gradients)
+    }
+}
+
+impl Collected {
+    /// The scores by a criterion, from memory.
+    pub fn scores(&self, criterion: prune::Criterion) -> Option<Scores> {
+        match criterion {
+            prune::Criterion::Bi => {
+                let layers = self.activations.block_influence.iter().enumerate();
+                let layers = layers.map(|(layer, &score)| prune::LayerScore {
+                    layer,
+                    score,
+                    modules: std::collections::BTreeMap::new(),
+                });
+                Some(Scores::new(criterion, layers.collect()))
+            }
+            _ => self.sums.scores(criterion),
+        }
+    }
+}
+
+/// What [`finetune_model`] leaves.
+#[derive(Debug, Clone)]
+pub struct FinetuneTarget {
+    /// Folder for the adapter (LoRA) or the checkpoint (full).
+    pub target: PathBuf,
+    /// Folder for a checkpoint with the adapter merged in, if one is wanted.
+    pub merged: Option<PathBuf>,
+    /// Folder to keep the state of an unfinished training in.
+    pub saves: PathBuf,
+    /// Most bytes of tensors in one file.
+    pub shard_bytes: u64,
+}
+
+/// Fine-tunes a model folder on a JSONL file.
+///
+/// # Errors
+///
+/// If the model, the data or the settings cannot be used, training fails, or the disk refuses.
+pub fn finetune_model(
+    (model, train): (&Path, &Path),
+    (method, settings): (FinetuneMethod, &TrainingSettings),
+    compute: &ComputeSettings,
+    seed: u64,
+    target: &FinetuneTarget,
+    observe: &mut dyn FnMut(Event),
+) -> Result<TrainReport> {
+    if let Some(taken) = [Some(&target.target), target.merged.as_ref()]
+        .into_iter()
+        .flatten()
+        .find(|path| path.exists())
+    {
+        return Err(checkpoint::CheckpointError::Exists { path: taken.clone() }.into());
+    }
+    let encoder = Encoder::read(model)?;
+    let examples = encode_rows(&encoder, &read_rows(train)?, settings.max_tokens)?;
+    let train_settings = settings.parse(method, seed)?;
+    let mut trainer = Trainer::new(load(model, compute)?, train_settings, examples)?;
+    let report =
+        trainer.run(None, Some(&target.saves), &mut |metrics| observe(Event::Step(*metrics)))?;
+    let tuned = trainer.into_model();
+    if let Some(merged) = &target.merged {
+        save_checkpoint(&tuned, merged, target.shard_bytes)?;
+    }
+    match method {
+        FinetuneMethod::Full => save_checkpoint(&tuned, &target.target, target.shard_bytes)?,
+        FinetuneMethod::Lora | FinetuneMethod::None => {
+            save_adapter(&tuned, &model.display().to_string(), &target.target)?;
+        }
+    }
+    Trainer::forget_saves(&target.saves)?;
+    Ok(report)
+}
+
+/// Evaluates a model folder, with an adapter on it if one is given, on a JSONL file.
+///
+/// # Errors
+///
+/// If the model, the adapter or the data cannot be used.
+pub fn evaluate_model(
+    (model, adapter): (&Path, Option<&Path>),
+    data: &Path,
+    settings: &EvaluationSettings,
+    compute: &ComputeSettings,
+    observe: &mut dyn FnMut(Event),
+) -> Result<EvalReport> {
+    let mut rows: Vec<Row> = read_rows(data)?;
+    rows.truncate(settings.max_rows.unwrap_or(usize::MAX));
+    let encoder = Encoder::read(model)?;
+    let loaded = load_adapted(model, adapter, compute)?;
+    let total = rows.len();
+    Ok(evaluate(&loaded, &encoder, &rows, &settings.parse(), &mut |done| {
+        observe(Event::Rows { done, total });
+    })?)
+}
+
+fn load(model: &Path, compute: &ComputeSettings) -> Result<Model> {
+    let (device, compute) = compute.parse()?;
+    Ok(Model::load(model, device, compute)?)
+}
+
+/// Loads a model folder, and an adapter onto it if one is given.
+///
+/// # Errors
+///
+/// If either cannot be used.
+pub fn load_adapted(
+    model: &Path,
+    adapter: Option<&Path>,
+    compute: &ComputeSettings,
+) -> Result<Model> {
+    let mut loaded = load(model, compute)?;
+    if let Some(path) = adapter {
+        loaded.add_adapter(&Adapter::read(path)?, path)?;
+    }
+    Ok(loaded)
+}
