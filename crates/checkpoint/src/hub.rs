@@ -21,7 +21,7 @@ pub fn locate(model: &str) -> Result<PathBuf> {
     let is_name = model.split('/').count() == 2
         && !model.starts_with(['.', '/', '~'])
         && !model.ends_with('/');
-    if folder.is_dir() || !is_name {
+    if folder.exists() || !is_name {
         return Ok(folder.to_owned());
     }
     fetch(model)
