@@ -1,1 +1,54 @@
-fn main(){}
+//! `cargo xtask`: the project's chores.
+
+mod bench;
+mod data;
+mod demo;
+mod doctor;
+mod fetch;
+mod layers;
+mod libtorch;
+mod models;
+mod root;
+mod test;
+
+use anyhow::Result;
+use clap::Parser;
+
+/// The project's chores
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask")]
+enum Task {
+    /// Put libtorch where builds find it
+    Setup,
+    /// Say what is wanted, what was found, and what to do
+    Doctor,
+    /// Fetch a model: smollm2, qwen2.5-coder-0.5b or qwen2.5-coder-1.5b
+    Model {
+        /// Its name
+        #[arg(value_parser = models::names())]
+        name: String,
+    },
+    /// Fetch the data sets of the demo and the benchmarks
+    Data,
+    /// Prune SmolLM2-135M while it is fine-tuned on product reviews
+    Demo,
+    /// Run everything a change must pass
+    Test,
+    /// Check that crates import downward only
+    Layers,
+    /// Run the benchmarks of the kernels
+    Bench,
+}
+
+fn main() -> Result<()> {
+    match Task::parse() {
+        Task::Setup => libtorch::set_up(),
+        Task::Doctor => doctor::run(),
+        Task::Model { name } => models::fetch(&name, models::Build::Release).map(|_| ()),
+        Task::Data => data::fetch().map(|_| ()),
+        Task::Demo => demo::run(),
+        Task::Test => test::run(),
+        Task::Layers => layers::run(),
+        Task::Bench => bench::run(),
+    }
+}

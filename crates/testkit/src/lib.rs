@@ -111,3 +111,71 @@ pub fn copy_folder(source: &Path, target: &Path) {
         }
     }
 }
+
+/// A golden model with a tokenizer of single bytes and a chat template, complete enough to be
+/// trained and evaluated; its vocabulary must be 256.
+///
+/// # Panics
+///
+/// If it cannot be written.
+pub fn tiny_checkpoint(folder: &Path) {
+    copy_folder(&fixture("tiny_llama/model"), folder);
+    let special = ["<|im_end|>", "<|im_start|>", "<unk>"];
+    // GPT-2's printable stand-ins for bytes; three bytes that no text holds make way.
+    let mut vocabulary = serde_json::Map::new();
+    let mut stand_in = 256;
+    for byte in 0..=255_u32 {
+        let printable = matches!(byte, 33..=126 | 161..=172 | 174..=255);
+        let code = if printable { byte } else { stand_in };
+        stand_in += u32::from(!printable);
+        let token = match special.get(byte as usize) {
+            Some(special) => (*special).to_owned(),
+            None => char::from_u32(code).expect("a character").to_string(),
+        };
+        vocabulary.insert(token, byte.into());
+    }
+    let added: Vec<_> = special
+        .iter()
+        .enumerate()
+        .map(|(id, content)| {
+            serde_json::json!({"id": id, "content": content, "single_word": false, "lstrip": false,
+                               "rstrip": false, "normalized": false, "special": true})
+        })
+        .collect();
+    let byte_level = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false,
+                                        "trim_offsets": true, "use_regex": false});
+    let tokenizer = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
+        "normalizer": null, "pre_tokenizer": byte_level, "post_processor": null,
+        "decoder": byte_level,
+        "model": {"type": "BPE", "dropout": null, "unk_token": null,
+                  "continuing_subword_prefix": null, "end_of_word_suffix": null,
+                  "fuse_unk": false, "byte_fallback": false, "vocab": vocabulary, "merges": []},
+    });
+    let template = "{% for message in messages %}<|im_start|>{{ message.role }}\n\
+                    {{ message.content }}<|im_end|>\n{% endfor %}\
+                    {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    let config = serde_json::json!({"eos_token": "<|im_end|>", "chat_template": template});
+    let mut model = json(&folder.join("config.json"));
+    model["eos_token_id"] = 0.into();
+    for (name, value) in
+        [("tokenizer.json", tokenizer), ("tokenizer_config.json", config), ("config.json", model)]
+    {
+        fs_err::write(folder.join(name), value.to_string()).expect("writable");
+    }
+}
+
+/// Rows of a task with two answers, as JSONL.
+pub fn tiny_rows(count: usize) -> String {
+    (0..count)
+        .map(|row| {
+            let answer = ["no", "yes"][row * 7 % 3 % 2];
+            let row = serde_json::json!({
+                "messages": [{"role": "user", "content": format!("is {row} so?")},
+                             {"role": "assistant", "content": answer}],
+                "choices": ["no", "yes"], "answer": answer,
+            });
+            format!("{row}\n")
+        })
+        .collect()
+}

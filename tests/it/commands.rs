@@ -1,0 +1,86 @@
+//! The single commands, one after the other, on a tiny model.
+
+use crate::support::{Desk, text};
+
+const TRAIN: &str = "--device cpu --dtype f32 --epochs 2 --batch 4 --accumulate 1 --lr 5e-3";
+
+#[test]
+fn collect_to_eval_by_hand() {
+    let desk = Desk::new();
+    let found = desk.json(
+        "collect --model model --train train.jsonl --steps 4 --device cpu --dtype f32 --out record \
+         --scores summed.json",
+    );
+    assert_eq!(found["steps"].as_array().unwrap().len(), 4);
+    assert_eq!(found["block_influence"].as_array().unwrap().len(), 6);
+
+    // What was summed in memory is what the record says.
+    desk.run("score record --verify --out scores.json");
+    let read = |name: &str| testkit::json(&desk.at(name));
+    assert_eq!(read("summed.json"), read("scores.json"));
+    for criterion in ["igia-fro", "bi"] {
+        let scores = desk.json(&format!("score record --criterion {criterion}"));
+        assert_eq!(scores["criterion"], criterion);
+        assert_eq!(scores["layers"].as_array().unwrap().len(), 6);
+    }
+
+    let plan = desk.json("plan scores.json --prune 33% --merge 0 --out plan.json");
+    assert_eq!(plan["pruned"].as_array().unwrap().len(), 2);
+    let report = desk.json("prune --model model --plan plan.json --out pruned");
+    assert_eq!(report["after"]["num_layers"], 4);
+    assert!(desk.at("pruned/tokenizer.json").exists());
+
+    let found = desk.json(&format!(
+        "finetune --model pruned --train train.jsonl --out adapter --merged merged {TRAIN}"
+    ));
+    assert_eq!(found["report"]["steps"], 12);
+    let eval = |arguments: &str| {
+        desk.json(&format!("eval --data test.jsonl --device cpu --dtype f32 {arguments}"))
+    };
+    let (adapted, merged) =
+        (eval("--model pruned --adapter adapter"), eval("--model merged --out eval.json"));
+    assert_eq!(adapted["acc"], merged["acc"]);
+    let perplexity = |report: &serde_json::Value| report["perplexity"].as_f64().unwrap();
+    assert!((perplexity(&adapted) / perplexity(&merged) - 1.0).abs() < 1e-4);
+    assert!(perplexity(&merged) < 0.5 * perplexity(&eval("--model pruned")));
+    assert_eq!(read("eval.json")["format"], "gradpruner-evaluation");
+
+    desk.run(&format!("finetune --model pruned --train train.jsonl --method full --out tuned {TRAIN}"));
+    assert!(perplexity(&eval("--model tuned")) < 0.5 * perplexity(&eval("--model pruned")));
+    for what in ["model", "record", "adapter", "tuned", "./scores.json", "./plan.json"] {
+        assert!(!desk.run(&format!("inspect {what}")).is_empty(), "{what}");
+    }
+}
+
+#[test]
+fn rows_without_choices_are_answered() {
+    let desk = Desk::new();
+    desk.write("text.jsonl", "{\"prompt\": \"a\", \"completion\": \"b c d\"}\n");
+    let report =
+        desk.json("eval --model model --data text.jsonl --device cpu --max-new-tokens 5");
+    assert!(report["acc"].is_null() && report["rouge"]["rougeL"].is_number());
+    assert_eq!(report["generated"][0]["reference"], "b c d");
+}
+
+#[test]
+fn generate_prints_only_the_reply() {
+    let desk = Desk::new();
+    let output = desk.output("generate --model model --prompt hi --max-new-tokens 4 --device cpu");
+    assert!(output.status.success());
+    assert!(text(&output.stderr).contains("tokens/s"));
+    let found = desk.json("generate --model model --prompt hi --max-new-tokens 4 --device cpu");
+    assert!((1..=4).contains(&found["tokens"].as_array().unwrap().len()));
+}
+
+#[test]
+fn help_has_an_example_for_every_command() {
+    let desk = Desk::new();
+    for command in [
+        "run", "collect", "score", "plan", "prune", "finetune", "eval", "generate", "inspect",
+        "convert", "completions",
+    ] {
+        let help = desk.run(&format!("{command} --help"));
+        assert!(help.contains(&format!("gradpruner {command}")) && help.contains("Example"), "{help}");
+    }
+    assert!(desk.run("completions bash").contains("_gradpruner"));
+}

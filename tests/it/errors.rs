@@ -1,0 +1,171 @@
+//! Bad input: one clear error, exit 1, nothing left behind.
+
+use expect_test::{Expect, expect};
+use serde_json::json;
+
+use crate::support::{CHEAP, Desk};
+
+/// Runs a command that must fail as expected and leave the folder as it was.
+fn check(desk: &Desk, arguments: &str, expected: &Expect) {
+    let before = desk.listing();
+    expected.assert_eq(&desk.failure(arguments));
+    assert_eq!(desk.listing(), before, "{arguments} left something behind");
+}
+
+#[test]
+fn a_model_that_is_not_there() {
+    check(
+        &Desk::new(),
+        "prune --model nowhere --plan plan.json --out o",
+        &expect![[r#"
+            exit 1
+            error: cannot use `plan.json`
+              because: failed to open file `plan.json`: No such file or directory (os error 2)
+        "#]],
+    );
+    check(
+        &Desk::new(),
+        "eval --model nowhere --data test.jsonl",
+        &expect![[r#"
+            exit 1
+            error: cannot evaluate `nowhere` on `test.jsonl`
+              because: failed to open file `nowhere/tokenizer.json`: No such file or directory (os error 2)
+        "#]],
+    );
+}
+
+#[test]
+fn a_missing_shard() {
+    let desk = Desk::new();
+    let index = json!({"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}});
+    desk.write("model/model.safetensors.index.json", &index.to_string());
+    check(
+        &desk,
+        &format!("collect --model model --train train.jsonl --out r {}", collect_flags()),
+        &expect![[r#"
+            exit 1
+            error: cannot collect gradients of `model` on `train.jsonl`
+              because: model: shard `model-00001-of-00002.safetensors` is missing, the index names it; fetch the checkpoint again
+        "#]],
+    );
+}
+
+fn collect_flags() -> &'static str {
+    "--device cpu --steps 2"
+}
+
+#[test]
+fn a_truncated_file() {
+    let desk = Desk::new();
+    let path = desk.at("model/model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    check(
+        &desk,
+        &format!("run --model model --train train.jsonl --prune 2 --out r {CHEAP}"),
+        &expect![[r#"
+            exit 1
+            error: the run in `r` stopped
+              because: model/model.safetensors: not a complete safetensors file; it may be truncated, fetch it again
+              because: incomplete metadata, file not fully covered
+        "#]],
+    );
+}
+
+#[test]
+fn a_shape_that_contradicts_the_config() {
+    let desk = Desk::new();
+    let mut config = testkit::json(&desk.at("model/config.json"));
+    config["intermediate_size"] = json!(96);
+    desk.write("model/config.json", &config.to_string());
+    check(
+        &desk,
+        "inspect ./model",
+        &expect![[r#"
+            exit 1
+            error: cannot inspect `./model`
+              because: ./model/model.safetensors: `model.layers.0.mlp.gate_proj.weight` is [128, 64], config.json implies [96, 64]; are both of one model?
+        "#]],
+    );
+}
+
+#[test]
+fn a_bad_line_and_no_lines() {
+    let desk = Desk::new();
+    desk.write("bad.jsonl", "{\"prompt\": \"q\", \"completion\": \"a\"}\n{\"prompt\": \"q\"\n");
+    desk.write("empty.jsonl", "\n");
+    check(
+        &desk,
+        &format!("run --model model --train bad.jsonl --prune 2 --out r {CHEAP}"),
+        &expect![[r#"
+            exit 1
+            error: the run in `r` stopped
+              because: bad.jsonl line 2: not JSON: EOF while parsing an object at line 1 column 14
+        "#]],
+    );
+    check(
+        &desk,
+        "finetune --model model --train empty.jsonl --out a --device cpu",
+        &expect![[r#"
+            exit 1
+            error: cannot fine-tune `model` on `empty.jsonl`
+              because: empty.jsonl: there are no rows in it
+        "#]],
+    );
+}
+
+#[test]
+fn pruning_all_layers() {
+    let desk = Desk::new();
+    check(
+        &desk,
+        &format!("run --model model --train train.jsonl --prune 100% --out r {CHEAP}"),
+        &expect![[r#"
+            exit 1
+            error: the run in `r` stopped
+              because: the settings cannot be used: --prune 100% is 6 of 6 layers, and at least one must stay
+        "#]],
+    );
+}
+
+#[test]
+fn a_plan_that_cannot_hold() {
+    let desk = Desk::new();
+    let plan = json!({
+        "format": "gradpruner-plan", "version": 1, "num_layers": 6, "pruned": [0, 3],
+        "merges": [{"into": 1, "from": [0]}], "density": 0.2, "rule": "same-sign",
+    });
+    desk.write("plan.json", &plan.to_string());
+    check(
+        &desk,
+        "prune --model model --plan plan.json --record r --out o",
+        &expect![[r#"
+            exit 1
+            error: cannot use `plan.json`
+              because: the plan cannot hold: layer 0 cannot be merged: no layer stands before it
+        "#]],
+    );
+}
+
+#[test]
+fn a_target_that_exists() {
+    let desk = Desk::new();
+    desk.write("a", "precious");
+    check(
+        &desk,
+        "finetune --model model --train train.jsonl --out a --device cpu",
+        &expect![[r#"
+            exit 1
+            error: cannot fine-tune `model` on `train.jsonl`
+              because: a exists already; remove it or choose another name
+        "#]],
+    );
+    assert_eq!(std::fs::read_to_string(desk.at("a")).unwrap(), "precious");
+}
+
+#[test]
+fn wrong_usage_exits_with_2() {
+    let desk = Desk::new();
+    assert!(desk.failure("plan s.json").starts_with("exit 2\n"));
+    assert!(desk.failure("plan s.json --prune x").starts_with("exit 2\nerror: invalid value 'x'"));
+}

@@ -1,0 +1,99 @@
+//! `gradpruner run`: complete, repeatable, and going on after being killed.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Stdio;
+
+use crate::support::{CHEAP, Desk};
+
+fn command(out: &str) -> String {
+    format!(
+        "run --model model --train train.jsonl --eval test.jsonl --prune 33% --merge 1 --density 0.5 \
+         --with-dense --save-merged --out {out} {CHEAP}"
+    )
+}
+
+/// Every file of a finished run but those that hold times.
+fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut waiting = vec![folder.to_owned()];
+    while let Some(path) = waiting.pop() {
+        for entry in std::fs::read_dir(path).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.strip_prefix(folder).unwrap().to_string_lossy().into_owned();
+            if path.is_dir() {
+                waiting.push(path);
+            } else if !["eval.json", "metrics.jsonl", "report.html"].contains(&name.as_str())
+                // PEFT's configuration names the base model by its path.
+                && !name.ends_with("adapter_config.json")
+            {
+                found.insert(name, std::fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn a_run_leaves_what_it_promises() {
+    let desk = Desk::new();
+    let outcome = desk.json(&command("r"));
+    for name in [
+        "run.toml", "record/manifest.json", "record/activations.json", "scores.json", "plan.json",
+        "pruned/config.json", "adapter/adapter_model.safetensors", "merged/model.safetensors",
+        "dense-adapter/adapter_config.json", "eval.json", "metrics.jsonl", "report.html",
+    ] {
+        assert!(desk.at("r").join(name).exists(), "{name}");
+    }
+    let names: Vec<_> = outcome["comparison"].as_array().unwrap().iter().map(|row| &row["name"]).collect();
+    assert_eq!(
+        names,
+        ["majority class", "dense, zero-shot", "dense, fine-tuned", "pruned, not tuned", "pruned, fine-tuned"]
+    );
+    assert_eq!(outcome["result"], "r/merged");
+    // 3 collected steps, then 6 of each fine-tuning.
+    assert_eq!(std::fs::read_to_string(desk.at("r/metrics.jsonl")).unwrap().lines().count(), 15);
+    let report = std::fs::read_to_string(desk.at("r/report.html")).unwrap();
+    assert!(report.contains("majority class") && report.contains("<svg") && !report.contains("http"));
+
+    // Again: nothing is left to do, and the result is the same.
+    let before = contents(&desk.at("r"));
+    assert_eq!(desk.json(&command("r"))["plan"], outcome["plan"]);
+    assert_eq!(contents(&desk.at("r")), before);
+
+    // Other settings are not mixed in.
+    let failure = desk.failure(&format!("{} --seed 9", command("r")));
+    assert!(failure.contains("settings.seed was 0 and is 9"), "{failure}");
+}
+
+/// Killed as soon as a stage has left its mark, the same command ends in the same bytes.
+#[test]
+fn a_killed_run_goes_on() {
+    let desk = Desk::new();
+    desk.run(&command("whole"));
+    let expected = contents(&desk.at("whole"));
+    let marks = [
+        "run.toml", ".record.partial", "record", "scores.json", "plan.json", ".pruned.partial",
+        "pruned", "merged", "adapter", "dense-adapter", "evaluations",
+    ];
+    for mark in marks {
+        let out = format!("killed-at-{}", mark.trim_start_matches('.').replace('.', "-"));
+        let mut child = desk
+            .command(&command(&out))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the program starts");
+        while !desk.at(&out).join(mark).exists() && child.try_wait().unwrap().is_none() {
+            std::thread::yield_now();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        desk.run(&command(&out));
+        let found = contents(&desk.at(&out));
+        assert!(found.keys().eq(expected.keys()), "{mark}: {:?}", found.keys());
+        for (name, bytes) in &expected {
+            assert!(found[name] == *bytes, "killed at {mark}, {name} came out otherwise");
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Imports go down only: two tables and one loop.
+
+use anyhow::{Result, ensure};
+use cargo_metadata::{DependencyKind, MetadataCommand};
+
+use crate::root::say;
+
+/// Our crates, and which of ours each may import.
+const MAY_IMPORT: &[(&str, &[&str])] = &[
+    ("igia", &[]),
+    ("merge", &[]),
+    ("metrics", &[]),
+    ("dataset", &[]),
+    ("checkpoint", &[]),
+    ("testkit", &[]),
+    ("prune", &["checkpoint", "igia", "merge"]),
+    ("finetune", &["checkpoint", "dataset", "metrics"]),
+    ("pipeline", &["checkpoint", "dataset", "finetune", "igia", "metrics", "prune"]),
+    ("gradpruner", &["checkpoint", "dataset", "finetune", "pipeline", "prune"]),
+];
+
+/// Outside crates that live in few rooms, and who may import each.
+const ROOMS: &[(&str, &[&str])] = &[
+    ("tch", &["finetune"]),
+    ("libloading", &["finetune"]),
+    ("memmap2", &["checkpoint"]),
+    ("safetensors", &["checkpoint", "testkit"]),
+    ("hf-hub", &["checkpoint"]),
+    ("rayon", &["igia", "merge"]),
+    ("clap", &["gradpruner", "xtask"]),
+    ("indicatif", &["gradpruner"]),
+    ("anyhow", &["gradpruner", "xtask"]),
+    ("tempfile", &["testkit"]),
+];
+
+/// Checks every dependency of every package of ours against the tables.
+pub(crate) fn run() -> Result<()> {
+    let mut broken = Vec::new();
+    for package in MetadataCommand::new().no_deps().exec()?.packages {
+        for dependency in package.dependencies {
+            let (from, to) = (short(&package.name), short(&dependency.name));
+            let ours = dependency.path.is_some();
+            let (table, row, cell) = if ours { (MAY_IMPORT, from, to) } else { (ROOMS, to, from) };
+            let allowed = match table.iter().find(|(name, _)| *name == row) {
+                Some((_, cells)) => cells.contains(&cell),
+                None => !ours,
+            };
+            if !allowed && dependency.kind == DependencyKind::Normal {
+                broken.push(format!("{from} imports {to}"));
+            }
+        }
+    }
+    ensure!(broken.is_empty(), "against docs/architecture.md, Layers: {}", broken.join(", "));
+    say("layers: imports go down only");
+    Ok(())
+}
+
+fn short(name: &str) -> &str {
+    name.strip_prefix("gradpruner-").unwrap_or(name)
+}
