@@ -34,7 +34,9 @@ fn benches(criterion: &mut Criterion) {
     group.bench_function("importance, plain", |bencher| {
         bencher.iter(|| reference::importance(&steps));
     });
-    group.bench_function("scores by Gram matrices", |bencher| bencher.iter(|| weight_scores(&steps)));
+    group.bench_function("scores by Gram matrices", |bencher| {
+        bencher.iter(|| weight_scores(&steps));
+    });
     group.bench_function("scores, plain", |bencher| {
         bencher.iter(|| reference::weight_scores(&steps));
     });

@@ -45,7 +45,9 @@ fn collect_to_eval_by_hand() {
     assert!(perplexity(&merged) < 0.5 * perplexity(&eval("--model pruned")));
     assert_eq!(read("eval.json")["format"], "gradpruner-evaluation");
 
-    desk.run(&format!("finetune --model pruned --train train.jsonl --method full --out tuned {TRAIN}"));
+    desk.run(&format!(
+        "finetune --model pruned --train train.jsonl --method full --out tuned {TRAIN}"
+    ));
     assert!(perplexity(&eval("--model tuned")) < 0.5 * perplexity(&eval("--model pruned")));
     for what in ["model", "record", "adapter", "tuned", "./scores.json", "./plan.json"] {
         assert!(!desk.run(&format!("inspect {what}")).is_empty(), "{what}");
@@ -56,8 +58,7 @@ fn collect_to_eval_by_hand() {
 fn rows_without_choices_are_answered() {
     let desk = Desk::new();
     desk.write("text.jsonl", "{\"prompt\": \"a\", \"completion\": \"b c d\"}\n");
-    let report =
-        desk.json("eval --model model --data text.jsonl --device cpu --max-new-tokens 5");
+    let report = desk.json("eval --model model --data text.jsonl --device cpu --max-new-tokens 5");
     assert!(report["acc"].is_null() && report["rouge"]["rougeL"].is_number());
     assert_eq!(report["generated"][0]["reference"], "b c d");
 }
@@ -76,11 +77,23 @@ fn generate_prints_only_the_reply() {
 fn help_has_an_example_for_every_command() {
     let desk = Desk::new();
     for command in [
-        "run", "collect", "score", "plan", "prune", "finetune", "eval", "generate", "inspect",
-        "convert", "completions",
+        "run",
+        "collect",
+        "score",
+        "plan",
+        "prune",
+        "finetune",
+        "eval",
+        "generate",
+        "inspect",
+        "convert",
+        "completions",
     ] {
         let help = desk.run(&format!("{command} --help"));
-        assert!(help.contains(&format!("gradpruner {command}")) && help.contains("Example"), "{help}");
+        assert!(
+            help.contains(&format!("gradpruner {command}")) && help.contains("Example"),
+            "{help}"
+        );
     }
     assert!(desk.run("completions bash").contains("_gradpruner"));
 }

@@ -58,8 +58,8 @@ fn collect_flags() -> &'static str {
 fn a_truncated_file() {
     let desk = Desk::new();
     let path = desk.at("model/model.safetensors");
-    let bytes = std::fs::read(&path).unwrap();
-    std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    let bytes = fs_err::read(&path).unwrap();
+    fs_err::write(&path, &bytes[..bytes.len() / 2]).unwrap();
     check(
         &desk,
         &format!("run --model model --train train.jsonl --prune 2 --out r {CHEAP}"),
@@ -160,7 +160,7 @@ fn a_target_that_exists() {
               because: a exists already; remove it or choose another name
         "#]],
     );
-    assert_eq!(std::fs::read_to_string(desk.at("a")).unwrap(), "precious");
+    assert_eq!(fs_err::read_to_string(desk.at("a")).unwrap(), "precious");
 }
 
 #[test]

@@ -36,12 +36,16 @@ fn answer(mut stream: TcpStream, folder: &Path) -> std::io::Result<()> {
     }
     let path = request.split(' ').nth(1).unwrap_or_default();
     let (status, body, more) = if path == "/api/models/owner/tiny/revision/main" {
-        let files: Vec<_> = std::fs::read_dir(folder)?
+        let files: Vec<_> = fs_err::read_dir(folder)?
             .map(|entry| json!({"rfilename": entry.unwrap().file_name().to_string_lossy()}))
             .collect();
-        ("200 OK", json!({"siblings": files, "sha": "0123"}).to_string().into_bytes(), String::new())
+        (
+            "200 OK",
+            json!({"siblings": files, "sha": "0123"}).to_string().into_bytes(),
+            String::new(),
+        )
     } else if let Some(name) = path.strip_prefix("/owner/tiny/resolve/main/") {
-        let bytes = std::fs::read(folder.join(name))?;
+        let bytes = fs_err::read(folder.join(name))?;
         let (first, last) = match range.as_deref().and_then(|range| range.split_once('-')) {
             Some((first, last)) => {
                 (first.parse().unwrap_or(0), last.parse().unwrap_or(bytes.len() - 1))

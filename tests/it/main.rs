@@ -1,5 +1,8 @@
 //! The program as a whole, run as a user runs it.
 
+#![expect(clippy::unwrap_used, reason = "a test stops at what should not be")]
+#![expect(clippy::needless_raw_string_hashes, reason = "`expect!` writes them")]
+
 mod commands;
 mod errors;
 mod hub;

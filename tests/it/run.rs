@@ -18,7 +18,7 @@ fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     let mut waiting = vec![folder.to_owned()];
     while let Some(path) = waiting.pop() {
-        for entry in std::fs::read_dir(path).unwrap() {
+        for entry in fs_err::read_dir(path).unwrap() {
             let path = entry.unwrap().path();
             let name = path.strip_prefix(folder).unwrap().to_string_lossy().into_owned();
             if path.is_dir() {
@@ -27,7 +27,7 @@ fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
                 // PEFT's configuration names the base model by its path.
                 && !name.ends_with("adapter_config.json")
             {
-                found.insert(name, std::fs::read(&path).unwrap());
+                found.insert(name, fs_err::read(&path).unwrap());
             }
         }
     }
@@ -39,22 +39,40 @@ fn a_run_leaves_what_it_promises() {
     let desk = Desk::new();
     let outcome = desk.json(&command("r"));
     for name in [
-        "run.toml", "record/manifest.json", "record/activations.json", "scores.json", "plan.json",
-        "pruned/config.json", "adapter/adapter_model.safetensors", "merged/model.safetensors",
-        "dense-adapter/adapter_config.json", "eval.json", "metrics.jsonl", "report.html",
+        "run.toml",
+        "record/manifest.json",
+        "record/activations.json",
+        "scores.json",
+        "plan.json",
+        "pruned/config.json",
+        "adapter/adapter_model.safetensors",
+        "merged/model.safetensors",
+        "dense-adapter/adapter_config.json",
+        "eval.json",
+        "metrics.jsonl",
+        "report.html",
     ] {
         assert!(desk.at("r").join(name).exists(), "{name}");
     }
-    let names: Vec<_> = outcome["comparison"].as_array().unwrap().iter().map(|row| &row["name"]).collect();
+    let names: Vec<_> =
+        outcome["comparison"].as_array().unwrap().iter().map(|row| &row["name"]).collect();
     assert_eq!(
         names,
-        ["majority class", "dense, zero-shot", "dense, fine-tuned", "pruned, not tuned", "pruned, fine-tuned"]
+        [
+            "majority class",
+            "dense, zero-shot",
+            "dense, fine-tuned",
+            "pruned, not tuned",
+            "pruned, fine-tuned"
+        ]
     );
     assert_eq!(outcome["result"], "r/merged");
     // 3 collected steps, then 6 of each fine-tuning.
-    assert_eq!(std::fs::read_to_string(desk.at("r/metrics.jsonl")).unwrap().lines().count(), 15);
-    let report = std::fs::read_to_string(desk.at("r/report.html")).unwrap();
-    assert!(report.contains("majority class") && report.contains("<svg") && !report.contains("http"));
+    assert_eq!(fs_err::read_to_string(desk.at("r/metrics.jsonl")).unwrap().lines().count(), 15);
+    let report = fs_err::read_to_string(desk.at("r/report.html")).unwrap();
+    assert!(
+        report.contains("majority class") && report.contains("<svg") && !report.contains("http")
+    );
 
     // Again: nothing is left to do, and the result is the same.
     let before = contents(&desk.at("r"));
@@ -73,8 +91,17 @@ fn a_killed_run_goes_on() {
     desk.run(&command("whole"));
     let expected = contents(&desk.at("whole"));
     let marks = [
-        "run.toml", ".record.partial", "record", "scores.json", "plan.json", ".pruned.partial",
-        "pruned", "merged", "adapter", "dense-adapter", "evaluations",
+        "run.toml",
+        ".record.partial",
+        "record",
+        "scores.json",
+        "plan.json",
+        ".pruned.partial",
+        "pruned",
+        "merged",
+        "adapter",
+        "dense-adapter",
+        "evaluations",
     ];
     for mark in marks {
         let out = format!("killed-at-{}", mark.trim_start_matches('.').replace('.', "-"));

@@ -61,7 +61,7 @@ impl Desk {
 
     /// What lies here, hidden files included.
     pub(crate) fn listing(&self) -> Vec<String> {
-        let mut names: Vec<_> = std::fs::read_dir(self.at(""))
+        let mut names: Vec<_> = fs_err::read_dir(self.at(""))
             .expect("the folder is there")
             .map(|entry| entry.expect("readable").file_name().to_string_lossy().into_owned())
             .collect();
@@ -71,7 +71,7 @@ impl Desk {
 }
 
 fn fs_write(path: &Path, text: &str) {
-    std::fs::write(path, text).expect("writable");
+    fs_err::write(path, text).expect("writable");
 }
 
 pub(crate) fn text(bytes: &[u8]) -> String {

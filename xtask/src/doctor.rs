@@ -21,8 +21,9 @@ pub(crate) fn run() -> Result<()> {
     check("c++", output("c++", &["--version"]).ok_or_else(|| "install g++ or clang++".into()));
     check(
         "pip",
-        output("python3", &["-m", "pip", "--version"])
-            .ok_or_else(|| "install python3 with pip; models and libtorch are fetched by it".into()),
+        output("python3", &["-m", "pip", "--version"]).ok_or_else(|| {
+            "install python3 with pip; models and libtorch are fetched by it".into()
+        }),
     );
     check("libtorch", libtorch());
     say(&format!("      {:<10} {}", "GPU", gpu()));
@@ -37,7 +38,9 @@ fn libtorch() -> Result<String, String> {
             Ok(()) => Ok(format!("{VERSION} at {}", at.display())),
             Err(error) => Err(error.to_string()),
         },
-        Some(other) => Err(format!("{other} at {}, {VERSION} is wanted; unset LIBTORCH", at.display())),
+        Some(other) => {
+            Err(format!("{other} at {}, {VERSION} is wanted; unset LIBTORCH", at.display()))
+        }
         None if given().is_some() => Err(format!("LIBTORCH is {}, which holds none", at.display())),
         None => Err(match installed() {
             Some(path) => format!("run `cargo xtask setup`; it will use {}", path.display()),

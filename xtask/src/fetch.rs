@@ -39,7 +39,14 @@ pub(crate) fn package(package: Package<'_>) -> Result<PathBuf> {
             pip.args(["--no-binary", ":all:"]);
         } else {
             // One file whatever Python is installed, so that one checksum holds.
-            pip.args(["--only-binary", ":all:", "--python-version", "3.11", "--implementation", "cp"]);
+            pip.args([
+                "--only-binary",
+                ":all:",
+                "--python-version",
+                "3.11",
+                "--implementation",
+                "cp",
+            ]);
             for tag in ["manylinux_2_28", "manylinux_2_25", "manylinux2014", "manylinux_2_17"] {
                 pip.args(["--platform", &format!("{tag}_x86_64")]);
             }

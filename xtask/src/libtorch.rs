@@ -104,12 +104,12 @@ pub(crate) fn version(folder: &Path) -> Option<String> {
         return None;
     }
     let header = fs_err::read_to_string(folder.join("include/torch/version.h"))
-        .or_else(|_| {
-            fs_err::read_to_string(folder.join("include/torch/headeronly/version.h"))
-        })
+        .or_else(|_| fs_err::read_to_string(folder.join("include/torch/headeronly/version.h")))
         .ok()?;
     let part = |name: &str| {
-        let line = header.lines().find(|line| line.starts_with(&format!("#define TORCH_VERSION_{name} ")))?;
+        let line = header
+            .lines()
+            .find(|line| line.starts_with(&format!("#define TORCH_VERSION_{name} ")))?;
         Some(line.split_whitespace().nth(2)?.to_owned())
     };
     Some(format!("{}.{}.{}", part("MAJOR")?, part("MINOR")?, part("PATCH")?))

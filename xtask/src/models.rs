@@ -59,7 +59,8 @@ impl Build {
             Self::Development => (&["build", "--package", "gradpruner"], "debug"),
         };
         run(&mut cargo(arguments))?;
-        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+        let target = std::env::var_os("CARGO_TARGET_DIR")
+            .map_or_else(|| root().join("target"), PathBuf::from);
         Ok(target.join(folder).join("gradpruner"))
     }
 }

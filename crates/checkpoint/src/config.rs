@@ -274,7 +274,8 @@ fn token_ids(value: &Value) -> Vec<u32> {
 }
 
 fn is_per_layer(key: &str) -> bool {
-    key.contains("layer") || matches!(key, "block_types" | "attention_types" | "sliding_window_pattern")
+    key.contains("layer")
+        || matches!(key, "block_types" | "attention_types" | "sliding_window_pattern")
 }
 
 /// The keys of one file, with errors that name it.
@@ -433,9 +434,8 @@ mod tests {
     #[test]
     fn per_layer_lists_follow() {
         let mut raw = qwen2();
-        raw["layer_types"] = json!([
-            "full_attention", "full_attention", "sliding_attention", "sliding_attention"
-        ]);
+        raw["layer_types"] =
+            json!(["full_attention", "full_attention", "sliding_attention", "sliding_attention"]);
         raw["mlp_only_layers"] = json!([1, 3]);
         let pruned = parse(raw).unwrap().with_layers(&[0, 3]);
         assert_eq!(pruned["num_hidden_layers"], 2);

@@ -71,9 +71,7 @@ impl Dtype {
 pub fn widen(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
     assert_eq!(bytes.len() % dtype.size(), 0, "bytes must hold whole elements");
     match dtype {
-        Dtype::F32 => {
-            bytes.as_chunks().0.iter().map(|&chunk| f32::from_le_bytes(chunk)).collect()
-        }
+        Dtype::F32 => bytes.as_chunks().0.iter().map(|&chunk| f32::from_le_bytes(chunk)).collect(),
         Dtype::F16 => {
             let halves: Vec<f16> =
                 bytes.as_chunks().0.iter().map(|&chunk| f16::from_le_bytes(chunk)).collect();
@@ -94,9 +92,7 @@ pub fn widen(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
 pub fn narrow(values: &[f32], dtype: Dtype) -> Vec<u8> {
     match dtype {
         Dtype::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-        Dtype::F16 => {
-            values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect()
-        }
+        Dtype::F16 => values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
         Dtype::BF16 => {
             values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect()
         }

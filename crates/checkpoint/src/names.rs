@@ -122,11 +122,14 @@ pub(crate) fn parse_lora_name(name: &str) -> Option<(usize, Module, char)> {
     let (layer, rest) = name[from + "layers.".len()..].split_once('.')?;
     let (module, side) = rest.split_once(".lora_")?;
     let (side, tail) = side.split_at_checked(1)?;
-    if !matches!(tail, "" | ".weight") && !(tail.starts_with('.') && tail.ends_with(".weight")) {
+    // PEFT puts the adapter's name in between: `.default.weight`.
+    let known_tail = tail.is_empty() || (tail.starts_with('.') && tail.ends_with(".weight"));
+    if !known_tail {
         return None;
     }
     let module = Module::ALL.into_iter().find(|known| known.name() == module)?;
-    Some((layer.parse().ok()?, module, side.chars().next()?)).filter(|(.., side)| "AB".contains(*side))
+    Some((layer.parse().ok()?, module, side.chars().next()?))
+        .filter(|(.., side)| "AB".contains(*side))
 }
 
 #[cfg(test)]
@@ -141,7 +144,8 @@ mod tests {
             let name = format!("base_model.model.model.layers.3.self_attn.q_proj.{suffix}");
             assert_eq!(parse_lora_name(&name), expected, "{name}");
         }
-        for name in ["layers.x.self_attn.q_proj.lora_A", "layers.3.self_attn.q_proj.lora_C", "lm_head"]
+        for name in
+            ["layers.x.self_attn.q_proj.lora_A", "layers.3.self_attn.q_proj.lora_C", "lm_head"]
         {
             assert_eq!(parse_lora_name(name), None, "{name}");
         }

@@ -299,7 +299,8 @@ impl Step {
         match shapes {
             Some((&[rank, _], &[_, of_b])) if rank == of_b => Ok(()),
             found => {
-                let what = format!("layer {layer} {module} has shapes {found:?}, not r × in and out × r");
+                let what =
+                    format!("layer {layer} {module} has shapes {found:?}, not r × in and out × r");
                 Err(CheckpointError::record(&self.path, what))
             }
         }

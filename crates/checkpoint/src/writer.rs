@@ -141,9 +141,7 @@ impl CheckpointWriter {
     }
 
     fn tensors(&self) -> impl Iterator<Item = (&TensorSpec, &Shard)> {
-        self.shards
-            .iter()
-            .flat_map(|shard| shard.tensors.iter().map(move |tensor| (tensor, shard)))
+        self.shards.iter().flat_map(|shard| shard.tensors.iter().map(move |tensor| (tensor, shard)))
     }
 }
 
@@ -181,9 +179,17 @@ pub fn copy_companions(source: &Path, target: &Path) -> Result<()> {
     for entry in fs_err::read_dir(source)? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let is_weight = [".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf"]
-            .iter()
-            .any(|ending| name.ends_with(ending));
+        let is_weight = [
+            ".safetensors",
+            ".safetensors.index.json",
+            ".bin",
+            ".bin.index.json",
+            ".pt",
+            ".pth",
+            ".gguf",
+        ]
+        .iter()
+        .any(|ending| name.ends_with(ending));
         if path.is_file() && !is_weight && name != "config.json" && !name.starts_with('.') {
             // Read and written, not copied: a read-only source must not make a read-only copy.
             fs_err::write(target.join(&name), fs_err::read(&path)?)?;
@@ -235,9 +241,6 @@ mod tests {
         let path = folder.path().join("model.safetensors");
         let bytes = fs_err::read(&path).unwrap();
         fs_err::write(&path, &bytes[..bytes.len() - 1]).unwrap();
-        assert!(matches!(
-            Weights::open(folder.path()),
-            Err(CheckpointError::Safetensors { .. })
-        ));
+        assert!(matches!(Weights::open(folder.path()), Err(CheckpointError::Safetensors { .. })));
     }
 }

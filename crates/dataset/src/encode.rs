@@ -47,8 +47,9 @@ impl Encoder {
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("tokenizer.json");
         let bytes = fs_err::read(&path)?;
-        let mut tokenizer = Tokenizer::from_bytes(&bytes)
-            .map_err(|error| DatasetError::Tokenizer { path: path.clone(), what: error.to_string() })?;
+        let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(|error| {
+            DatasetError::Tokenizer { path: path.clone(), what: error.to_string() }
+        })?;
         // A stored truncation or padding would cut or fill rows behind our back.
         let _ = tokenizer.with_truncation(None);
         tokenizer.with_padding(None);
@@ -177,7 +178,8 @@ impl Encoder {
                 // The template shows earlier turns differently once later ones follow.
                 self.reply_by_content(message, text, from).ok_or_else(|| DatasetError::Encode {
                     row,
-                    what: "the chat template changes the assistant's text beyond recognition".into(),
+                    what: "the chat template changes the assistant's text beyond recognition"
+                        .into(),
                 })?
             };
             from = range.end;

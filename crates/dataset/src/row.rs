@@ -46,7 +46,8 @@ pub fn read_rows(path: &Path) -> Result<Vec<Row>> {
         if text.is_empty() {
             continue;
         }
-        let value = serde_json::from_str(text).map_err(|error| row(format!("not JSON: {error}")))?;
+        let value =
+            serde_json::from_str(text).map_err(|error| row(format!("not JSON: {error}")))?;
         rows.push(parse(value).map_err(row)?);
     }
     if rows.is_empty() {
@@ -165,7 +166,8 @@ mod tests {
 
     #[test]
     fn multiple_choice() {
-        let rows = check(r#"{"prompt": "q", "completion": "b", "choices": ["a", "b"], "answer": "b"}"#);
+        let rows =
+            check(r#"{"prompt": "q", "completion": "b", "choices": ["a", "b"], "answer": "b"}"#);
         assert_eq!(rows.unwrap()[0].answer, Some(1));
     }
 

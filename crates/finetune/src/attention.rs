@@ -78,7 +78,9 @@ fn repeat_heads(x: &Tensor, times: i64) -> Result<Tensor> {
         return Ok(x.shallow_clone());
     }
     let (tokens, heads, head_dim) = x.size3()?;
-    Ok(x.f_unsqueeze(2)?
-        .f_expand([tokens, heads, times, head_dim], false)?
-        .f_reshape([tokens, heads * times, head_dim])?)
+    Ok(x.f_unsqueeze(2)?.f_expand([tokens, heads, times, head_dim], false)?.f_reshape([
+        tokens,
+        heads * times,
+        head_dim,
+    ])?)
 }

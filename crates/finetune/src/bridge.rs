@@ -44,9 +44,8 @@ pub(crate) fn load(view: &TensorView<'_>, device: Device, wanted: Kind) -> Resul
     // checked it), and stay mapped while `file` lives, which whoever takes the tensor keeps beside
     // it. Nothing writes to the tensor: frozen weights are only read, and trained ones are copied
     // first (`decoder.rs`).
-    let mapped = unsafe {
-        Tensor::f_from_blob(bytes.as_ptr(), &shape, &strides, kind(dtype), Device::Cpu)?
-    };
+    let mapped =
+        unsafe { Tensor::f_from_blob(bytes.as_ptr(), &shape, &strides, kind(dtype), Device::Cpu)? };
     if device == Device::Cpu && kind(dtype) == wanted {
         return Ok(Loaded { tensor: mapped, file: Some(Arc::clone(view.file())) });
     }

@@ -61,7 +61,8 @@ pub fn collect(
     let mut steps = Vec::new();
     for step in 0..trainer.total_steps() {
         let metrics = if step == 0 {
-            trainer.step(Some(sink), &mut |layer, input, output| influence.see(layer, input, output))?
+            trainer
+                .step(Some(sink), &mut |layer, input, output| influence.see(layer, input, output))?
         } else {
             trainer.step(Some(sink), &mut ignore)?
         };

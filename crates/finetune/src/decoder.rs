@@ -10,8 +10,9 @@ use tch::{Device, Kind, Tensor};
 use crate::attention::{attend, attend_cached};
 use crate::bridge::load;
 use crate::lora::Lora;
+use crate::pack::Packed;
 use crate::rope::Rotation;
-use crate::{ComputeType, DeviceChoice, FinetuneError, LoraSettings, Packed, Result};
+use crate::{ComputeType, DeviceChoice, FinetuneError, LoraSettings, Result};
 
 /// A decoder with its weights, and the adapters on them, if any.
 #[derive(Debug)]
@@ -87,9 +88,10 @@ impl Model {
             let input_norm = of_layer("input_layernorm.weight")?;
             let post_norm = of_layer("post_attention_layernorm.weight")?;
             let qk_norms = match config.qk_norm {
-                true => {
-                    Some((of_layer("self_attn.q_norm.weight")?, of_layer("self_attn.k_norm.weight")?))
-                }
+                true => Some((
+                    of_layer("self_attn.q_norm.weight")?,
+                    of_layer("self_attn.k_norm.weight")?,
+                )),
                 false => None,
             };
             let mut linears = BTreeMap::new();
@@ -135,9 +137,12 @@ impl Model {
     pub fn add_lora(&mut self, settings: &LoraSettings, seed: u64) -> Result<()> {
         let LoraSettings { rank, alpha, targets, layers } = settings;
         if *rank == 0 || targets.is_empty() {
-            return Err(FinetuneError::Settings("LoRA needs a rank and at least one target".into()));
+            return Err(FinetuneError::Settings(
+                "LoRA needs a rank and at least one target".into(),
+            ));
         }
-        if let Some(layer) = layers.iter().flatten().find(|&&layer| layer >= self.config.num_layers) {
+        if let Some(layer) = layers.iter().flatten().find(|&&layer| layer >= self.config.num_layers)
+        {
             let what = format!("there is no layer {layer} of {}", self.config.num_layers);
             return Err(FinetuneError::Settings(what));
         }
@@ -174,7 +179,8 @@ impl Model {
                 let values: Vec<f32> = matrix.iter().copied().collect();
                 Tensor::f_from_slice(&values)?.f_view([rows as i64, columns as i64])
             };
-            let lora = Lora::from_tensors(&tensor(&pair.a)?, &tensor(&pair.b)?, scale, self.device)?;
+            let lora =
+                Lora::from_tensors(&tensor(&pair.a)?, &tensor(&pair.b)?, scale, self.device)?;
             if let Some(linear) = self.layers[layer].linears.get_mut(&module) {
                 linear.lora = Some(lora);
             }
@@ -427,6 +433,7 @@ impl Model {
 }
 
 /// For forward passes nobody watches.
+#[expect(clippy::unnecessary_wraps, reason = "it stands where a watcher may fail")]
 pub(crate) fn ignore(_: usize, _: &Tensor, _: &Tensor) -> Result<()> {
     Ok(())
 }

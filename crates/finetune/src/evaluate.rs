@@ -3,12 +3,15 @@
 use std::time::Instant;
 
 use dataset::{Encoder, Example, Question, Row};
-use metrics::{ChoiceScore, Interval, RougeScores, exact_match, perplexity, pick, pick_by_bytes, rouge, wilson};
+use metrics::{
+    ChoiceScore, Interval, RougeScores, exact_match, perplexity, pick, pick_by_bytes, rouge, wilson,
+};
 use serde::{Deserialize, Serialize};
 use tch::no_grad_guard;
 
 use crate::bridge::values;
-use crate::{Model, Packed, Result, generate};
+use crate::pack::Packed;
+use crate::{Model, Result, generate};
 
 /// How a model is evaluated.
 #[derive(Debug, Clone, PartialEq)]

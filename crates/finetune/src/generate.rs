@@ -5,7 +5,8 @@ use std::time::Instant;
 use tch::{Tensor, no_grad_guard};
 
 use crate::decoder::KvCache;
-use crate::{Model, Packed, Result};
+use crate::pack::Packed;
+use crate::{Model, Result};
 
 /// What [`generate`] said, and how fast.
 #[derive(Debug, Clone, PartialEq)]

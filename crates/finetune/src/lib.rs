@@ -33,7 +33,6 @@ pub use generate::{Generation, generate};
 pub use lora::LoraSettings;
 pub use memory::{peak_memory_bytes, reset_peak_memory};
 pub use optimizer::AdamWSettings;
-pub use pack::Packed;
 pub use save::{save_adapter, save_checkpoint, trained_adapter};
 pub use schedule::{Decay, Schedule};
 pub use train::{

@@ -59,7 +59,8 @@ impl Lora {
 
     /// An adapter of given matrices.
     pub(crate) fn from_tensors(a: &Tensor, b: &Tensor, scale: f64, device: Device) -> Result<Self> {
-        let leaf = |x: &Tensor| x.f_to_device(device)?.f_to_kind(Kind::Float)?.f_set_requires_grad(true);
+        let leaf =
+            |x: &Tensor| x.f_to_device(device)?.f_to_kind(Kind::Float)?.f_set_requires_grad(true);
         Ok(Self { a: leaf(a)?, b: leaf(b)?, scale })
     }
 

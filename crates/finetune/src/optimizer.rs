@@ -122,9 +122,9 @@ mod tests {
             };
             let first = at("lora_before_step1.safetensors".into());
             let names = testkit::tensor_names(&first);
-            let leaves = names.iter().map(|name| {
-                (name.clone(), tensor(&first, name).set_requires_grad(true))
-            });
+            let leaves = names
+                .iter()
+                .map(|name| (name.clone(), tensor(&first, name).set_requires_grad(true)));
             let settings =
                 AdamWSettings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1 };
             let mut adamw = AdamW::new(leaves.collect(), settings).unwrap();

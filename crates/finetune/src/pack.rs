@@ -10,7 +10,7 @@ use crate::Result;
 /// Linears see all tokens at once; attention stays within a row. A row may branch: after a common
 /// prompt several continuations follow, each of which sees the prompt and itself.
 #[derive(Debug)]
-pub struct Packed {
+pub(crate) struct Packed {
     /// Token ids, `[n]`.
     pub(crate) tokens: Tensor,
     /// Each token's position in its row (on its branch), `[n]`.
@@ -35,7 +35,7 @@ pub(crate) struct PackedRow {
 
 impl Packed {
     /// Packs whole chats; what is labelled is predicted from the token before it.
-    pub fn examples(examples: &[&Example], device: Device) -> Result<Self> {
+    pub(crate) fn examples(examples: &[&Example], device: Device) -> Result<Self> {
         let mut builder = Builder::default();
         for example in examples {
             let first = builder.tokens.len();
@@ -57,7 +57,7 @@ impl Packed {
     /// Packs multiple-choice rows: a prompt, then its choices side by side.
     ///
     /// Predicted are the choices' tokens, in order, row by row.
-    pub fn questions(questions: &[&Question], device: Device) -> Result<Self> {
+    pub(crate) fn questions(questions: &[&Question], device: Device) -> Result<Self> {
         let mut builder = Builder::default();
         for question in questions {
             let (first, prompt) = (builder.tokens.len(), question.prompt.len());
@@ -89,7 +89,7 @@ impl Packed {
     }
 
     /// One row of tokens whose first stands at `position`; its last token predicts.
-    pub fn continuation(tokens: &[u32], position: usize, device: Device) -> Result<Self> {
+    pub(crate) fn continuation(tokens: &[u32], position: usize, device: Device) -> Result<Self> {
         let length = tokens.len() as i64;
         let builder = Builder {
             tokens: tokens.iter().map(|&token| i64::from(token)).collect(),
@@ -102,12 +102,12 @@ impl Packed {
     }
 
     /// How many tokens go through the model.
-    pub fn num_tokens(&self) -> usize {
+    pub(crate) fn num_tokens(&self) -> usize {
         self.positions.len()
     }
 
     /// How many tokens are predicted.
-    pub fn num_predicted(&self) -> usize {
+    pub(crate) fn num_predicted(&self) -> usize {
         self.targets.numel()
     }
 

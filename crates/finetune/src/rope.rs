@@ -1,4 +1,4 @@
-//! Rotary position embeddings (Su et al., RoFormer, arXiv 2104.09864), in the half-split layout of
+//! Rotary position embeddings (Su et al., `RoFormer`, arXiv 2104.09864), in the half-split layout of
 //! Hugging Face checkpoints.
 
 use checkpoint::{ModelConfig, Rope, RopeScaling};

@@ -63,11 +63,8 @@ pub fn save_checkpoint(model: &Model, target: &Path, shard_bytes: u64) -> Result
         .map_err(checkpoint::CheckpointError::from)?;
     fs_err::write(staging.path().join("config.json"), config)
         .map_err(checkpoint::CheckpointError::from)?;
-    let trained: BTreeMap<String, _> = model
-        .named_weights()
-        .into_iter()
-        .filter(|(_, tensor)| tensor.requires_grad())
-        .collect();
+    let trained: BTreeMap<String, _> =
+        model.named_weights().into_iter().filter(|(_, tensor)| tensor.requires_grad()).collect();
     let views: Vec<_> = source.weights().iter().collect();
     let specs = views.iter().map(|view| TensorSpec::like(view, view.name())).collect();
     let mut writer = CheckpointWriter::new(staging.path(), specs, shard_bytes);

@@ -39,7 +39,8 @@ pub(crate) fn save(folder: &Path, step: usize, settings: &str, adamw: &AdamW) ->
         settings: sha256_bytes(settings.as_bytes()),
     };
     let text = serde_json::json!(header).to_string();
-    fs_err::write(staging.path().join("state.json"), text).map_err(checkpoint::CheckpointError::from)?;
+    fs_err::write(staging.path().join("state.json"), text)
+        .map_err(checkpoint::CheckpointError::from)?;
     let named: Vec<(String, &Tensor)> = adamw
         .slots
         .iter()

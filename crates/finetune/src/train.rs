@@ -11,9 +11,8 @@ use tch::Tensor;
 use crate::bridge::{matrix, number};
 use crate::decoder::ignore;
 use crate::optimizer::AdamW;
-use crate::{
-    AdamWSettings, FinetuneError, LoraSettings, Model, Packed, Result, Schedule, state,
-};
+use crate::pack::Packed;
+use crate::{AdamWSettings, FinetuneError, LoraSettings, Model, Result, Schedule, state};
 
 /// What trains.
 #[derive(Debug, Clone, PartialEq)]
@@ -153,7 +152,7 @@ pub struct Trainer {
 }
 
 /// Seconds between two saved states.
-const SAVE_EVERY: Duration = Duration::from_secs(60);
+const SAVE_EVERY: Duration = Duration::from_mins(1);
 
 impl Trainer {
     /// Prepares a model to be trained on rows as [`encode_rows`] gives them.
@@ -241,8 +240,18 @@ impl Trainer {
         Ok(TrainReport {
             steps: self.step,
             rows: self.examples.len(),
-            skipped_rows: self.numbers.last().copied().unwrap_or(0).saturating_sub(self.examples.len()),
-            trained_parameters: self.adamw.slots.iter().map(|slot| slot.tensor.numel() as u64).sum(),
+            skipped_rows: self
+                .numbers
+                .last()
+                .copied()
+                .unwrap_or(0)
+                .saturating_sub(self.examples.len()),
+            trained_parameters: self
+                .adamw
+                .slots
+                .iter()
+                .map(|slot| slot.tensor.numel() as u64)
+                .sum(),
             tokens,
             seconds: started.elapsed().as_secs_f64(),
             last_loss,
@@ -269,8 +278,7 @@ impl Trainer {
         let started = Instant::now();
         let rows = self.sampler.batch(self.step);
         let examples: Vec<&Example> = rows.iter().map(|&row| &self.examples[row]).collect();
-        let (loss, tokens) =
-            backward(&self.model, &examples, self.settings.batch_rows, watch)?;
+        let (loss, tokens) = backward(&self.model, &examples, self.settings.batch_rows, watch)?;
         self.require_finite("loss", loss, &rows)?;
         let grad_norm = self.adamw.grad_norm()?;
         self.require_finite("gradient's norm", grad_norm, &rows)?;
@@ -324,9 +332,7 @@ pub(crate) fn backward(
 }
 
 /// Every adapter's gradients as they are now, in layer order.
-pub(crate) fn adapter_gradients(
-    model: &Model,
-) -> Result<Vec<((usize, Module), StepGradients)>> {
+pub(crate) fn adapter_gradients(model: &Model) -> Result<Vec<((usize, Module), StepGradients)>> {
     let mut found = Vec::new();
     for (number, layer) in model.layers.iter().enumerate() {
         for (&module, linear) in &layer.linears {
@@ -338,7 +344,6 @@ pub(crate) fn adapter_gradients(
     }
     Ok(found)
 }
-
 
 #[cfg(test)]
 pub(crate) mod tests {
@@ -387,8 +392,10 @@ pub(crate) mod tests {
                 pairs.insert((layer, module), AdapterPair { a, b });
             }
         }
-        let shape =
-            (settings["lora_rank"].as_u64().unwrap() as usize, settings["lora_alpha"].as_f64().unwrap());
+        let shape = (
+            settings["lora_rank"].as_u64().unwrap() as usize,
+            settings["lora_alpha"].as_f64().unwrap(),
+        );
         let modules = BTreeSet::from(Module::ALL);
         let config = AdapterConfig::lora("", shape, &modules, &(0..6).collect(), 6);
         Adapter { config, pairs }
@@ -419,7 +426,10 @@ pub(crate) mod tests {
                 let norm = adamw.grad_norm().unwrap();
                 let close = |found: f64, expected: &serde_json::Value| {
                     let expected = expected.as_f64().unwrap();
-                    assert!((found / expected - 1.0).abs() < 1e-5, "{name}: {found} is not {expected}");
+                    assert!(
+                        (found / expected - 1.0).abs() < 1e-5,
+                        "{name}: {found} is not {expected}"
+                    );
                 };
                 close(loss, &expected["losses"][step - 1]);
                 close(norm, &expected["grad_norms_before_clipping"][step - 1]);
@@ -467,7 +477,10 @@ pub(crate) mod tests {
         let slope = (loss_at(step).0 - loss_at(-step).0) / (2.0 * f64::from(step));
         let (_, gradient) = loss_at(0.0);
         // The loss is an f32 near 12; over a step of 0.02 its rounding shows in the fourth digit.
-        assert!((slope - gradient).abs() < 1e-3 * gradient.abs() + 1e-4, "{slope} is not {gradient}");
+        assert!(
+            (slope - gradient).abs() < 1e-3 * gradient.abs() + 1e-4,
+            "{slope} is not {gradient}"
+        );
     }
 
     fn constants() -> AdamWSettings {
@@ -512,9 +525,12 @@ pub(crate) mod tests {
         for method in [lora(), Method::Full] {
             let run = || {
                 let mut losses = Vec::new();
-                let mut trainer =
-                    Trainer::new(golden_model("tiny_llama"), settings(method.clone()), rows("tiny_llama"))
-                        .unwrap();
+                let mut trainer = Trainer::new(
+                    golden_model("tiny_llama"),
+                    settings(method.clone()),
+                    rows("tiny_llama"),
+                )
+                .unwrap();
                 trainer.run(None, None, &mut |metrics| losses.push(metrics.report.loss)).unwrap();
                 (losses, weights_of(trainer.model()))
             };
@@ -530,8 +546,9 @@ pub(crate) mod tests {
     fn an_interrupted_training_goes_on_bit_for_bit() {
         let folder = testkit::temporary_folder();
         let saves = folder.path().join("state");
-        let trainer =
-            || Trainer::new(golden_model("tiny_llama"), settings(lora()), rows("tiny_llama")).unwrap();
+        let trainer = || {
+            Trainer::new(golden_model("tiny_llama"), settings(lora()), rows("tiny_llama")).unwrap()
+        };
         let mut whole = trainer();
         whole.run(None, None, &mut |_| {}).unwrap();
 
@@ -547,7 +564,8 @@ pub(crate) mod tests {
         assert_eq!(weights_of(second.model()), weights_of(whole.model()));
 
         let other = TrainSettings { seed: 8, ..settings(lora()) };
-        let mut other = Trainer::new(golden_model("tiny_llama"), other, rows("tiny_llama")).unwrap();
+        let mut other =
+            Trainer::new(golden_model("tiny_llama"), other, rows("tiny_llama")).unwrap();
         let refused = other.run(None, Some(&saves), &mut |_| {});
         assert!(matches!(refused, Err(FinetuneError::OtherRun { .. })));
     }
@@ -556,9 +574,9 @@ pub(crate) mod tests {
     fn a_loss_that_overflows_names_the_rows() {
         let mut broken = settings(Method::Full);
         broken.schedule = Schedule { peak: 1e30, warmup: 0.0, decay: Decay::Constant };
-        let mut trainer = Trainer::new(golden_model("tiny_llama"), broken, rows("tiny_llama")).unwrap();
-        let Err(FinetuneError::NotFinite { step, rows, .. }) =
-            trainer.run(None, None, &mut |_| {})
+        let mut trainer =
+            Trainer::new(golden_model("tiny_llama"), broken, rows("tiny_llama")).unwrap();
+        let Err(FinetuneError::NotFinite { step, rows, .. }) = trainer.run(None, None, &mut |_| {})
         else {
             panic!("it must be refused");
         };

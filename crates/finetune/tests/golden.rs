@@ -1,5 +1,7 @@
 //! The decoder against independently computed logits, and against itself where two ways must agree.
 
+#![expect(clippy::unwrap_used, reason = "a test stops at what should not be")]
+
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -35,7 +37,8 @@ fn golden_logits() {
         let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
         let file = testkit::fixture(&format!("{name}/logits.safetensors"));
         for (model, tensor) in [("model", "logits"), ("pruned", "pruned_logits")] {
-            let found = load(&testkit::fixture(&format!("{name}/{model}"))).all_logits(&rows).unwrap();
+            let found =
+                load(&testkit::fixture(&format!("{name}/{model}"))).all_logits(&rows).unwrap();
             let (shape, all) = testkit::tensor_f32(&file, tensor);
             let vocabulary = shape[2];
             let expected: Vec<f32> = places
@@ -119,8 +122,7 @@ fn trained(method: Method, source: &Path) -> Model {
             labelled: (0..9).map(|at| at > 4).collect(),
         })
         .collect();
-    let mut trainer =
-        Trainer::new(load(source), settings, (examples, (1..=6).collect())).unwrap();
+    let mut trainer = Trainer::new(load(source), settings, (examples, (1..=6).collect())).unwrap();
     trainer.run(None, None, &mut |_| {}).unwrap();
     trainer.into_model()
 }

@@ -109,7 +109,7 @@ pub(crate) struct TrainingArgs {
     /// LoRA alpha [default: twice the rank]
     #[arg(long)]
     alpha: Option<f64>,
-    /// Weights that get adapters: `all`, or names such as q_proj,v_proj
+    /// Weights that get adapters: `all`, or names such as `q_proj,v_proj`
     #[arg(long, default_value = "all", value_delimiter = ',')]
     targets: Vec<String>,
     /// Layers that get adapters, counted from 0 [default: all]

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::commands::Command;
-use crate::printer::Printer;
+use crate::printer::{Printer, report_error};
 
 /// Prune a language model while it is fine-tuned.
 ///
@@ -43,6 +43,6 @@ fn main() -> ExitCode {
     let mut printer = Printer::new(json, verbose, quiet);
     match command.run(&mut printer) {
         Ok(outcome) => printer.outcome(&outcome),
-        Err(error) => printer.error(&error),
+        Err(error) => report_error(&error),
     }
 }

@@ -19,7 +19,10 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    pub(crate) fn new(text: impl Into<String>, result: &impl serde::Serialize) -> anyhow::Result<Self> {
+    pub(crate) fn new(
+        text: impl Into<String>,
+        result: &impl serde::Serialize,
+    ) -> anyhow::Result<Self> {
         Ok(Self { text: text.into(), json: serde_json::to_value(result)? })
     }
 }
@@ -59,7 +62,7 @@ impl Printer {
 
     /// Prints a command's result.
     pub(crate) fn outcome(&mut self, outcome: &Outcome) -> ExitCode {
-        self.clear();
+        clear();
         let text = if self.json { format!("{:#}", outcome.json) } else { outcome.text.clone() };
         let mut out = io::stdout().lock();
         // A reader that has gone away (`| head`) is no failure of ours.
@@ -67,22 +70,6 @@ impl Printer {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
             _ => ExitCode::SUCCESS,
         }
-    }
-
-    /// Prints an error and what brought it about.
-    pub(crate) fn error(&mut self, error: &anyhow::Error) -> ExitCode {
-        self.clear();
-        let mut text = format!("error: {error}");
-        let mut last = error.to_string();
-        for cause in error.chain().skip(1) {
-            let cause = cause.to_string();
-            if cause != last {
-                let _ = write!(text, "\n  because: {cause}");
-            }
-            last = cause;
-        }
-        let _ = writeln!(io::stderr(), "{text}");
-        ExitCode::FAILURE
     }
 
     /// Shows text as it comes, as part of the result.
@@ -104,13 +91,13 @@ impl Printer {
     pub(crate) fn event(&mut self, event: Event) {
         match event {
             Event::Started(stage) => {
-                self.clear();
+                clear();
                 self.stage = Some((stage, Instant::now()));
                 self.last_line = Instant::now();
             }
             Event::Found(stage) => self.note(&format!("  {stage}: there already")),
             Event::Done(stage, text) => {
-                self.clear();
+                clear();
                 let seconds = self.stage.map(|(_, started)| started.elapsed().as_secs());
                 let time = match seconds {
                     Some(seconds) if seconds > 0 => format!(" [{}]", time_text(seconds)),
@@ -142,12 +129,28 @@ impl Printer {
             self.note(&format!("  {stage}{unit} {done}/{total} {text}"));
         }
     }
+}
 
-    fn clear(&mut self) {
-        if let Some(bar) = lock().take() {
-            bar.finish_and_clear();
-        }
+fn clear() {
+    if let Some(bar) = lock().take() {
+        bar.finish_and_clear();
     }
+}
+
+/// Prints an error and what brought it about.
+pub(crate) fn report_error(error: &anyhow::Error) -> ExitCode {
+    clear();
+    let mut text = format!("error: {error}");
+    let mut last = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        if cause != last {
+            let _ = write!(text, "\n  because: {cause}");
+        }
+        last = cause;
+    }
+    let _ = writeln!(io::stderr(), "{text}");
+    ExitCode::FAILURE
 }
 
 fn lock() -> std::sync::MutexGuard<'static, Option<ProgressBar>> {
@@ -155,7 +158,8 @@ fn lock() -> std::sync::MutexGuard<'static, Option<ProgressBar>> {
 }
 
 fn new_bar(total: usize) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr_with_hz(8));
+    let bar =
+        ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr_with_hz(8));
     if let Ok(style) = ProgressStyle::with_template("{bar:24} {msg}, {eta} left") {
         bar.set_style(style.progress_chars("█▌ "));
     }
@@ -163,7 +167,11 @@ fn new_bar(total: usize) -> ProgressBar {
 }
 
 fn time_text(seconds: u64) -> String {
-    if seconds < 60 { format!("{seconds} s") } else { format!("{} min {:02} s", seconds / 60, seconds % 60) }
+    if seconds < 60 {
+        format!("{seconds} s")
+    } else {
+        format!("{} min {:02} s", seconds / 60, seconds % 60)
+    }
 }
 
 /// Standard error, above the bar.

@@ -28,10 +28,8 @@ pub fn importance(steps: &[StepPair<'_>]) -> Vec<f32> {
             (pair.b.as_standard_layout(), pair.a.as_standard_layout())
         })
         .collect();
-    let steps: Vec<(&[f32], &[f32])> = steps
-        .iter()
-        .filter_map(|(b, a)| Some((b.as_slice()?, a.as_slice()?)))
-        .collect();
+    let steps: Vec<(&[f32], &[f32])> =
+        steps.iter().filter_map(|(b, a)| Some((b.as_slice()?, a.as_slice()?))).collect();
     let mean = 1.0 / steps.len() as f32;
     let mut found = vec![0.0; rows * columns];
     found.par_chunks_mut(columns.max(1)).enumerate().for_each(|(row, sums)| {

@@ -25,10 +25,8 @@ pub fn importance(steps: &[StepPair<'_>]) -> Vec<f32> {
 
 /// Both scores, with every `G_i` formed.
 pub fn weight_scores(steps: &[StepPair<'_>]) -> WeightScores {
-    let squares: Vec<f64> = steps
-        .iter()
-        .map(|pair| simulated_gradient(pair).iter().map(|g| g * g).sum())
-        .collect();
+    let squares: Vec<f64> =
+        steps.iter().map(|pair| simulated_gradient(pair).iter().map(|g| g * g).sum()).collect();
     WeightScores {
         igia: squares.iter().sum::<f64>() / squares.len() as f64,
         igia_fro: squares.iter().map(|square| square.sqrt()).sum(),

@@ -130,10 +130,7 @@ mod tests {
         let (b, good, bad) = (array![[1.0]], array![[1.0]], array![[f32::NAN]]);
         let pairs = [good, bad];
         let pairs: Vec<_> = pairs.iter().map(|a| StepPair { b: b.view(), a: a.view() }).collect();
-        assert!(matches!(
-            weight_scores(&pairs),
-            Err(ScoreError::NotFinite { step: 2, .. })
-        ));
+        assert!(matches!(weight_scores(&pairs), Err(ScoreError::NotFinite { step: 2, .. })));
         assert_eq!(weight_scores(&[]), Err(ScoreError::NoSteps));
     }
 

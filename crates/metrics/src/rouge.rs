@@ -82,6 +82,7 @@ fn longest_common(one: &[String], other: &[String]) -> usize {
 }
 
 #[cfg(test)]
+#[expect(clippy::unreadable_literal, reason = "printed by another program")]
 mod tests {
     use super::*;
 

@@ -222,7 +222,8 @@ fn ends_in_double_consonant(word: &[u8]) -> bool {
 fn ends_cvc(word: &[u8]) -> bool {
     let flags = flags(word);
     flags == [false, true]
-        || (flags.ends_with(&[true, false, true]) && !matches!(word.last(), Some(b'w' | b'x' | b'y')))
+        || (flags.ends_with(&[true, false, true])
+            && !matches!(word.last(), Some(b'w' | b'x' | b'y')))
 }
 
 #[cfg(test)]

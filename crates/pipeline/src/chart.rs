@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use prune::{Plan, Scores};
 
-use crate::log::Line;
 use crate::Stage;
+use crate::log::Line;
 
 const WIDTH: f64 = 860.0;
 const HEIGHT: f64 = 240.0;
@@ -16,9 +16,8 @@ const BOTTOM: f64 = 28.0;
 pub(crate) fn score_bars(scores: &Scores, plan: &Plan) -> String {
     let values: Vec<f64> = scores.layers.iter().map(|layer| layer.score).collect();
     let positive = values.iter().copied().filter(|&value| value > 0.0);
-    let (low, high) = positive.fold((f64::INFINITY, 0.0_f64), |(low, high), value| {
-        (low.min(value), high.max(value))
-    });
+    let (low, high) = positive
+        .fold((f64::INFINITY, 0.0_f64), |(low, high), value| (low.min(value), high.max(value)));
     let logarithmic = high > 100.0 * low;
     let share = |value: f64| -> f64 {
         if value <= 0.0 || high <= 0.0 {
@@ -64,7 +63,11 @@ pub(crate) fn loss_curves(lines: &[Line]) -> String {
     let stages = [(Stage::Finetune, "tuned"), (Stage::DenseFinetune, "dense")];
     let of = |stage: Stage| -> Vec<(f64, f64)> {
         let points = lines.iter().filter(|line| line.stage == stage);
-        smoothed(&points.map(|line| (line.metrics.step as f64, line.metrics.report.loss)).collect::<Vec<_>>())
+        smoothed(
+            &points
+                .map(|line| (line.metrics.step as f64, line.metrics.report.loss))
+                .collect::<Vec<_>>(),
+        )
     };
     let all: Vec<(f64, f64)> = stages.iter().flat_map(|(stage, _)| of(*stage)).collect();
     if all.is_empty() {
@@ -81,7 +84,7 @@ pub(crate) fn loss_curves(lines: &[Line]) -> String {
     let mut svg = open("Training loss by step");
     for (stage, class) in stages {
         let path: Vec<String> =
-            of(stage).into_iter().map(|point| at(point)).map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+            of(stage).into_iter().map(at).map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
         if !path.is_empty() {
             let _ = write!(svg, "<polyline class=\"{class}\" points=\"{}\"/>", path.join(" "));
         }
@@ -107,7 +110,9 @@ fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
 }
 
 fn open(title: &str) -> String {
-    format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{title}\"><title>{title}</title>")
+    format!(
+        "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{title}\"><title>{title}</title>"
+    )
 }
 
 fn close(mut svg: String) -> String {

@@ -25,7 +25,7 @@ pub use settings::{
     TrainingSettings,
 };
 pub use stage::{
-    Collected, CollectTargets, FinetuneTarget, collect_record, evaluate_model, finetune_model,
+    CollectTargets, Collected, FinetuneTarget, collect_record, evaluate_model, finetune_model,
     load_adapted,
 };
 pub use table::{ComparisonRow, comparison, layer_strip, table_text};

@@ -31,26 +31,24 @@ impl Log {
     }
 
     pub(crate) fn add(&mut self, metrics: &StepMetrics) -> Result<()> {
-        let file = match &mut self.file {
+        let mut file = match self.file.take() {
             Some(file) => file,
-            None => {
-                let kept = read(&self.path)?.into_iter().filter(|line| {
-                    line.stage != self.stage || line.metrics.step < metrics.step
-                });
-                let mut text = String::new();
-                for line in kept {
-                    text.push_str(&serde_json::json!(line).to_string());
-                    text.push('\n');
-                }
-                fs_err::write(&self.path, text)?;
-                self.file.insert(
-                    fs_err::OpenOptions::new().append(true).open(&self.path)?,
-                )
-            }
+            None => self.begin_at(metrics.step)?,
         };
         let line = Line { stage: self.stage, metrics: *metrics };
         writeln!(file, "{}", serde_json::json!(line))?;
+        self.file = Some(file);
         Ok(())
+    }
+
+    /// Rewrites the file without this stage's lines from `step` on, and opens it to append.
+    fn begin_at(&self, step: usize) -> Result<fs_err::File> {
+        let kept = read(&self.path)?
+            .into_iter()
+            .filter(|line| line.stage != self.stage || line.metrics.step < step);
+        let text: String = kept.map(|line| format!("{}\n", serde_json::json!(line))).collect();
+        fs_err::write(&self.path, text)?;
+        Ok(fs_err::OpenOptions::new().append(true).open(&self.path)?)
     }
 }
 
@@ -76,7 +74,8 @@ mod tests {
         let add = |stage, steps: std::ops::RangeInclusive<usize>| {
             let mut log = Log::new(&path, stage);
             for step in steps {
-                let report = StepReport { loss: 0.5, grad_norm: 1.0, learning_rate: 0.1, tokens: 9 };
+                let report =
+                    StepReport { loss: 0.5, grad_norm: 1.0, learning_rate: 0.1, tokens: 9 };
                 log.add(&StepMetrics { step, total_steps: 9, report, seconds: 0.1 }).unwrap();
             }
         };

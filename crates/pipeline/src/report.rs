@@ -82,7 +82,9 @@ fn note(settings: &RunSettings) -> String {
              intervals are Wilson's, 95 %.</p>",
             escape(&eval.display().to_string())
         ),
-        None => "<p class=\"note\">No rows to evaluate on were given (<code>--eval</code>).</p>".into(),
+        None => {
+            "<p class=\"note\">No rows to evaluate on were given (<code>--eval</code>).</p>".into()
+        }
     }
 }
 

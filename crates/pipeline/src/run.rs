@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::log::Log;
 use crate::settings::{Inputs, RunFile, share};
-use crate::stage::{CollectTargets, FinetuneTarget, collect_record, evaluate_model, finetune_model};
+use crate::stage::{
+    CollectTargets, FinetuneTarget, collect_record, evaluate_model, finetune_model,
+};
 use crate::table::{ComparisonRow, comparison};
 use crate::{Event, FinetuneMethod, PipelineError, Result, RunSettings, Stage, write_report};
 
@@ -135,8 +137,7 @@ impl<'a> Run<'a> {
         if self.found(Stage::Collect, &record) {
             return Ok(());
         }
-        let targets =
-            CollectTargets { record: Some(&record), model_name: &self.settings.model };
+        let targets = CollectTargets { record: Some(&record), model_name: &self.settings.model };
         let mut log = Log::new(&self.at("metrics.jsonl"), Stage::Collect);
         let mut logged = Ok(());
         let observe = &mut *self.observe;
@@ -162,7 +163,10 @@ impl<'a> Run<'a> {
         let scores = score(&Record::open(&self.at("record"))?, self.settings.criterion)?;
         scores.write(&path)?;
         let lowest: Vec<String> = scores.ranking().iter().take(5).map(usize::to_string).collect();
-        self.done(Stage::Score, format!("by {}; lowest: {} …", self.settings.criterion.name(), lowest.join(" ")));
+        self.done(
+            Stage::Score,
+            format!("by {}; lowest: {} …", self.settings.criterion.name(), lowest.join(" ")),
+        );
         Ok(scores)
     }
 
@@ -192,7 +196,8 @@ impl<'a> Run<'a> {
             shard_bytes: self.settings.shard_bytes,
         })?;
         let share = 1.0 - report.after.parameters as f64 / report.before.parameters as f64;
-        let flops = 1.0 - report.after.flops_per_token as f64 / report.before.flops_per_token as f64;
+        let flops =
+            1.0 - report.after.flops_per_token as f64 / report.before.flops_per_token as f64;
         self.done(
             Stage::Prune,
             format!(
@@ -237,8 +242,12 @@ impl<'a> Run<'a> {
             remove_if_there(merged)?;
         }
         let settings = self.settings;
-        let target =
-            FinetuneTarget { target: target.to_owned(), merged, saves, shard_bytes: settings.shard_bytes };
+        let target = FinetuneTarget {
+            target: target.to_owned(),
+            merged,
+            saves,
+            shard_bytes: settings.shard_bytes,
+        };
         let mut log = Log::new(&self.at("metrics.jsonl"), stage);
         let mut logged = Ok(());
         let observe = &mut *self.observe;
@@ -287,13 +296,15 @@ impl<'a> Run<'a> {
             found.pruned = Some(self.evaluation(Stage::EvaluatePruned, &pruned, None, &data)?);
             if tunes {
                 let (model, adapter) = self.on(&pruned, &tuned);
-                let report = self.evaluation(Stage::EvaluateTuned, &model, adapter.as_deref(), &data)?;
+                let report =
+                    self.evaluation(Stage::EvaluateTuned, &model, adapter.as_deref(), &data)?;
                 found.pruned_tuned = Some(report);
             }
             if tunes && self.settings.with_dense {
                 let (model, adapter) = self.on(&model, &dense_tuned);
                 let stage = Stage::EvaluateDenseTuned;
-                found.dense_tuned = Some(self.evaluation(stage, &model, adapter.as_deref(), &data)?);
+                found.dense_tuned =
+                    Some(self.evaluation(stage, &model, adapter.as_deref(), &data)?);
             }
         }
         write_json(&path, &found)?;
@@ -322,7 +333,8 @@ impl<'a> Run<'a> {
             self.observe,
         )?;
         write_json(&path, &report)?;
-        let acc = report.acc.map_or_else(String::new, |acc| format!("accuracy {:.1} %, ", acc * 100.0));
+        let acc =
+            report.acc.map_or_else(String::new, |acc| format!("accuracy {:.1} %, ", acc * 100.0));
         self.done(stage, format!("{acc}perplexity {:.4}", report.perplexity));
         Ok(report)
     }
@@ -360,12 +372,7 @@ impl<'a> Run<'a> {
 }
 
 /// Passes an event on, steps into the log first; the first failure to log is kept.
-fn logging(
-    log: &mut Log,
-    logged: &mut Result<()>,
-    event: Event,
-    observe: &mut dyn FnMut(Event),
-) {
+fn logging(log: &mut Log, logged: &mut Result<()>, event: Event, observe: &mut dyn FnMut(Event)) {
     if let (Event::Step(metrics), Ok(())) = (&event, &logged) {
         *logged = log.add(metrics);
     }

@@ -211,6 +211,7 @@ pub(crate) struct RunFile {
 /// Digests of what a run reads, so that a changed file is noticed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_field_names, reason = "they are keys of run.toml")]
 pub(crate) struct Inputs {
     pub(crate) model_config_sha256: String,
     pub(crate) train_sha256: String,
@@ -227,7 +228,8 @@ impl RunFile {
         let fail = |what: String| PipelineError::RunFile { path: path.to_owned(), what };
         let text = toml::to_string(self).map_err(|error| fail(error.to_string()))?;
         if !path.exists() {
-            let head = "# Written by `gradpruner run`; the same command goes on where it stopped.\n\n";
+            let head =
+                "# Written by `gradpruner run`; the same command goes on where it stopped.\n\n";
             return Ok(Staging::write(path, format!("{head}{text}").as_bytes())?);
         }
         let found: toml::Table = toml::from_str(&fs_err::read_to_string(path)?)

@@ -11,7 +11,7 @@ use finetune::{
 use prune::Scores;
 
 use crate::{
-    CollectSettings, ComputeSettings, Event, EvaluationSettings, FinetuneMethod, GramScores,
+    CollectSettings, ComputeSettings, EvaluationSettings, Event, FinetuneMethod, GramScores,
     Result, TrainingSettings,
 };
 

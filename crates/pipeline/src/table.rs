@@ -107,8 +107,10 @@ const COLUMNS: [Column; 9] = [
 
 /// The table's headings and cells; columns nobody fills are left out.
 pub(crate) fn cells(rows: &[ComparisonRow]) -> (Vec<&'static str>, Vec<Vec<String>>) {
-    let used: Vec<Column> =
-        COLUMNS.into_iter().filter(|(_, cell)| rows.iter().any(|row| cell(row).is_some())).collect();
+    let used: Vec<Column> = COLUMNS
+        .into_iter()
+        .filter(|(_, cell)| rows.iter().any(|row| cell(row).is_some()))
+        .collect();
     let headings = std::iter::once("").chain(used.iter().map(|(heading, _)| *heading)).collect();
     let body = rows
         .iter()

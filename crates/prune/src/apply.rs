@@ -100,7 +100,8 @@ pub fn apply(settings: &PruneSettings) -> Result<PruneReport> {
     copy_companions(model, staging.path())?;
     let raw = serde_json::Value::Object(config.with_layers(&retained));
     let text = format!("{raw:#}\n");
-    fs_err::write(staging.path().join("config.json"), text).map_err(checkpoint::CheckpointError::from)?;
+    fs_err::write(staging.path().join("config.json"), text)
+        .map_err(checkpoint::CheckpointError::from)?;
 
     let kept: Vec<(TensorView<'_>, String)> = source
         .weights()
@@ -170,12 +171,7 @@ fn merged(
 }
 
 /// A donor's mask: its most important elements (method.md §5).
-fn kept_elements(
-    record: &Record,
-    layer: usize,
-    module: Module,
-    density: f64,
-) -> Result<Vec<bool>> {
+fn kept_elements(record: &Record, layer: usize, module: Module, density: f64) -> Result<Vec<bool>> {
     let gradients = record.all_gradients(layer, module)?;
     let pairs = step_pairs(&gradients);
     // The kernel takes finite gradients for granted; this looks at every one.
@@ -185,9 +181,8 @@ fn kept_elements(
 }
 
 fn require_same_model(record: &Record, config: &ModelConfig) -> Result<()> {
-    let fail = |what: String| {
-        Err(PruneError::OtherModel { path: record.folder().to_owned(), what })
-    };
+    let fail =
+        |what: String| Err(PruneError::OtherModel { path: record.folder().to_owned(), what });
     if record.num_layers() != config.num_layers {
         return fail(format!(
             "it has {} layers, the model {}",

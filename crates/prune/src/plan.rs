@@ -167,8 +167,10 @@ impl Plan {
         if let Some(layer) = pruned.iter().find(|layer| *layer >= num_layers) {
             return Some(format!("layer {layer} is to be pruned, of {num_layers} counted from 0"));
         }
-        if let Some(pair) = pruned.windows(2).find(|pair| pair[0] >= pair[1]) {
-            return Some(format!("layer {} is pruned twice or out of order", pair[1]));
+        if let Some((_, layer)) =
+            pruned.iter().zip(&pruned[1.min(pruned.len())..]).find(|(x, y)| x >= y)
+        {
+            return Some(format!("layer {layer} is pruned twice or out of order"));
         }
         if pruned.len() >= *num_layers {
             return Some("no layer is left".into());
@@ -314,9 +316,11 @@ mod tests {
             let error = Plan::new(4, pruned, merges, density).check().unwrap_err().to_string();
             assert!(error.contains(reason), "{error}");
         }
-        for (prune, merge, reason) in
-            [(3, 0, "at least one must stay"), (1, 2, "only 1 are pruned"), (1, 1, "layer 0 is to be")]
-        {
+        for (prune, merge, reason) in [
+            (3, 0, "at least one must stay"),
+            (1, 2, "only 1 are pruned"),
+            (1, 1, "layer 0 is to be"),
+        ] {
             let error = Plan::from_scores(&scores(&[1.0, 2.0, 3.0]), &settings(prune, merge));
             let error = error.unwrap_err().to_string();
             assert!(error.contains(reason), "{error}");

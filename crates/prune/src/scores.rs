@@ -147,10 +147,7 @@ pub fn score(record: &Record, criterion: Criterion) -> Result<Scores> {
     Ok(Scores::new(criterion, layers))
 }
 
-fn gradient_scores(
-    record: &Record,
-    pick: impl Fn(WeightScores) -> f64,
-) -> Result<Vec<LayerScore>> {
+fn gradient_scores(record: &Record, pick: impl Fn(WeightScores) -> f64) -> Result<Vec<LayerScore>> {
     let mut layers: Vec<LayerScore> = (0..record.num_layers())
         .map(|layer| LayerScore { layer, score: 0.0, modules: BTreeMap::new() })
         .collect();

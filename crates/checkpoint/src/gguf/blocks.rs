@@ -74,7 +74,7 @@ impl BlockFormat {
     /// Bytes of `elements` values; `None` if they are no whole number of blocks.
     pub fn size_bytes(self, elements: usize) -> Option<usize> {
         let (values, bytes) = self.block();
-        if elements % values == 0 { (elements / values).checked_mul(bytes) } else { None }
+        if elements.is_multiple_of(values) { (elements / values).checked_mul(bytes) } else { None }
     }
 }
 
@@ -159,9 +159,10 @@ fn q8_0(block: &[u8], out: &mut Vec<f32>) {
 fn q2_k(block: &[u8], out: &mut Vec<f32>) {
     let (scales, packed) = (&block[..16], &block[16..80]);
     let (scale, min) = (half_at(block, 80), half_at(block, 82));
-    for part in 0..16 {
+    for (part, &packed_scales) in scales.iter().enumerate() {
         let (half, shift, sixteen) = (part / 8, part % 8 / 2 * 2, part % 2 * 16);
-        let (d, m) = (scale * f32::from(low(scales[part])), min * f32::from(high(scales[part])));
+        let d = scale * f32::from(low(packed_scales));
+        let m = min * f32::from(high(packed_scales));
         let bytes = &packed[half * 32 + sixteen..][..16];
         out.extend(bytes.iter().map(|&q| d * f32::from((q >> shift) & 3) - m));
     }
@@ -184,16 +185,13 @@ fn q3_k(block: &[u8], out: &mut Vec<f32>) {
     }
 }
 
-/// The six-bit scale and minimum of sub-block `part` (of 8) in Q4_K and Q5_K.
+/// The six-bit scale and minimum of sub-block `part` (of 8) in `Q4_K` and `Q5_K`.
 fn scale_and_min(scales: &[u8], part: usize) -> (u8, u8) {
     if part < 4 {
         (scales[part] & 63, scales[part + 4] & 63)
     } else {
         let four = scales[part + 4];
-        (
-            low(four) | ((scales[part - 4] >> 6) << 4),
-            high(four) | ((scales[part] >> 6) << 4),
-        )
+        (low(four) | ((scales[part - 4] >> 6) << 4), high(four) | ((scales[part] >> 6) << 4))
     }
 }
 
@@ -216,9 +214,12 @@ fn q5_k(block: &[u8], out: &mut Vec<f32>) {
         let (d, m) = (scale * f32::from(d), min * f32::from(m));
         let bytes = &block[48 + part / 2 * 32..][..32];
         let nibble = if part % 2 == 0 { low } else { high };
-        out.extend(bytes.iter().zip(fifths).map(|(&q, &fifth)| {
-            d * f32::from(nibble(q) | (((fifth >> part) & 1) << 4)) - m
-        }));
+        out.extend(
+            bytes
+                .iter()
+                .zip(fifths)
+                .map(|(&q, &fifth)| d * f32::from(nibble(q) | (((fifth >> part) & 1) << 4)) - m),
+        );
     }
 }
 

@@ -103,13 +103,15 @@ impl GgufFile {
         for _ in 0..num_tensors {
             places.push(cursor.tensor()?);
         }
-        let alignment = metadata.get("general.alignment").and_then(GgufValue::as_count).unwrap_or(32);
+        let alignment =
+            metadata.get("general.alignment").and_then(GgufValue::as_count).unwrap_or(32);
         let alignment = usize::try_from(alignment.max(1)).unwrap_or(32);
         let data = cursor.at.next_multiple_of(alignment);
         let mut tensors = BTreeMap::new();
         for (name, shape, format, offset) in places {
             let range = (|| {
-                let elements = shape.iter().try_fold(1_usize, |all, &size| all.checked_mul(size))?;
+                let elements =
+                    shape.iter().try_fold(1_usize, |all, &size| all.checked_mul(size))?;
                 let size = format.size_bytes(elements)?;
                 let start = data.checked_add(offset)?;
                 let range = start..start.checked_add(size)?;

@@ -130,7 +130,8 @@ impl<'a> Source<'a> {
         let (normalizer, words, ignore_merges) = match self.text("pre") {
             Some("smollm") => {
                 let digits = json!({"type": "Digits", "individual_digits": true});
-                let words = json!({"type": "Sequence", "pretokenizers": [digits, byte_level(true)]});
+                let words =
+                    json!({"type": "Sequence", "pretokenizers": [digits, byte_level(true)]});
                 (Value::Null, words, false)
             }
             Some("qwen2") => (json!({"type": "NFC"}), split(r"\p{N}"), false),
@@ -167,13 +168,14 @@ impl<'a> Source<'a> {
         }))
     }
 
-    /// SentencePiece's BPE (Llama 2, Mistral): merges are not stored, but follow from the scores.
+    /// `SentencePiece`'s BPE (Llama 2, Mistral): merges are not stored, but follow from the scores.
     fn sentence_piece(&self, tokens: &[Token<'a>]) -> Result<Value> {
         let Some(scores) = self.get("scores").and_then(GgufValue::as_array) else {
             return Err(self.fail("`tokenizer.ggml.scores` is missing"));
         };
         let prefix = self.flag("add_space_prefix").unwrap_or(true);
-        let mut steps = vec![json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"})];
+        let mut steps =
+            vec![json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"})];
         let mut decoders = vec![
             json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "}),
             json!({"type": "ByteFallback"}),

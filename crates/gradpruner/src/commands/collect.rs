@@ -47,17 +47,8 @@ pub(crate) struct CollectArgs {
 }
 
 pub(crate) fn run(args: CollectArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
-    let CollectArgs {
-        model,
-        train,
-        out,
-        scores,
-        criterion,
-        max_length,
-        seed,
-        collecting,
-        compute,
-    } = args;
+    let CollectArgs { model, train, out, scores, criterion, max_length, seed, collecting, compute } =
+        args;
     printer.event(Event::Started(Stage::Collect));
     let context = || format!("cannot collect gradients of `{model}` on `{}`", train.display());
     let folder = locate(&model).with_context(context)?;

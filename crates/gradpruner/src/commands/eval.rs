@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
+use ::finetune::EvalReport;
 use anyhow::Context;
 use checkpoint::{Staging, locate};
-use ::finetune::EvalReport;
 use pipeline::{Event, Stage, evaluate_model};
 
 use crate::arguments::{ComputeArgs, EvaluationArgs};
@@ -12,8 +12,8 @@ use crate::printer::{Outcome, Printer};
 
 /// Evaluate a model.
 ///
-/// Rows with choices are answered with the likeliest choice (acc) and the likeliest per byte
-/// (acc_norm); for other rows replies are generated. Always: perplexity of the assistant's tokens,
+/// Rows with choices are answered with the likeliest choice (`acc`) and the likeliest per byte
+/// (`acc_norm`); for other rows replies are generated. Always: perplexity of the assistant's tokens,
 /// speed, memory.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
@@ -43,7 +43,7 @@ pub(crate) struct EvalArgs {
 pub(crate) fn run(args: EvalArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
     let EvalArgs { model, adapter, data, out, max_length, evaluation, compute } = args;
     let context = || format!("cannot evaluate `{model}` on `{}`", data.display());
-    printer.event(Event::Started(Stage::EvaluateDense));
+    printer.event(Event::Started(Stage::Evaluate));
     let folder = locate(&model).with_context(context)?;
     let report = evaluate_model(
         (&folder, adapter.as_deref()),
@@ -86,7 +86,11 @@ fn text(report: &EvalReport) -> String {
         report.perplexity, report.labelled_tokens
     ));
     if let (Some(exact), Some(rouge)) = (report.exact_match, report.rouge) {
-        lines.push(format!("exact match    {} of {} replies", percent(exact), report.generated.len()));
+        lines.push(format!(
+            "exact match    {} of {} replies",
+            percent(exact),
+            report.generated.len()
+        ));
         lines.push(format!(
             "ROUGE-1/2/L    {:.3} / {:.3} / {:.3}",
             rouge.rouge1, rouge.rouge2, rouge.rouge_l

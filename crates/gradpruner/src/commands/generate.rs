@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
+use ::finetune::generate;
 use anyhow::Context;
 use checkpoint::locate;
 use dataset::{Encoder, Message};
-use ::finetune::generate;
 use pipeline::load_adapted;
 use serde_json::json;
 
@@ -48,8 +48,11 @@ pub(crate) fn run(args: GenerateArgs, printer: &mut Printer) -> anyhow::Result<O
         encoder.tokens(&prompt).with_context(context)?
     } else {
         let turn = |role: &str, content| Message { role: role.into(), content };
-        let messages: Vec<_> =
-            system.map(|text| turn("system", text)).into_iter().chain([turn("user", prompt)]).collect();
+        let messages: Vec<_> = system
+            .map(|text| turn("system", text))
+            .into_iter()
+            .chain([turn("user", prompt)])
+            .collect();
         encoder.prompt(&messages).with_context(context)?
     };
     let loaded =

@@ -37,8 +37,8 @@ pub(crate) fn run(args: PlanArgs) -> anyhow::Result<Outcome> {
     let PlanArgs { scores, prune, merge, density, out } = args;
     let context = || format!("cannot plan from `{}`", scores.display());
     let read = Scores::read(&scores).with_context(context)?;
-    let plan = Plan::from_scores(&read, &PlanSettings { prune, merge, density })
-        .with_context(context)?;
+    let plan =
+        Plan::from_scores(&read, &PlanSettings { prune, merge, density }).with_context(context)?;
     if let Some(out) = out {
         plan.write(&out)?;
     }
