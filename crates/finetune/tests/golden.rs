@@ -5,7 +5,9 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use checkpoint::{Adapter, Module};
+use checkpoint::{
+    Adapter, Checkpoint, CheckpointWriter, Dtype, Module, TensorSpec, TensorView, narrow,
+};
 use dataset::Example;
 use gradpruner_finetune::{
     AdamWSettings, ComputeType, Decay, DeviceChoice, LoraSettings, Method, Model, Schedule,
@@ -49,6 +51,43 @@ fn golden_logits() {
             assert!(apart < 1e-5, "{name} {model}: {apart}");
         }
     }
+}
+
+/// What the golden models leave out: Qwen3's head norms, sliding windows by either rule, biases
+/// everywhere, linearly scaled rotations.
+#[test]
+fn other_families() {
+    for name in ["qwen3", "mistral_window", "qwen2_window", "llama_linear_rope"] {
+        let folder = testkit::fixture(&format!("families/{name}"));
+        let (_, ids) = testkit::tensor_i64(&folder.join("logits.safetensors"), "input_ids");
+        let (_, expected) = testkit::tensor_f32(&folder.join("logits.safetensors"), "logits");
+        let ids: Vec<u32> = ids.into_iter().map(|id| id as u32).collect();
+        let found = load(&folder).all_logits(&[&ids]).unwrap();
+        let apart = testkit::relative_deviation(&found, &expected);
+        assert!(apart < 1e-5, "{name}: {apart}");
+    }
+}
+
+#[test]
+fn f16_weights_are_read() {
+    let folder = testkit::temporary_folder();
+    let source = Checkpoint::open(&testkit::fixture("tiny_qwen2/model")).unwrap();
+    let config = fs_err::read(source.folder().join("config.json")).unwrap();
+    fs_err::write(folder.path().join("config.json"), config).unwrap();
+    let views: Vec<_> = source.weights().iter().collect();
+    let spec = |view: &TensorView<'_>| TensorSpec::new(view.name(), Dtype::F16, view.shape());
+    let specs = views.iter().map(spec).collect();
+    let mut writer = CheckpointWriter::new(folder.path(), specs, u64::MAX);
+    for view in &views {
+        writer.append(view.name(), &narrow(&view.to_f32().unwrap(), Dtype::F16)).unwrap();
+    }
+    writer.finish().unwrap();
+    let text: Vec<u32> = (1..30).collect();
+    let exact = load(source.folder()).all_logits(&[&text]).unwrap();
+    let apart =
+        testkit::relative_deviation(&load(folder.path()).all_logits(&[&text]).unwrap(), &exact);
+    // f16 has eleven bits.
+    assert!(apart > 0.0 && apart < 0.01, "{apart}");
 }
 
 #[test]

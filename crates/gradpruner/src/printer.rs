@@ -113,6 +113,7 @@ impl Printer {
                 );
                 self.progress(metrics.step, metrics.total_steps, "step", &text);
             }
+            Event::Tensors { done, total } => self.progress(done, total, "tensor", ""),
             Event::Rows { done, total } => self.progress(done, total, "row", ""),
         }
     }

@@ -9,3 +9,8 @@ mod same_sign;
 
 pub use mask::{keep_top, kept_count};
 pub use same_sign::{Donor, merge_same_sign};
+
+/// The README's example runs.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

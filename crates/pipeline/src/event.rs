@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "kebab-case")]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum Stage {
+    Convert,
     Collect,
     Score,
     Plan,
@@ -27,6 +28,7 @@ pub enum Stage {
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Convert => "convert",
             Self::Collect => "collect gradients",
             Self::Score => "score layers",
             Self::Plan => "plan",
@@ -54,6 +56,13 @@ pub enum Event {
     Done(Stage, String),
     /// A training step was taken.
     Step(StepMetrics),
+    /// So many of so many tensors are written.
+    Tensors {
+        /// How many are done.
+        done: usize,
+        /// Of how many.
+        total: usize,
+    },
     /// So many of so many rows are evaluated.
     Rows {
         /// How many are done.

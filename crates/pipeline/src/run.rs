@@ -67,6 +67,7 @@ pub fn run(
     run.finetune()?;
     let evaluations = run.evaluate()?;
     let report = run.at("report.html");
+    (run.observe)(Event::Started(Stage::Report));
     write_report(folder, settings, &scores, &plan, &evaluations)?;
     (run.observe)(Event::Done(Stage::Report, report.display().to_string()));
     Ok(RunOutcome {
@@ -188,12 +189,15 @@ impl<'a> Run<'a> {
         if self.found(Stage::Prune, &target) {
             return Ok(());
         }
-        let report = apply(&PruneSettings {
+        let settings = PruneSettings {
             model: self.model.clone(),
             plan: plan.clone(),
             record: Some(self.at("record")),
             target,
             shard_bytes: self.settings.shard_bytes,
+        };
+        let report = apply(&settings, &mut |done, total| {
+            (self.observe)(Event::Tensors { done, total });
         })?;
         let share = 1.0 - report.after.parameters as f64 / report.before.parameters as f64;
         let flops =

@@ -65,7 +65,7 @@ pub struct PruneReport {
     pub after: Size,
 }
 
-/// Writes the pruned checkpoint.
+/// Writes the pruned checkpoint. `observe` sees how many of how many tensors are written.
 ///
 /// Retained layers are renumbered in order, receivers take their donors in, the configuration
 /// follows, and all else is byte for byte the source. Held in memory are one weight, its donors
@@ -75,7 +75,10 @@ pub struct PruneReport {
 ///
 /// If the model, the plan and the record do not fit each other, a gradient is not finite, the
 /// target exists, or the disk refuses; nothing is left under the target's name then.
-pub fn apply(settings: &PruneSettings) -> Result<PruneReport> {
+pub fn apply(
+    settings: &PruneSettings,
+    observe: &mut dyn FnMut(usize, usize),
+) -> Result<PruneReport> {
     let PruneSettings { model, plan, record, target, shard_bytes } = settings;
     plan.check()?;
     let source = Checkpoint::open(model)?;
@@ -110,7 +113,8 @@ pub fn apply(settings: &PruneSettings) -> Result<PruneReport> {
         .collect();
     let specs = kept.iter().map(|(view, name)| TensorSpec::like(view, name)).collect();
     let mut writer = CheckpointWriter::new(staging.path(), specs, *shard_bytes);
-    for (view, name) in &kept {
+    for (done, (view, name)) in kept.iter().enumerate() {
+        observe(done, kept.len());
         match receiver_of(view, plan) {
             Some((layer, module)) => {
                 let record = record.as_ref().ok_or(PruneError::NoRecord)?;
@@ -249,7 +253,7 @@ mod tests {
         let folder = testkit::temporary_folder();
         for name in testkit::GOLDEN {
             let target = folder.path().join(name);
-            let report = apply(&settings(name, &target)).unwrap();
+            let report = apply(&settings(name, &target), &mut |_, _| {}).unwrap();
             assert!(report.after.parameters < report.before.parameters);
             let expected = Checkpoint::open(&testkit::fixture(&format!("{name}/pruned"))).unwrap();
             let found = Checkpoint::open(&target).unwrap();
@@ -274,12 +278,12 @@ mod tests {
         let folder = testkit::temporary_folder();
         let mut settings = settings("tiny_llama", &folder.path().join("merged"));
         settings.plan.density = 0.0;
-        apply(&settings).unwrap();
+        apply(&settings, &mut |_, _| {}).unwrap();
         let merged = fs_err::read(settings.target.join("model.safetensors")).unwrap();
         settings.plan.merges.clear();
         settings.record = None;
         settings.target = folder.path().join("dropped");
-        apply(&settings).unwrap();
+        apply(&settings, &mut |_, _| {}).unwrap();
         assert_eq!(merged, fs_err::read(settings.target.join("model.safetensors")).unwrap());
     }
 
@@ -287,7 +291,7 @@ mod tests {
     fn bad_input_leaves_nothing_behind() {
         let folder = testkit::temporary_folder();
         let check = |settings: &PruneSettings, reason: &str| {
-            let error = apply(settings).unwrap_err();
+            let error = apply(settings, &mut |_, _| {}).unwrap_err();
             let mut text = error.to_string();
             if let Some(source) = std::error::Error::source(&error) {
                 text = format!("{text}: {source}");

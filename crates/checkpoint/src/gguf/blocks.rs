@@ -239,3 +239,42 @@ fn q6_k(block: &[u8], out: &mut Vec<f32>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden_blocks() {
+        let file = testkit::fixture("gguf_blocks.safetensors");
+        for (name, format) in [
+            ("Q4_0", BlockFormat::Q4_0),
+            ("Q4_1", BlockFormat::Q4_1),
+            ("Q5_0", BlockFormat::Q5_0),
+            ("Q5_1", BlockFormat::Q5_1),
+            ("Q8_0", BlockFormat::Q8_0),
+            ("Q2_K", BlockFormat::Q2_K),
+            ("Q3_K", BlockFormat::Q3_K),
+            ("Q4_K", BlockFormat::Q4_K),
+            ("Q5_K", BlockFormat::Q5_K),
+            ("Q6_K", BlockFormat::Q6_K),
+        ] {
+            let (_, packed) = testkit::tensor_bytes(&file, &format!("{name}.raw"));
+            let (_, expected) = testkit::tensor_f32(&file, &format!("{name}.f32"));
+            assert_eq!(format.size_bytes(expected.len()), Some(packed.len()), "{name}");
+            assert_eq!(dequantize(&packed, format), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn plain_floats() {
+        let values = [1.0_f32, -2.5, 0.0];
+        for (format, dtype) in [
+            (BlockFormat::F32, Dtype::F32),
+            (BlockFormat::F16, Dtype::F16),
+            (BlockFormat::BF16, Dtype::BF16),
+        ] {
+            assert_eq!(dequantize(&crate::narrow(&values, dtype), format), values);
+        }
+    }
+}

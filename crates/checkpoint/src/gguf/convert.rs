@@ -31,12 +31,18 @@ pub struct ConvertReport {
 ///
 /// Values are dequantised to f32 and rounded once. The rows of q and k, which Llama GGUFs hold in
 /// rotary pairs, are put back into the order of Hugging Face checkpoints. Where one matrix is both
-/// embedding and head, the finer of its two quantisations is kept and the head is tied.
+/// embedding and head, the finer of its two quantisations is kept and the head is tied. `observe`
+/// sees how many of how many tensors are written.
 ///
 /// # Errors
 ///
 /// If the file is broken or of another architecture, `target` exists, or the disk refuses.
-pub fn convert(source: &Path, target: &Path, shard_bytes: u64) -> Result<ConvertReport> {
+pub fn convert(
+    source: &Path,
+    target: &Path,
+    shard_bytes: u64,
+    observe: &mut dyn FnMut(usize, usize),
+) -> Result<ConvertReport> {
     let file = GgufFile::open(source)?;
     let source = Source { file: &file };
     let tokenizer = tokenizer_files(&file)?;
@@ -54,7 +60,8 @@ pub fn convert(source: &Path, target: &Path, shard_bytes: u64) -> Result<Convert
         tensors.iter().map(|(name, shape)| TensorSpec::new(name, Dtype::BF16, shape)).collect();
     let size_bytes = specs.iter().map(|spec| spec.size_bytes() as u64).sum();
     let mut writer = CheckpointWriter::new(staging.path(), specs, shard_bytes);
-    for (name, shape) in &tensors {
+    for (done, (name, shape)) in tensors.iter().enumerate() {
+        observe(done, tensors.len());
         let stored = if name == "model.embed_tokens.weight" {
             embedding.to_owned()
         } else {

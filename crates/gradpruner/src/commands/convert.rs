@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use checkpoint::gguf::convert;
+use pipeline::{Event, Stage};
 
 use crate::arguments::size;
-use crate::printer::Outcome;
+use crate::printer::{Outcome, Printer};
 
 /// Turn a GGUF file into a folder in Hugging Face layout.
 ///
@@ -26,9 +27,11 @@ pub(crate) struct ConvertArgs {
     shard_size: u64,
 }
 
-pub(crate) fn run(args: ConvertArgs) -> anyhow::Result<Outcome> {
+pub(crate) fn run(args: ConvertArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
     let ConvertArgs { file, out, shard_size } = args;
-    let report = convert(&file, &out, shard_size)
+    printer.event(Event::Started(Stage::Convert));
+    let mut observe = |done, total| printer.event(Event::Tensors { done, total });
+    let report = convert(&file, &out, shard_size, &mut observe)
         .with_context(|| format!("cannot convert `{}`", file.display()))?;
     let text = format!(
         "{} of {} layers, {:.1} M parameters, {:.0} MB, written to {}",

@@ -47,12 +47,12 @@ impl Command {
             Self::Collect(args) => collect::run(args, printer),
             Self::Score(args) => score::run(args),
             Self::Plan(args) => plan::run(args),
-            Self::Prune(args) => prune::run(args),
+            Self::Prune(args) => prune::run(args, printer),
             Self::Finetune(args) => finetune::run(args, printer),
             Self::Eval(args) => eval::run(args, printer),
             Self::Generate(args) => generate::run(args, printer),
             Self::Inspect(args) => inspect::run(args),
-            Self::Convert(args) => convert::run(args),
+            Self::Convert(args) => convert::run(args, printer),
             Self::Completions(args) => completions::run(args),
         }
     }

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use checkpoint::locate;
+use pipeline::{Event, Stage};
 use prune::{Plan, PruneReport, PruneSettings, apply};
 
 use crate::arguments::size;
-use crate::printer::Outcome;
+use crate::printer::{Outcome, Printer};
 
 /// Write the pruned checkpoint of a plan.
 ///
@@ -34,7 +35,7 @@ pub(crate) struct PruneArgs {
     shard_size: u64,
 }
 
-pub(crate) fn run(args: PruneArgs) -> anyhow::Result<Outcome> {
+pub(crate) fn run(args: PruneArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
     let PruneArgs { model, plan, record, out, shard_size } = args;
     let context = || format!("cannot prune `{model}`");
     let settings = PruneSettings {
@@ -44,7 +45,9 @@ pub(crate) fn run(args: PruneArgs) -> anyhow::Result<Outcome> {
         target: out,
         shard_bytes: shard_size,
     };
-    let report = apply(&settings).with_context(context)?;
+    printer.event(Event::Started(Stage::Prune));
+    let report = apply(&settings, &mut |done, total| printer.event(Event::Tensors { done, total }))
+        .with_context(context)?;
     Outcome::new(text(&report), &report)
 }
 
