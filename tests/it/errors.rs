@@ -19,6 +19,15 @@ fn a_model_that_is_not_there() {
         "prune --model nowhere --plan plan.json --out o",
         &expect![[r#"
             exit 1
+            error: cannot prune `nowhere`
+              because: there is no `nowhere` here; a hub name has the form `owner/model`
+        "#]],
+    );
+    check(
+        &Desk::new(),
+        "prune --model model --plan plan.json --out o",
+        &expect![[r#"
+            exit 1
             error: cannot use `plan.json`
               because: failed to open file `plan.json`: No such file or directory (os error 2)
         "#]],
@@ -29,7 +38,7 @@ fn a_model_that_is_not_there() {
         &expect![[r#"
             exit 1
             error: cannot evaluate `nowhere` on `test.jsonl`
-              because: failed to open file `nowhere/tokenizer.json`: No such file or directory (os error 2)
+              because: there is no `nowhere` here; a hub name has the form `owner/model`
         "#]],
     );
 }

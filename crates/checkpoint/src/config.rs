@@ -6,6 +6,9 @@ use serde_json::{Map, Value};
 
 use crate::{CheckpointError, Dtype, Module, Result};
 
+/// More layers than any model has; a slip in the file must not fill the memory.
+const MOST_LAYERS: usize = 10_000;
+
 /// A model family whose decoder is the Llama decoder with small differences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the variants are the families' names")]
@@ -100,6 +103,9 @@ impl ModelConfig {
         let (hidden_size, num_heads) =
             (keys.count("hidden_size")?, keys.count("num_attention_heads")?);
         let num_layers = keys.count("num_hidden_layers")?;
+        if num_layers > MOST_LAYERS {
+            return keys.fail(format!("`num_hidden_layers` is {num_layers}; is that so?"));
+        }
         let num_kv_heads = keys.count_or("num_key_value_heads", num_heads)?;
         let head_dim = keys.count_or("head_dim", hidden_size / num_heads)?;
         if num_heads % num_kv_heads != 0 || head_dim % 2 != 0 {
@@ -449,6 +455,7 @@ mod tests {
     fn refuses_what_it_does_not_know() {
         for (key, value, message) in [
             ("model_type", json!("gpt2"), "`model_type` is `gpt2`"),
+            ("num_hidden_layers", json!(1_000_000_000_000_u64), "is that so?"),
             ("hidden_act", json!("gelu"), "`hidden_act` is `gelu`"),
             ("num_hidden_layers", json!(0), "`num_hidden_layers` must be"),
             ("rope_parameters", json!({"rope_type": "yarn"}), "rope type `yarn`"),

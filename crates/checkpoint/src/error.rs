@@ -47,6 +47,8 @@ pub enum CheckpointError {
     Adapter { path: PathBuf, what: String },
     #[error("{} exists already; remove it or choose another name", path.display())]
     Exists { path: PathBuf },
+    #[error("there is no `{name}` here; a hub name has the form `owner/model`")]
+    NoModel { name: String },
     #[error(
         "`{name}` is neither a folder here nor a model that could be fetched from the hub; check \
          the name, the network and HF_ENDPOINT"

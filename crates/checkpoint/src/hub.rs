@@ -14,15 +14,19 @@ use crate::{CheckpointError, Result};
 ///
 /// # Errors
 ///
-/// [`CheckpointError::Hub`] if there is no such folder and the hub does not give the model.
+/// [`CheckpointError::NoModel`] if there is no such folder and it cannot be a hub name;
+/// [`CheckpointError::Hub`] if the hub does not give the model.
 pub fn locate(model: &str) -> Result<PathBuf> {
     let folder = Path::new(model);
     // A hub name is `owner/name`; whatever cannot be one is meant as a path.
     let is_name = model.split('/').count() == 2
         && !model.starts_with(['.', '/', '~'])
         && !model.ends_with('/');
-    if folder.exists() || !is_name {
+    if folder.exists() {
         return Ok(folder.to_owned());
+    }
+    if !is_name {
+        return Err(CheckpointError::NoModel { name: model.to_owned() });
     }
     fetch(model)
         .map_err(|source| CheckpointError::Hub { name: model.to_owned(), source: Box::new(source) })

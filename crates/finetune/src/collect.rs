@@ -48,6 +48,9 @@ pub fn collect(
     if !matches!(settings.train.method, Method::Lora(_)) {
         return Err(FinetuneError::Settings("gradients are collected from LoRA".into()));
     }
+    if settings.steps == 0 {
+        return Err(FinetuneError::Settings("at least one step must be collected".into()));
+    }
     let train = TrainSettings { max_steps: Some(settings.steps), ..settings.train.clone() };
     let mut influence = BlockInfluence::new(model.config().num_layers);
     let mut trainer = Trainer::new(model, train, rows)?;

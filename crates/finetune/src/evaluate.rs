@@ -41,8 +41,8 @@ pub struct EvalReport {
     pub acc_norm_interval: Option<Interval>,
     /// What always answering the most frequent position would get.
     pub majority: Option<f64>,
-    /// Of the assistant's tokens.
-    pub perplexity: f64,
+    /// Of the assistant's tokens; `None` if it is not finite or there are none.
+    pub perplexity: Option<f64>,
     /// How many those are.
     pub labelled_tokens: usize,
     /// The share of generated replies that are the reference.
@@ -131,7 +131,8 @@ pub fn evaluate(
         acc_norm: share(tally.hits_by_bytes),
         acc_norm_interval: interval(tally.hits_by_bytes),
         majority: share(tally.answers.iter().copied().max().unwrap_or(0)),
-        perplexity: perplexity(tally.negative_log_likelihood, tally.labelled),
+        perplexity: Some(perplexity(tally.negative_log_likelihood, tally.labelled))
+            .filter(|value| value.is_finite()),
         labelled_tokens: tally.labelled,
         exact_match: mean(tally.exact as f64),
         rouge: mean(1.0).map(|_| tally.mean_rouge()),

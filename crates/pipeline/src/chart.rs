@@ -58,7 +58,7 @@ pub(crate) fn score_bars(scores: &Scores, plan: &Plan) -> String {
     close(svg)
 }
 
-/// The loss of each step, a line a stage.
+/// The loss of each step, a line a stage, on a logarithmic scale where it falls far.
 pub(crate) fn loss_curves(lines: &[Line]) -> String {
     let stages = [(Stage::Finetune, "tuned"), (Stage::DenseFinetune, "dense")];
     let of = |stage: Stage| -> Vec<(f64, f64)> {
@@ -77,9 +77,14 @@ pub(crate) fn loss_curves(lines: &[Line]) -> String {
     let high = all.iter().map(|point| point.1).fold(f64::MIN, f64::max);
     let low = all.iter().map(|point| point.1).fold(f64::MAX, f64::min).min(high * 0.999);
     let plot = HEIGHT - BOTTOM - 12.0;
+    let logarithmic = low > 0.0 && high > 20.0 * low;
+    let share = |loss: f64| match logarithmic {
+        true => (loss / low).ln() / (high / low).ln(),
+        false => (loss - low) / (high - low),
+    };
     let at = |(step, loss): (f64, f64)| {
         let x = LEFT + (WIDTH - LEFT) * step / last;
-        (x, 12.0 + plot * (1.0 - (loss - low) / (high - low)))
+        (x, 12.0 + plot * (1.0 - share(loss)))
     };
     let mut svg = open("Training loss by step");
     for (stage, class) in stages {

@@ -339,7 +339,9 @@ impl<'a> Run<'a> {
         write_json(&path, &report)?;
         let acc =
             report.acc.map_or_else(String::new, |acc| format!("accuracy {:.1} %, ", acc * 100.0));
-        self.done(stage, format!("{acc}perplexity {:.4}", report.perplexity));
+        let perplexity =
+            report.perplexity.map_or("not finite".into(), |value| format!("{value:.4}"));
+        self.done(stage, format!("{acc}perplexity {perplexity}"));
         Ok(report)
     }
 

@@ -1,13 +1,14 @@
 //! The comparison a run ends with, and the strip of layers above it.
 
+use finetune::EvalReport;
 use metrics::Interval;
-use prune::Plan;
+use prune::{Plan, Size};
 use serde::{Deserialize, Serialize};
 
 use crate::run::Evaluations;
 
 /// One model of the comparison.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the names say it")]
 pub struct ComparisonRow {
     pub name: String,
@@ -27,61 +28,49 @@ pub struct ComparisonRow {
 pub fn comparison(evaluations: &Evaluations) -> Vec<ComparisonRow> {
     let Evaluations { dense, dense_tuned, pruned, pruned_tuned, sizes, .. } = evaluations;
     let mut rows = Vec::new();
-    let majority = [dense, pruned].into_iter().flatten().find_map(|report| report.majority);
-    if let Some(majority) = majority {
-        rows.push(ComparisonRow {
-            name: "majority class".into(),
-            num_layers: None,
-            parameters: None,
-            flops_per_token: None,
-            size_bytes: None,
-            tokens_per_second: None,
-            perplexity: None,
-            acc: Some(majority),
-            acc_interval: None,
-            acc_norm: None,
-            rouge_l: None,
-        });
+    if let Some(majority) = [dense, pruned].into_iter().flatten().find_map(|report| report.majority)
+    {
+        let name = "majority class".into();
+        rows.push(ComparisonRow { name, acc: Some(majority), ..ComparisonRow::default() });
     }
+    // Without rows to evaluate on, the sizes still say something.
+    let evaluated = dense.is_some();
     for (name, report, size) in [
         ("dense, zero-shot", dense, sizes.0),
         ("dense, fine-tuned", dense_tuned, sizes.0),
         ("pruned, not tuned", pruned, sizes.1),
         ("pruned, fine-tuned", pruned_tuned, sizes.1),
     ] {
-        let Some(report) = report else { continue };
-        rows.push(ComparisonRow {
-            name: name.into(),
-            num_layers: Some(size.num_layers),
-            parameters: Some(size.parameters),
-            flops_per_token: Some(size.flops_per_token),
-            size_bytes: Some(size.size_bytes),
-            tokens_per_second: Some(report.tokens_per_second),
-            perplexity: Some(report.perplexity),
-            acc: report.acc,
-            acc_interval: report.acc_interval,
-            acc_norm: report.acc_norm,
-            rouge_l: report.rouge.map(|scores| scores.rouge_l),
-        });
-    }
-    if rows.iter().all(|row| row.num_layers.is_none()) {
-        for (name, size) in [("dense", sizes.0), ("pruned", sizes.1)] {
-            rows.push(ComparisonRow {
-                name: name.into(),
-                num_layers: Some(size.num_layers),
-                parameters: Some(size.parameters),
-                flops_per_token: Some(size.flops_per_token),
-                size_bytes: Some(size.size_bytes),
-                tokens_per_second: None,
-                perplexity: None,
-                acc: None,
-                acc_interval: None,
-                acc_norm: None,
-                rouge_l: None,
-            });
+        match report {
+            Some(report) => rows.push(of_report(name, report, size)),
+            None if evaluated || name.ends_with("fine-tuned") => {}
+            None => rows.push(of_size(name.split(',').next().unwrap_or(name), size)),
         }
     }
     rows
+}
+
+fn of_size(name: &str, size: Size) -> ComparisonRow {
+    ComparisonRow {
+        name: name.into(),
+        num_layers: Some(size.num_layers),
+        parameters: Some(size.parameters),
+        flops_per_token: Some(size.flops_per_token),
+        size_bytes: Some(size.size_bytes),
+        ..ComparisonRow::default()
+    }
+}
+
+fn of_report(name: &str, report: &EvalReport, size: Size) -> ComparisonRow {
+    ComparisonRow {
+        tokens_per_second: Some(report.tokens_per_second),
+        perplexity: report.perplexity,
+        acc: report.acc,
+        acc_interval: report.acc_interval,
+        acc_norm: report.acc_norm,
+        rouge_l: report.rouge.map(|scores| scores.rouge_l),
+        ..of_size(name, size)
+    }
 }
 
 /// A column: its heading, and a row's cell if it has one.
@@ -204,16 +193,9 @@ mod tests {
     fn columns_nobody_fills_are_left_out() {
         let row = |name: &str, acc| ComparisonRow {
             name: name.into(),
-            num_layers: None,
-            parameters: None,
-            flops_per_token: None,
-            size_bytes: None,
-            tokens_per_second: None,
             perplexity: acc,
             acc,
-            acc_interval: None,
-            acc_norm: None,
-            rouge_l: None,
+            ..ComparisonRow::default()
         };
         let text = table_text(&[row("a", Some(0.5)), row("longer", None)]);
         let lines: Vec<&str> = text.lines().collect();

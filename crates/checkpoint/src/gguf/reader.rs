@@ -112,13 +112,15 @@ impl GgufFile {
             let range = (|| {
                 let elements =
                     shape.iter().try_fold(1_usize, |all, &size| all.checked_mul(size))?;
+                // Blocks do not reach across rows.
+                format.size_bytes(*shape.last()?)?;
                 let size = format.size_bytes(elements)?;
                 let start = data.checked_add(offset)?;
                 let range = start..start.checked_add(size)?;
                 (range.end <= file.bytes().len()).then_some(range)
             })();
             let Some(range) = range else {
-                let what = format!("tensor `{name}` ends beyond the file; fetch it again");
+                let what = format!("tensor `{name}` does not fit the file; fetch it again");
                 return Err(CheckpointError::gguf(path, what));
             };
             tensors.insert(name, GgufTensor { shape, format, range });

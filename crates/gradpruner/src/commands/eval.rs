@@ -81,10 +81,8 @@ fn text(report: &EvalReport) -> String {
     if let Some(majority) = report.majority {
         lines.push(format!("majority       {}", percent(majority)));
     }
-    lines.push(format!(
-        "perplexity     {:.4} over {} tokens",
-        report.perplexity, report.labelled_tokens
-    ));
+    let perplexity = report.perplexity.map_or("not finite".into(), |value| format!("{value:.4}"));
+    lines.push(format!("perplexity     {perplexity} over {} tokens", report.labelled_tokens));
     if let (Some(exact), Some(rouge)) = (report.exact_match, report.rouge) {
         lines.push(format!(
             "exact match    {} of {} replies",

@@ -58,10 +58,7 @@ fn inspect(path: &Path) -> anyhow::Result<Outcome> {
     if has("manifest.json") || has("step-00001.safetensors") {
         return record(path);
     }
-    if path.is_dir() {
-        bail!("it holds neither config.json, adapter_config.json nor a record's steps");
-    }
-    bail!("there is no such file or folder");
+    bail!("it holds neither config.json, adapter_config.json nor a record's steps");
 }
 
 fn model(path: &Path) -> anyhow::Result<Outcome> {
