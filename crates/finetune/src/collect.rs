@@ -156,3 +156,39 @@ impl GradientSink for RecordSink {
         Ok(self.writer.step(report, gradients)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pack::Packed;
+    use crate::{ComputeType, DeviceChoice};
+
+    /// Against cosines of hidden states that transformers computed.
+    #[test]
+    fn golden_block_influence() {
+        for name in ["qwen3", "mistral_window", "qwen2_window", "llama_linear_rope"] {
+            let folder = testkit::fixture(&format!("families/{name}"));
+            let file = folder.join("logits.safetensors");
+            let (_, ids) = testkit::tensor_i64(&file, "input_ids");
+            let (_, expected) = testkit::tensor_f32(&file, "block_influence");
+            let model = Model::load(&folder, DeviceChoice::Cpu, ComputeType::F32).unwrap();
+            let tokens: Vec<u32> = ids.into_iter().map(|id| id as u32).collect();
+            let example = Example { labelled: vec![false; tokens.len()], tokens };
+            let mut influence = BlockInfluence::new(expected.len());
+            // The same row twice, in two batches: means are over all tokens.
+            for _ in 0..2 {
+                let batch = Packed::examples(&[&example], model.device).unwrap();
+                let mut see = |layer, input: &_, output: &_| influence.see(layer, input, output);
+                model.hidden(&batch, &mut see).unwrap();
+            }
+            let found = influence.finish();
+            assert_eq!(found.tokens, 2 * example.tokens.len());
+            for (found, expected) in found.block_influence.iter().zip(expected) {
+                assert!(
+                    (found - f64::from(expected)).abs() < 1e-5,
+                    "{name}: {found} is not {expected}"
+                );
+            }
+        }
+    }
+}

@@ -179,3 +179,44 @@ impl Builder {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bridge::values;
+    use crate::{ComputeType, DeviceChoice, Model};
+
+    /// Choices side by side after one prompt are as likely as each in a row of its own, with and
+    /// without a sliding window that the prompt outgrows.
+    #[test]
+    fn branches_are_rows_of_their_own() {
+        for name in ["tiny_llama/model", "families/qwen2_window"] {
+            let folder = testkit::fixture(name);
+            let model = Model::load(&folder, DeviceChoice::Cpu, ComputeType::F32).unwrap();
+            let question = |prompt: std::ops::Range<u32>, choices: &[&[u32]]| Question {
+                prompt: prompt.collect(),
+                choices: choices.iter().map(|choice| choice.to_vec()).collect(),
+                size_bytes: vec![1; choices.len()],
+                reply: vec![1],
+                answer: 0,
+            };
+            let questions = [
+                question(3..12, &[&[20, 21, 22], &[30], &[40, 41]]),
+                question(5..9, &[&[7], &[8]]),
+            ];
+            let packed = Packed::questions(&questions.iter().collect::<Vec<_>>(), model.device);
+            let found = values(&model.log_likelihoods(&packed.unwrap()).unwrap()).unwrap();
+            let mut expected = Vec::new();
+            for question in &questions {
+                for choice in &question.choices {
+                    let tokens: Vec<u32> = [question.prompt.as_slice(), choice].concat();
+                    let labelled = (0..tokens.len()).map(|at| at >= question.prompt.len());
+                    let example = Example { labelled: labelled.collect(), tokens };
+                    let packed = Packed::examples(&[&example], model.device).unwrap();
+                    expected.extend(values(&model.log_likelihoods(&packed).unwrap()).unwrap());
+                }
+            }
+            assert!(testkit::relative_deviation(&found, &expected) < 1e-5, "{name}");
+        }
+    }
+}

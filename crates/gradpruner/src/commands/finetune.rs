@@ -52,7 +52,7 @@ pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<O
     printer.event(Event::Started(Stage::Finetune));
     let folder = locate(&model).with_context(context)?;
     let target = FinetuneTarget {
-        saves: out.with_extension("state"),
+        saves: PathBuf::from(format!("{}.state", out.display())),
         target: out.clone(),
         merged,
         shard_bytes: shard_size,
