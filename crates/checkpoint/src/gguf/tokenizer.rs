@@ -292,3 +292,29 @@ fn merges_by_score(tokens: &[Token<'_>], scores: &[GgufValue]) -> Vec<Value> {
     merges.sort_by(|x, y| y.0.total_cmp(&x.0).then((x.1, x.2).cmp(&(y.1, y.2))));
     merges.into_iter().map(|(.., merge)| merge).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Better-scored results first; of one result every way to cut it, earlier pieces first.
+    #[test]
+    fn merges_follow_from_scores() {
+        let tokens: Vec<Token<'_>> = ["<s>", "a", "b", "ab", "ba", "aba", "<0x41>"]
+            .into_iter()
+            .enumerate()
+            .map(|(id, text)| {
+                let kind = match id {
+                    0 => CONTROL,
+                    6 => BYTE,
+                    _ => 1,
+                };
+                Token { id, text, kind }
+            })
+            .collect();
+        let scores: Vec<_> = [0.0, -9.0, -9.0, -1.0, -3.0, -2.0, 0.0].map(GgufValue::Float).into();
+        let found = merges_by_score(&tokens, &scores);
+        let expected = [["a", "b"], ["a", "ba"], ["ab", "a"], ["b", "a"]];
+        assert_eq!(found, expected.map(|pair| json!(pair)));
+    }
+}
