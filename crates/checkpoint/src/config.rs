@@ -174,20 +174,6 @@ impl ModelConfig {
         raw
     }
 
-    /// The same configuration after [`ModelConfig::with_layers`].
-    ///
-    /// # Panics
-    ///
-    /// If a layer is out of range.
-    pub fn retain(&self, retained: &[usize]) -> Self {
-        Self {
-            num_layers: retained.len(),
-            windows: retained.iter().map(|&layer| self.windows[layer]).collect(),
-            raw: self.with_layers(retained),
-            ..self.clone()
-        }
-    }
-
     /// The parsed file.
     pub fn raw(&self) -> &Map<String, Value> {
         &self.raw

@@ -81,11 +81,6 @@ impl Encoder {
             .map_err(|error| DatasetError::Encode { row: 0, what: error.to_string() })
     }
 
-    /// The id of a token by its text.
-    pub fn token_id(&self, text: &str) -> Option<u32> {
-        self.tokenizer.token_to_id(text)
-    }
-
     /// A prompt as tokens, rendered up to where the assistant's reply begins.
     ///
     /// # Errors

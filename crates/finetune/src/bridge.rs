@@ -100,8 +100,3 @@ pub(crate) fn load_cuda() -> &'static Result<(), String> {
         }
     })
 }
-
-/// The version of libtorch this program is made for.
-pub fn torch_version() -> &'static str {
-    "2.11.0"
-}

@@ -33,7 +33,10 @@ impl DeviceChoice {
         };
         match usable_gpus() {
             Ok(count) if wanted < count => Ok(Device::Cuda(wanted)),
-            _ if self == Self::Auto => Ok(Device::Cpu),
+            found if self == Self::Auto => {
+                tracing::info!(?found, "no GPU can be used; computing on the CPU");
+                Ok(Device::Cpu)
+            }
             Ok(count) => Err(FinetuneError::NoCuda(format!("there are {count} of them"))),
             Err(reason) => Err(FinetuneError::NoCuda(reason)),
         }
@@ -46,14 +49,6 @@ fn usable_gpus() -> Result<usize, String> {
     match usize::try_from(Cuda::device_count()) {
         Ok(count) if count > 0 => Ok(count),
         _ => Err("libtorch sees no NVIDIA GPU or driver".into()),
-    }
-}
-
-/// One line on whether a GPU can be used, and if not, why.
-pub fn describe_device() -> String {
-    match usable_gpus() {
-        Ok(count) => format!("{count} CUDA device(s)"),
-        Err(reason) => format!("CPU only: {reason}"),
     }
 }
 

@@ -23,10 +23,9 @@ mod schedule;
 mod state;
 mod train;
 
-pub use bridge::torch_version;
 pub use collect::{CollectSettings, Collected, RecordSink, collect};
 pub use decoder::{KvCache, Model};
-pub use device::{ComputeType, DeviceChoice, describe_device};
+pub use device::{ComputeType, DeviceChoice};
 pub use error::FinetuneError;
 pub use evaluate::{EvalReport, EvalSettings, GeneratedText, evaluate};
 pub use generate::{Generation, generate};
