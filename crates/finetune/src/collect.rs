@@ -179,7 +179,7 @@ mod tests {
             for _ in 0..2 {
                 let batch = Packed::examples(&[&example], model.device).unwrap();
                 let mut see = |layer, input: &_, output: &_| influence.see(layer, input, output);
-                model.hidden(&batch, &mut see).unwrap();
+                let _ = model.hidden(&batch, &mut see).unwrap();
             }
             let found = influence.finish();
             assert_eq!(found.tokens, 2 * example.tokens.len());
