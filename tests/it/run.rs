@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Stdio;
 
-use crate::support::{CHEAP, Desk};
+use crate::support::{CHEAP, Desk, text};
 
 fn command(out: &str) -> String {
     format!(
@@ -78,6 +78,13 @@ fn a_run_leaves_what_it_promises() {
     let before = contents(&desk.at("r"));
     assert_eq!(desk.json(&command("r"))["plan"], outcome["plan"]);
     assert_eq!(contents(&desk.at("r")), before);
+
+    // Rows that were trained on are told.
+    let leaky = desk.output(&command("s").replace("--eval test.jsonl", "--eval train.jsonl"));
+    assert!(text(&leaky.stderr).contains("among the rows trained on"));
+    let rows_trained_on = |run: &str| testkit::json(&desk.at(run))["rows_trained_on"].clone();
+    assert_eq!(rows_trained_on("r/eval.json"), 0);
+    assert_eq!(rows_trained_on("s/eval.json"), 24);
 
     // Other settings are not mixed in.
     let failure = desk.failure(&format!("{} --seed 9", command("r")));

@@ -15,8 +15,8 @@ impl Desk {
     pub(crate) fn new() -> Self {
         let folder = temporary_folder();
         tiny_checkpoint(&folder.path().join("model"));
-        fs_write(&folder.path().join("train.jsonl"), &tiny_rows(24));
-        fs_write(&folder.path().join("test.jsonl"), &tiny_rows(10));
+        fs_write(&folder.path().join("train.jsonl"), &tiny_rows(0..24));
+        fs_write(&folder.path().join("test.jsonl"), &tiny_rows(24..34));
         Self { folder: Box::new(folder) }
     }
 
@@ -32,6 +32,8 @@ impl Desk {
     pub(crate) fn command(&self, arguments: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_gradpruner"));
         command.args(arguments.split_whitespace()).current_dir(self.at(""));
+        // Many of these run at once, on a model too small for threads.
+        command.env("OMP_NUM_THREADS", "1");
         command
     }
 

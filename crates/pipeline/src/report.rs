@@ -53,7 +53,7 @@ pub fn write_report(
         all = plan.num_layers,
         strip = escape(&layer_strip(plan)),
         table = table(evaluations),
-        note = note(settings),
+        note = note(settings, evaluations.rows_trained_on),
         criterion = scores.criterion.name(),
         bars = score_bars(scores, plan),
         settings_text = escape(&settings_text),
@@ -74,10 +74,14 @@ fn table(evaluations: &Evaluations) -> String {
     format!("<div class=\"wide\"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>")
 }
 
-fn note(settings: &RunSettings) -> String {
+fn note(settings: &RunSettings, rows_trained_on: usize) -> String {
+    let trained = match rows_trained_on {
+        0 => "rows never trained on".to_owned(),
+        count => format!("<strong>{count} of whose rows were trained on</strong>"),
+    };
     match &settings.eval {
         Some(eval) => format!(
-            "<p class=\"note\">On {}, rows never trained on. Accuracy is by log-likelihood of the \
+            "<p class=\"note\">On {}, {trained}. Accuracy is by log-likelihood of the \
              choices, acc_norm by log-likelihood per byte; perplexity is of the assistant's tokens; \
              intervals are Wilson's, 95 %.</p>",
             escape(&eval.display().to_string())

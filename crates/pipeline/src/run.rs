@@ -1,8 +1,10 @@
 //! A whole run into one folder, each stage complete or absent.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use checkpoint::{Checkpoint, Record, Staging, locate, remove_if_there, sha256_file};
+use dataset::{Row, read_rows};
 use finetune::EvalReport;
 use prune::{Plan, PlanSettings, PruneSettings, Scores, Size, apply, score};
 use serde::{Deserialize, Serialize};
@@ -30,6 +32,8 @@ pub struct Evaluations {
     pub pruned_tuned: Option<EvalReport>,
     /// The dense and the pruned model's sizes.
     pub sizes: (Size, Size),
+    /// How many of the evaluated rows were trained on too; the figures are honest at 0.
+    pub rows_trained_on: usize,
 }
 
 /// What a finished run holds.
@@ -104,9 +108,9 @@ impl<'a> Run<'a> {
                 settings.prune, config.num_layers
             )));
         }
-        dataset::read_rows(&settings.train)?;
+        read_rows(&settings.train)?;
         if let Some(eval) = &settings.eval {
-            dataset::read_rows(eval)?;
+            read_rows(eval)?;
         }
         let inputs = Inputs {
             model_config_sha256: sha256_file(&model.join("config.json"))?,
@@ -292,6 +296,7 @@ impl<'a> Run<'a> {
             pruned: None,
             pruned_tuned: None,
             sizes: (size(&model)?, size(&pruned)?),
+            rows_trained_on: self.rows_trained_on()?,
         };
         if let Some(data) = self.settings.eval.clone() {
             let tunes = self.settings.finetune != FinetuneMethod::None;
@@ -314,6 +319,18 @@ impl<'a> Run<'a> {
         write_json(&path, &found)?;
         remove_if_there(&self.at("evaluations"))?;
         Ok(found)
+    }
+
+    /// How many rows to evaluate on are among those to train on.
+    fn rows_trained_on(&self) -> Result<usize> {
+        let Some(eval) = &self.settings.eval else { return Ok(0) };
+        let key = |row: &Row| serde_json::json!(row.messages).to_string();
+        let trained: HashSet<String> = read_rows(&self.settings.train)?.iter().map(key).collect();
+        let count = read_rows(eval)?.iter().filter(|row| trained.contains(&key(row))).count();
+        if count > 0 {
+            tracing::warn!(rows = count, "rows to evaluate on are among the rows trained on");
+        }
+        Ok(count)
     }
 
     /// One evaluation, kept by itself until all are done.

@@ -165,9 +165,9 @@ pub fn tiny_checkpoint(folder: &Path) {
     }
 }
 
-/// Rows of a task with two answers, as JSONL.
-pub fn tiny_rows(count: usize) -> String {
-    (0..count)
+/// Numbered rows of a task with two answers, as JSONL.
+pub fn tiny_rows(rows: std::ops::Range<usize>) -> String {
+    rows.into_iter()
         .map(|row| {
             let answer = ["no", "yes"][row * 7 % 3 % 2];
             let row = serde_json::json!({
