@@ -29,6 +29,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("rayon", &["igia", "merge"]),
     ("clap", &["gradpruner", "xtask"]),
     ("indicatif", &["gradpruner"]),
+    ("mimalloc", &["gradpruner"]),
     ("anyhow", &["gradpruner", "xtask"]),
     ("tempfile", &["testkit"]),
 ];

@@ -55,6 +55,6 @@ pub fn generate(
 fn likeliest(model: &Model, tokens: &[u32], cache: &mut KvCache) -> Result<u32> {
     let batch = Packed::continuation(tokens, cache.len(), model.device)?;
     let hidden = model.hidden_cached(&batch, cache)?.f_index_select(0, &batch.predict)?;
-    let best: Tensor = model.logits(&hidden)?.f_argmax(-1, false)?;
+    let best: Tensor = model.head().logits(&hidden)?.f_argmax(-1, false)?;
     Ok(best.f_int64_value(&[0])? as u32)
 }

@@ -8,6 +8,7 @@ use rand_core::{RngCore, SeedableRng};
 use tch::{Device, Kind, Tensor};
 
 use crate::Result;
+use crate::parameter::Parameter;
 
 /// Which weights get adapters, and of what size.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,9 +27,9 @@ pub struct LoraSettings {
 #[derive(Debug)]
 pub(crate) struct Lora {
     /// `[r, in]`.
-    pub(crate) a: Tensor,
+    pub(crate) a: Parameter,
     /// `[out, r]`.
-    pub(crate) b: Tensor,
+    pub(crate) b: Parameter,
     /// `alpha / r`.
     pub(crate) scale: f64,
 }
@@ -59,20 +60,22 @@ impl Lora {
 
     /// An adapter of given matrices.
     pub(crate) fn from_tensors(a: &Tensor, b: &Tensor, scale: f64, device: Device) -> Result<Self> {
-        let leaf =
-            |x: &Tensor| x.f_to_device(device)?.f_to_kind(Kind::Float)?.f_set_requires_grad(true);
-        Ok(Self { a: leaf(a)?, b: leaf(b)?, scale })
+        let trained = |x: &Tensor| Parameter::trained(&x.f_to_device(device)?);
+        Ok(Self { a: trained(a)?, b: trained(b)?, scale })
     }
 
-    /// `(alpha / r) · B A x` for `x` of `[n, in]`, in `x`'s type.
-    pub(crate) fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        let (a, b) = (self.a.f_to_kind(x.f_kind()?)?, self.b.f_to_kind(x.f_kind()?)?);
-        let none: Option<&Tensor> = None;
-        Ok(x.f_linear(&a, none)?.f_linear(&b, none)?.f_mul_scalar(self.scale)?)
+    /// The inner dimension `r`.
+    pub(crate) fn rank(&self) -> i64 {
+        self.a.value.size().first().copied().unwrap_or(0)
+    }
+
+    /// `(alpha / r) · B`, `[out, r]`, in the type that products run in.
+    pub(crate) fn scaled_b(&self, kind: Kind) -> Result<Tensor> {
+        Ok(self.b.value.f_mul_scalar(self.scale)?.f_to_kind(kind)?)
     }
 
     /// The change to the weight, `(alpha / r) · B A`, `[out, in]`, f32.
     pub(crate) fn delta(&self) -> Result<Tensor> {
-        Ok(self.b.f_matmul(&self.a)?.f_mul_scalar(self.scale)?.f_detach()?)
+        Ok(self.b.value.f_matmul(&self.a.value)?.f_mul_scalar(self.scale)?.f_detach()?)
     }
 }

@@ -21,8 +21,14 @@ pub(crate) struct Packed {
     pub(crate) predict: Tensor,
     /// Those next tokens, `[m]`.
     pub(crate) targets: Tensor,
+    /// How many tokens are no filling.
+    real: usize,
     device: Device,
 }
+
+/// libtorch compiles its products anew for every number of tokens it meets, which takes longer than
+/// a few tokens too many.
+const TOKEN_STEP: usize = 16;
 
 /// One row of a pack.
 #[derive(Debug)]
@@ -36,6 +42,24 @@ pub(crate) struct PackedRow {
 impl Packed {
     /// Packs whole chats; what is labelled is predicted from the token before it.
     pub(crate) fn examples(examples: &[&Example], device: Device) -> Result<Self> {
+        Self::rows_of(examples).build(device)
+    }
+
+    /// As [`Packed::examples`], with tokens after the last row that nothing sees, up to a multiple
+    /// of [`TOKEN_STEP`].
+    pub(crate) fn examples_rounded(examples: &[&Example], device: Device) -> Result<Self> {
+        let mut builder = Self::rows_of(examples);
+        let real = builder.tokens.len();
+        if let (Some(row), Some(&last)) = (builder.rows.last_mut(), builder.positions.last()) {
+            let more = real.next_multiple_of(TOKEN_STEP) - real;
+            builder.tokens.extend(std::iter::repeat_n(0, more));
+            builder.positions.extend((last + 1..).take(more));
+            row.length += more as i64;
+        }
+        Ok(Packed { real, ..builder.build(device)? })
+    }
+
+    fn rows_of(examples: &[&Example]) -> Builder {
         let mut builder = Builder::default();
         for example in examples {
             let first = builder.tokens.len();
@@ -51,7 +75,7 @@ impl Packed {
             }
             builder.rows.push(PackedRow { length: example.tokens.len() as i64, branches: vec![] });
         }
-        builder.build(device)
+        builder
     }
 
     /// Packs multiple-choice rows: a prompt, then its choices side by side.
@@ -101,9 +125,9 @@ impl Packed {
         builder.build(device)
     }
 
-    /// How many tokens go through the model.
+    /// How many tokens its rows have.
     pub(crate) fn num_tokens(&self) -> usize {
-        self.positions.len()
+        self.real
     }
 
     /// How many tokens are predicted.
@@ -130,6 +154,11 @@ impl Packed {
 }
 
 impl PackedRow {
+    /// Whether it branches.
+    pub(crate) fn branches(&self) -> bool {
+        !self.branches.is_empty()
+    }
+
     fn mask(
         &self,
         positions: &[i64],
@@ -173,6 +202,7 @@ impl Builder {
             tokens: on_device(&self.tokens)?,
             predict: on_device(&self.predict)?,
             targets: on_device(&self.targets)?,
+            real: self.positions.len(),
             positions: self.positions,
             rows: self.rows,
             device,

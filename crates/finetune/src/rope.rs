@@ -6,11 +6,14 @@ use tch::{Device, Kind, Tensor};
 
 use crate::Result;
 
-/// Cosines and sines of the tokens at hand, `[n, 1, head_dim]` each.
+/// The rotations of the tokens at hand.
 #[derive(Debug)]
 pub(crate) struct Rotation {
+    /// `[n, 1, head_dim]`.
     cos: Tensor,
+    /// `[n, 1, head_dim / 2]`, and the same negated.
     sin: Tensor,
+    minus_sin: Tensor,
 }
 
 impl Rotation {
@@ -25,22 +28,33 @@ impl Rotation {
         let angles: Vec<f32> = positions
             .iter()
             .flat_map(|&position| {
-                let angle = move |&frequency: &f32| position as f32 * frequency;
-                frequencies.iter().map(angle).chain(frequencies.iter().map(angle))
+                frequencies.iter().map(move |frequency| position as f32 * frequency)
             })
             .collect();
         let angles = Tensor::f_from_slice(&angles)?
-            .f_view([positions.len() as i64, 1, config.head_dim as i64])?
+            .f_view([positions.len() as i64, 1, frequencies.len() as i64])?
             .f_to_device(device)?;
-        Ok(Self { cos: angles.f_cos()?.f_to_kind(kind)?, sin: angles.f_sin()?.f_to_kind(kind)? })
+        let (cos, sin) = (angles.f_cos()?.f_to_kind(kind)?, angles.f_sin()?.f_to_kind(kind)?);
+        Ok(Self { cos: Tensor::f_cat(&[&cos, &cos], -1)?, minus_sin: sin.f_neg()?, sin })
     }
 
     /// Rotates `[n, heads, head_dim]`: `x·cos + rotate_half(x)·sin`.
-    pub(crate) fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        let halves = x.f_chunk(2, -1)?;
-        let [first, second] = halves.as_slice() else { return Ok(x.shallow_clone()) };
-        let turned = Tensor::f_cat(&[&second.f_neg()?, first], -1)?;
-        Ok(x.f_mul(&self.cos)?.f_add(&turned.f_mul(&self.sin)?)?)
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.turn(x, &self.minus_sin, &self.sin)
+    }
+
+    /// The gradient of what was rotated from that of the result: rotated back.
+    pub(crate) fn backward(&self, gradient: &Tensor) -> Result<Tensor> {
+        self.turn(gradient, &self.sin, &self.minus_sin)
+    }
+
+    fn turn(&self, x: &Tensor, of_second: &Tensor, of_first: &Tensor) -> Result<Tensor> {
+        let half = x.size().last().copied().unwrap_or(0) / 2;
+        let (first, second) = (x.f_narrow(-1, 0, half)?, x.f_narrow(-1, half, half)?);
+        let out = x.f_mul(&self.cos)?;
+        let _ = out.f_narrow(-1, 0, half)?.f_addcmul_(&second, of_second)?;
+        let _ = out.f_narrow(-1, half, half)?.f_addcmul_(&first, of_first)?;
+        Ok(out)
     }
 }
 

@@ -22,7 +22,7 @@ pub fn trained_adapter(model: &Model, base: &str) -> Result<Adapter> {
     for (number, layer) in model.layers.iter().enumerate() {
         for (&module, linear) in &layer.linears {
             if let Some(lora) = &linear.lora {
-                let pair = AdapterPair { a: matrix(&lora.a)?, b: matrix(&lora.b)? };
+                let pair = AdapterPair { a: matrix(&lora.a.value)?, b: matrix(&lora.b.value)? };
                 shape = Some((pair.a.nrows(), lora.scale * pair.a.nrows() as f64));
                 pairs.insert((number, module), pair);
             }
@@ -64,7 +64,7 @@ pub fn save_checkpoint(model: &Model, target: &Path, shard_bytes: u64) -> Result
     fs_err::write(staging.path().join("config.json"), config)
         .map_err(checkpoint::CheckpointError::from)?;
     let trained: BTreeMap<String, _> =
-        model.named_weights().into_iter().filter(|(_, tensor)| tensor.requires_grad()).collect();
+        model.named_weights().into_iter().filter(|(_, weight)| weight.trains()).collect();
     let views: Vec<_> = source.weights().iter().collect();
     let specs = views.iter().map(|view| TensorSpec::like(view, view.name())).collect();
     let mut writer = CheckpointWriter::new(staging.path(), specs, shard_bytes);
@@ -77,8 +77,8 @@ pub fn save_checkpoint(model: &Model, target: &Path, shard_bytes: u64) -> Result
             let wide = crate::bridge::load(view, model.device, Kind::Float)?;
             let merged = wide.tensor.f_add(&lora.delta()?)?;
             writer.append(name, &bytes(&merged, view.dtype()?)?)?;
-        } else if let Some(tensor) = trained.get(name) {
-            writer.append(name, &bytes(tensor, view.dtype()?)?)?;
+        } else if let Some(weight) = trained.get(name) {
+            writer.append(name, &bytes(&weight.value, view.dtype()?)?)?;
         } else {
             writer.append(name, view.bytes())?;
         }

@@ -8,10 +8,11 @@ use dataset::{Encoder, Example, Row, Sampler};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::bridge::{matrix, number};
-use crate::decoder::ignore;
+use crate::bridge::matrix;
+use crate::decoder::{Keep, Trainable, ignore};
 use crate::optimizer::AdamW;
 use crate::pack::Packed;
+use crate::parameter::Parameter;
 use crate::{AdamWSettings, FinetuneError, LoraSettings, Model, Result, Schedule, state};
 
 /// What trains.
@@ -21,6 +22,10 @@ pub enum Method {
     Lora(LoraSettings),
     /// Every weight.
     Full,
+    /// The head, the norm before it and so many of the last layers (Lu et al., arXiv 2411.15558).
+    ///
+    /// A head that is the embedding too trains as both, which takes the gradient down to it.
+    HeadAndLast(usize),
 }
 
 /// How a model is trained.
@@ -44,6 +49,15 @@ pub struct TrainSettings {
     pub max_grad_norm: f64,
     /// Decides the rows' order and the initial adapters.
     pub seed: u64,
+    /// Keep each layer's input alone for the backward pass and compute the rest again there: less
+    /// memory, more time, the same gradients.
+    pub remat: bool,
+}
+
+impl TrainSettings {
+    fn keep(&self) -> Keep {
+        if self.remat { Keep::LayerInputs } else { Keep::Activations }
+    }
 }
 
 /// Takes each step's adapter gradients, after clipping and before the optimizer's step.
@@ -172,7 +186,8 @@ impl Trainer {
         }
         match &settings.method {
             Method::Lora(lora) => model.add_lora(lora, settings.seed)?,
-            Method::Full => model.make_trainable()?,
+            Method::Full => model.make_trainable(Trainable::All)?,
+            Method::HeadAndLast(count) => model.make_trainable(Trainable::HeadAndLast(*count))?,
         }
         let adamw = AdamW::new(model.trained(), settings.adamw)?;
         let sampler = Sampler::new(examples.len(), batch, settings.seed);
@@ -202,8 +217,8 @@ impl Trainer {
 
     /// Takes all remaining steps.
     ///
-    /// With `saves`, a folder, the state is kept there from time to time and taken up again if it
-    /// is there; it is removed when the training is done. `observe` sees every step.
+    /// With `saves`, a folder, the state is kept there from time to time, and before a step that
+    /// fails with a number that is not finite; it is taken up again if it is there. `observe` sees every step.
     ///
     /// # Errors
     ///
@@ -226,7 +241,14 @@ impl Trainer {
         while self.step < self.total_steps() {
             // Reborrowed for each step.
             let sink = sink.as_mut().map(|sink| &mut **sink as &mut dyn GradientSink);
-            let metrics = self.step(sink, &mut ignore)?;
+            let metrics = match (self.step(sink, &mut ignore), saves) {
+                (Err(error @ FinetuneError::NotFinite { .. }), Some(folder)) => {
+                    // Nothing was updated yet: this is the last good state.
+                    state::save(folder, self.step, &description, &self.adamw)?;
+                    return Err(error);
+                }
+                (metrics, _) => metrics?,
+            };
             tokens += metrics.report.tokens;
             last_loss = metrics.report.loss;
             observe(&metrics);
@@ -278,7 +300,8 @@ impl Trainer {
         let started = Instant::now();
         let rows = self.sampler.batch(self.step);
         let examples: Vec<&Example> = rows.iter().map(|&row| &self.examples[row]).collect();
-        let (loss, tokens) = backward(&self.model, &examples, self.settings.batch_rows, watch)?;
+        let passes = (self.settings.batch_rows, self.settings.keep());
+        let (loss, tokens) = backward(&self.model, &examples, passes, watch)?;
         self.require_finite("loss", loss, &rows)?;
         let grad_norm = self.adamw.grad_norm()?;
         self.require_finite("gradient's norm", grad_norm, &rows)?;
@@ -289,7 +312,7 @@ impl Trainer {
             sink.step(report, &adapter_gradients(&self.model)?)?;
         }
         self.adamw.update(learning_rate)?;
-        self.adamw.zero_grad();
+        self.adamw.zero_gradients()?;
         self.step += 1;
         Ok(StepMetrics {
             step: self.step,
@@ -308,24 +331,26 @@ impl Trainer {
     }
 }
 
-/// Leaves the gradient of the mean token loss over all examples in the trained tensors, a few rows
-/// at a time; returns that loss and how many tokens went through the model.
+/// Adds the gradient of the mean token loss over all examples to what trains, a few rows at a time;
+/// returns that loss and how many tokens went through the model.
 pub(crate) fn backward(
     model: &Model,
     examples: &[&Example],
-    batch_rows: usize,
+    (batch_rows, keep): (usize, Keep),
     watch: &mut dyn FnMut(usize, &Tensor, &Tensor) -> Result<()>,
 ) -> Result<(f64, usize)> {
     let labels: usize = examples
         .iter()
         .map(|example| example.labelled.iter().filter(|&&labelled| labelled).count())
         .sum();
+    let scale = 1.0 / labels as f64;
     let (mut loss, mut tokens) = (0.0, 0);
     for rows in examples.chunks(batch_rows) {
-        let batch = Packed::examples(rows, model.device)?;
-        let share = model.loss_sum(&batch, watch)?.f_div_scalar(labels as f64)?;
-        share.f_backward()?;
-        loss += number(&share)?;
+        // Rows of like length side by side: attention pads them to one another.
+        let mut rows = rows.to_vec();
+        rows.sort_by_key(|row| std::cmp::Reverse(row.tokens.len()));
+        let batch = Packed::examples_rounded(&rows, model.device)?;
+        loss += model.loss_and_gradients(&batch, (scale, keep), watch)? * scale;
         tokens += batch.num_tokens();
     }
     Ok((loss, tokens))
@@ -333,11 +358,12 @@ pub(crate) fn backward(
 
 /// Every adapter's gradients as they are now, in layer order.
 pub(crate) fn adapter_gradients(model: &Model) -> Result<Vec<((usize, Module), StepGradients)>> {
+    let gradient = |x: &Parameter| matrix(x.gradient.as_ref().unwrap_or(&x.value));
     let mut found = Vec::new();
     for (number, layer) in model.layers.iter().enumerate() {
         for (&module, linear) in &layer.linears {
             if let Some(lora) = &linear.lora {
-                let (a, b) = (matrix(&lora.a.f_grad()?)?, matrix(&lora.b.f_grad()?)?);
+                let (a, b) = (gradient(&lora.a)?, gradient(&lora.b)?);
                 found.push(((number, module), StepGradients { a, b }));
             }
         }
@@ -421,8 +447,13 @@ pub(crate) mod tests {
                 let adamw = AdamW::new(model.trained(), constants()).unwrap();
                 let examples = golden_batch(name, step);
                 // A row at a time, so that accumulation is tested too.
-                let (loss, _) =
-                    backward(&model, &examples.iter().collect::<Vec<_>>(), 1, &mut ignore).unwrap();
+                let (loss, _) = backward(
+                    &model,
+                    &examples.iter().collect::<Vec<_>>(),
+                    (1, Keep::Activations),
+                    &mut ignore,
+                )
+                .unwrap();
                 let norm = adamw.grad_norm().unwrap();
                 let close = |found: f64, expected: &serde_json::Value| {
                     let expected = expected.as_f64().unwrap();
@@ -468,7 +499,8 @@ pub(crate) mod tests {
             adapter.pairs.get_mut(&place).unwrap().b[element] += shift;
             let mut model = golden_model(name);
             model.add_adapter(&adapter, Path::new("")).unwrap();
-            let (loss, _) = backward(&model, &examples, 8, &mut ignore).unwrap();
+            let (loss, _) =
+                backward(&model, &examples, (8, Keep::Activations), &mut ignore).unwrap();
             let gradients = adapter_gradients(&model).unwrap();
             let (_, pair) = gradients.into_iter().find(|(found, _)| *found == place).unwrap();
             (loss, f64::from(pair.b[element]))
@@ -498,6 +530,7 @@ pub(crate) mod tests {
             schedule: Schedule { peak: 1e-3, warmup: 0.1, decay: Decay::Linear },
             max_grad_norm: 1.0,
             seed: 7,
+            remat: false,
         }
     }
 
@@ -517,7 +550,7 @@ pub(crate) mod tests {
     }
 
     fn weights_of(model: &Model) -> Vec<Vec<f32>> {
-        model.trained().iter().map(|(_, x)| crate::bridge::values(x).unwrap()).collect()
+        model.trained().iter().map(|(_, x)| crate::bridge::values(&x.value).unwrap()).collect()
     }
 
     #[test]
@@ -576,10 +609,13 @@ pub(crate) mod tests {
         broken.schedule = Schedule { peak: 1e30, warmup: 0.0, decay: Decay::Constant };
         let mut trainer =
             Trainer::new(golden_model("tiny_llama"), broken, rows("tiny_llama")).unwrap();
-        let Err(FinetuneError::NotFinite { step, rows, .. }) = trainer.run(None, None, &mut |_| {})
-        else {
+        let folder = testkit::temporary_folder();
+        let saves = folder.path().join("state");
+        let found = trainer.run(None, Some(&saves), &mut |_| {});
+        let Err(FinetuneError::NotFinite { step, rows, .. }) = found else {
             panic!("it must be refused");
         };
         assert!(step > 1 && rows.len() == 2);
+        assert!(saves.join(format!("step-{:06}", step - 1)).exists(), "the last good state");
     }
 }

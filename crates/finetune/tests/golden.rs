@@ -154,6 +154,7 @@ fn trained(method: Method, source: &Path) -> Model {
         schedule: Schedule { peak: 1e-2, warmup: 0.0, decay: Decay::Cosine },
         max_grad_norm: 1.0,
         seed: 1,
+        remat: false,
     };
     let examples: Vec<_> = (0..6)
         .map(|row| Example {

@@ -64,6 +64,7 @@ impl CollectingArgs {
             lora_alpha: collect_alpha,
             lora_targets: vec!["all".into()],
             lora_layers: None,
+            remat: false,
         };
         CollectSettings { steps, training }
     }
@@ -88,7 +89,7 @@ pub(crate) struct TrainingArgs {
     /// Tokens of a row at most; the rest is cut
     #[arg(long, default_value_t = 2048)]
     max_length: usize,
-    /// Highest learning rate [default: 2e-4 for LoRA, 2e-5 for full]
+    /// Highest learning rate [default: 2e-4 for LoRA, else 2e-5]
     #[arg(long)]
     lr: Option<f64>,
     /// Share of the steps over which the learning rate rises
@@ -115,6 +116,10 @@ pub(crate) struct TrainingArgs {
     /// Layers that get adapters, counted from 0 [default: all]
     #[arg(long, value_delimiter = ',')]
     layers: Option<Vec<usize>>,
+    /// Keep each layer's input alone for the backward pass and compute the rest again: less memory,
+    /// more time, the same result
+    #[arg(long)]
+    remat: bool,
 }
 
 impl TrainingArgs {
@@ -138,8 +143,9 @@ impl TrainingArgs {
             alpha,
             targets,
             layers,
+            remat,
         } = self;
-        let usual = if method == FinetuneMethod::Full { 2e-5 } else { 2e-4 };
+        let usual = if method.trains_weights() { 2e-5 } else { 2e-4 };
         TrainingSettings {
             epochs,
             max_steps,
@@ -155,6 +161,7 @@ impl TrainingArgs {
             lora_alpha: alpha.unwrap_or(2.0 * rank as f64),
             lora_targets: targets,
             lora_layers: layers,
+            remat,
         }
     }
 }
@@ -190,11 +197,12 @@ impl EvaluationArgs {
     }
 }
 
-/// `lora`, `full` or `none`.
-pub(crate) fn method(
-    allowed: &'static [&'static str],
-) -> impl TypedValueParser<Value = FinetuneMethod> {
-    PossibleValuesParser::new(allowed).try_map(|text| text.parse::<FinetuneMethod>())
+/// What to fine-tune: `lora`, `full` or `head+last:3`.
+pub(crate) fn method(text: &str) -> Result<FinetuneMethod, String> {
+    match text.parse()? {
+        FinetuneMethod::None => Err("`none` trains nothing".into()),
+        method => Ok(method),
+    }
 }
 
 /// The name of a criterion.
@@ -230,6 +238,12 @@ pub(crate) fn share(text: &str) -> Result<f64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn methods() {
+        assert_eq!(method("head+last:3"), Ok(FinetuneMethod::HeadAndLast(3)));
+        assert!(method("none").is_err() && method("head+last").is_err());
+    }
 
     #[test]
     fn sizes() {

@@ -365,21 +365,21 @@ impl<'a> Run<'a> {
     /// The model and adapter to load for a tuned model.
     fn on(&self, base: &Path, tuned: &Path) -> (PathBuf, Option<PathBuf>) {
         match self.settings.finetune {
-            FinetuneMethod::Full => (tuned.to_owned(), None),
+            method if method.trains_weights() => (tuned.to_owned(), None),
             _ => (base.to_owned(), Some(tuned.to_owned())),
         }
     }
 
     fn tuned(&self) -> PathBuf {
         match self.settings.finetune {
-            FinetuneMethod::Full => self.at("tuned"),
+            method if method.trains_weights() => self.at("tuned"),
             _ => self.at("adapter"),
         }
     }
 
     fn dense_tuned(&self) -> PathBuf {
         match self.settings.finetune {
-            FinetuneMethod::Full => self.at("dense-tuned"),
+            method if method.trains_weights() => self.at("dense-tuned"),
             _ => self.at("dense-adapter"),
         }
     }
@@ -389,7 +389,7 @@ impl<'a> Run<'a> {
         match self.settings.finetune {
             FinetuneMethod::None => self.at("pruned"),
             FinetuneMethod::Lora if self.settings.save_merged => self.at("merged"),
-            FinetuneMethod::Lora | FinetuneMethod::Full => self.tuned(),
+            _ => self.tuned(),
         }
     }
 }

@@ -53,12 +53,48 @@ pub struct RunSettings {
 
 /// How the pruned model is fine-tuned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[expect(missing_docs, reason = "the names say it")]
+#[serde(into = "String", try_from = "String")]
 pub enum FinetuneMethod {
+    /// Adapters.
     Lora,
+    /// Every weight.
     Full,
+    /// The head, the norm before it and so many of the last layers.
+    HeadAndLast(usize),
+    /// Not at all.
     None,
+}
+
+impl FinetuneMethod {
+    /// Whether it trains weights of the checkpoint, and so leaves a checkpoint.
+    pub fn trains_weights(self) -> bool {
+        matches!(self, Self::Full | Self::HeadAndLast(_))
+    }
+}
+
+impl std::fmt::Display for FinetuneMethod {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Lora => f.write_str("lora"),
+            Self::Full => f.write_str("full"),
+            Self::HeadAndLast(count) => write!(f, "head+last:{count}"),
+            Self::None => f.write_str("none"),
+        }
+    }
+}
+
+impl From<FinetuneMethod> for String {
+    fn from(method: FinetuneMethod) -> Self {
+        method.to_string()
+    }
+}
+
+impl TryFrom<String> for FinetuneMethod {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
 }
 
 impl std::str::FromStr for FinetuneMethod {
@@ -69,7 +105,10 @@ impl std::str::FromStr for FinetuneMethod {
             "lora" => Ok(Self::Lora),
             "full" => Ok(Self::Full),
             "none" => Ok(Self::None),
-            _ => Err(format!("`{text}` is none of lora, full and none")),
+            _ => match text.strip_prefix("head+last:").map(str::parse) {
+                Some(Ok(count)) => Ok(Self::HeadAndLast(count)),
+                _ => Err(format!("`{text}` is none of lora, full, head+last:3 and none")),
+            },
         }
     }
 }
@@ -126,6 +165,7 @@ pub struct TrainingSettings {
     pub lora_alpha: f64,
     pub lora_targets: Vec<String>,
     pub lora_layers: Option<Vec<usize>>,
+    pub remat: bool,
 }
 
 impl TrainingSettings {
@@ -137,6 +177,7 @@ impl TrainingSettings {
     pub fn parse(&self, method: FinetuneMethod, seed: u64) -> Result<TrainSettings> {
         let method = match method {
             FinetuneMethod::Full => Method::Full,
+            FinetuneMethod::HeadAndLast(count) => Method::HeadAndLast(count),
             FinetuneMethod::Lora => Method::Lora(self.lora()?),
             FinetuneMethod::None => {
                 return Err(PipelineError::Settings("`none` trains nothing".into()));
@@ -158,6 +199,7 @@ impl TrainingSettings {
             schedule: Schedule { peak: self.learning_rate, warmup: self.warmup, decay },
             max_grad_norm: self.max_grad_norm,
             seed,
+            remat: self.remat,
         })
     }
 

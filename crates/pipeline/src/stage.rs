@@ -167,7 +167,9 @@ pub fn finetune_model(
         save_checkpoint(&tuned, merged, target.shard_bytes)?;
     }
     match method {
-        FinetuneMethod::Full => save_checkpoint(&tuned, &target.target, target.shard_bytes)?,
+        FinetuneMethod::Full | FinetuneMethod::HeadAndLast(_) => {
+            save_checkpoint(&tuned, &target.target, target.shard_bytes)?;
+        }
         FinetuneMethod::Lora | FinetuneMethod::None => {
             save_adapter(&tuned, &model.display().to_string(), &target.target)?;
         }

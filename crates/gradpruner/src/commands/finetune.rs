@@ -24,8 +24,8 @@ pub(crate) struct FinetuneArgs {
     /// Rows to train on, JSONL
     #[arg(long)]
     train: PathBuf,
-    /// Adapters, or every weight
-    #[arg(long, default_value = "lora", value_parser = method(&["lora", "full"]))]
+    /// What to fine-tune: lora, full or head+last:3, the head and so many of the last layers
+    #[arg(long, visible_alias = "trainable", default_value = "lora", value_parser = method)]
     method: FinetuneMethod,
     /// Folder for the adapter or checkpoint
     #[arg(long)]

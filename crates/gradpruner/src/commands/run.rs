@@ -7,7 +7,7 @@ use pipeline::{FinetuneMethod, RunSettings, layer_strip, run as run_all, table_t
 use prune::Criterion;
 
 use crate::arguments::{
-    CollectingArgs, ComputeArgs, EvaluationArgs, TrainingArgs, criterion, method, share, size,
+    CollectingArgs, ComputeArgs, EvaluationArgs, TrainingArgs, criterion, share, size,
 };
 use crate::printer::{Outcome, Printer};
 
@@ -41,8 +41,8 @@ pub(crate) struct RunArgs {
     /// What makes a layer important
     #[arg(long, default_value = "igia", value_parser = criterion())]
     criterion: Criterion,
-    /// How to fine-tune the pruned model
-    #[arg(long, default_value = "lora", value_parser = method(&["lora", "full", "none"]))]
+    /// What of the pruned model to fine-tune: lora, full, head+last:3 or none
+    #[arg(long, visible_alias = "trainable", default_value = "lora")]
     finetune: FinetuneMethod,
     /// Fine-tune the dense model alike, for comparison
     #[arg(long)]

@@ -1,21 +1,13 @@
-//! Causal attention within each row of a pack, with grouped queries.
+//! Attention by libtorch's fused kernels, row by row.
 
 use tch::Tensor;
 
+use super::Heads;
 use crate::Result;
 
-/// Attends row by row.
-///
-/// `queries`: `[n, heads, head_dim]`; `keys`, `values`: `[n, kv_heads, head_dim]`, each key-value
-/// head serving `heads / kv_heads` query heads. `lengths` are the rows', in order, and `masks`
-/// what each row's queries see if that is not simply all before them. Returns `[n, heads·head_dim]`.
-pub(crate) fn attend(
-    queries: &Tensor,
-    keys: &Tensor,
-    values: &Tensor,
-    lengths: &[i64],
-    masks: &[Option<Tensor>],
-) -> Result<Tensor> {
+/// Attends; see [`super::Attention::forward`].
+pub(crate) fn forward(heads: &Heads, lengths: &[i64], masks: &[Option<Tensor>]) -> Result<Tensor> {
+    let Heads { queries, keys, values } = heads;
     let (tokens, heads, head_dim) = queries.size3()?;
     let (_, kv_heads, _) = keys.size3()?;
     let (keys, values) =
@@ -31,6 +23,31 @@ pub(crate) fn attend(
         .map(|((query, (key, value)), mask)| one_row(query, key, value, mask.as_ref()))
         .collect::<Result<Vec<_>>>()?;
     Ok(Tensor::f_cat(&rows, 0)?.f_view([tokens, heads * head_dim])?)
+}
+
+/// Gradients; see [`super::Attention::backward`]. libtorch finds them, in a graph of this alone.
+pub(crate) fn backward(
+    heads: &Heads,
+    lengths: &[i64],
+    masks: &[Option<Tensor>],
+    gradient: &Tensor,
+) -> Result<Heads> {
+    tch::with_grad(|| {
+        let leaf = |x: &Tensor| x.f_detach()?.f_set_requires_grad(true);
+        let heads = Heads {
+            queries: leaf(&heads.queries)?,
+            keys: leaf(&heads.keys)?,
+            values: leaf(&heads.values)?,
+        };
+        let output = forward(&heads, lengths, masks)?;
+        // The gradient of this sum by the output is `gradient`.
+        let sum = output.f_mul(gradient)?.f_sum(tch::Kind::Float)?;
+        let Heads { queries, keys, values } = &heads;
+        let found = Tensor::f_run_backward(&[sum], &[queries, keys, values], false, false)?;
+        let [queries, keys, values] = <[Tensor; 3]>::try_from(found)
+            .map_err(|_| crate::FinetuneError::Settings("libtorch gave no gradients".into()))?;
+        Ok(Heads { queries, keys, values })
+    })
 }
 
 /// Attention of new tokens (`[m, heads, head_dim]`) to all keys so far (`[k, kv_heads, head_dim]`).

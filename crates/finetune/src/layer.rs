@@ -1,0 +1,141 @@
+//! One decoder layer, forward and backward.
+
+use std::collections::BTreeMap;
+
+use checkpoint::Module;
+use tch::Tensor;
+
+use crate::Result;
+use crate::attention::{Attention, Heads};
+use crate::linear::{Linear, Siblings};
+use crate::norm::Norm;
+use crate::rope::Rotation;
+
+/// Attention and MLP, each on a normalised input, each added to it.
+#[derive(Debug)]
+pub(crate) struct Layer {
+    pub(crate) input_norm: Norm,
+    pub(crate) post_norm: Norm,
+    /// Norms of queries and keys, by head (Qwen3).
+    pub(crate) qk_norms: Option<(Norm, Norm)>,
+    pub(crate) linears: BTreeMap<Module, Linear>,
+    pub(crate) head_dim: i64,
+}
+
+/// What the backward pass wants of a forward pass, besides the layer's input.
+#[derive(Debug)]
+pub(crate) struct Saved {
+    /// Queries and keys before their norms.
+    unnormed: Option<(Tensor, Tensor)>,
+    heads: Heads,
+    attended: Tensor,
+    /// What the MLP's norm sees.
+    middle: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    /// Adapters' inner values: of queries, keys and values; output; gate and up; down.
+    inner: [Option<Tensor>; 4],
+}
+
+impl Layer {
+    /// The layer's output of `x`, `[n, hidden]`, with attention as the caller has it.
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        rotation: &Rotation,
+        attend: impl FnOnce(&Heads) -> Result<Tensor>,
+    ) -> Result<(Tensor, Saved)> {
+        let by_head = |x: Tensor| {
+            let (tokens, width) = x.size2()?;
+            x.f_view([tokens, width / self.head_dim, self.head_dim])
+        };
+        let normed = self.input_norm.forward(x)?;
+        let ([queries, keys, values], inner_qkv) = self.siblings(QKV).forward(&normed)?;
+        let (queries, keys, values) = (by_head(queries)?, by_head(keys)?, by_head(values)?);
+        let (queries, keys, unnormed) = match &self.qk_norms {
+            Some((q, k)) => (q.forward(&queries)?, k.forward(&keys)?, Some((queries, keys))),
+            None => (queries, keys, None),
+        };
+        let heads =
+            Heads { queries: rotation.forward(&queries)?, keys: rotation.forward(&keys)?, values };
+        let attended = attend(&heads)?;
+        let ([output], inner_o) = self.siblings([Module::OProj]).forward(&attended)?;
+        let middle = x.f_add(&output)?;
+
+        let normed = self.post_norm.forward(&middle)?;
+        let ([gate, up], inner_gate_up) = self.siblings(GATE_UP).forward(&normed)?;
+        let active = gate.f_silu()?.f_mul(&up)?;
+        let ([output], inner_down) = self.siblings([Module::DownProj]).forward(&active)?;
+        let out = middle.f_add(&output)?;
+        let inner = [inner_qkv, inner_o, inner_gate_up, inner_down];
+        Ok((out, Saved { unnormed, heads, attended, middle, gate, up, inner }))
+    }
+
+    /// Gathers the gradients of what trains in the layer from the output's, and returns the
+    /// input's if something `below` the layer trains.
+    pub(crate) fn backward(
+        &self,
+        (x, saved): (&Tensor, &Saved),
+        (rotation, attention): (&Rotation, &Attention),
+        gradient: &Tensor,
+        below: bool,
+    ) -> Result<Option<Tensor>> {
+        let Saved { unnormed, heads, attended, middle, gate, up, inner } = saved;
+        let [inner_qkv, inner_o, inner_gate_up, inner_down] = inner.each_ref().map(Option::as_ref);
+        let by_token = |x: &Tensor| {
+            let (tokens, heads, head_dim) = x.size3()?;
+            x.f_reshape([tokens, heads * head_dim])
+        };
+
+        let (of_gate, of_up) = {
+            let silu = gate.f_silu()?;
+            let of_active = self.siblings([Module::DownProj]).backward(
+                &silu.f_mul(up)?,
+                inner_down,
+                &[gradient.shallow_clone()],
+            )?;
+            (gate.f_silu_backward(&of_active.f_mul(up)?)?, of_active.f_mul(&silu)?)
+        };
+        let normed = self.post_norm.forward(middle)?;
+        let of_normed =
+            self.siblings(GATE_UP).backward(&normed, inner_gate_up, &[of_gate, of_up])?;
+        let of_middle = gradient.f_add(&self.post_norm.backward(middle, &of_normed)?)?;
+
+        let of_attended = self.siblings([Module::OProj]).backward(
+            attended,
+            inner_o,
+            &[of_middle.shallow_clone()],
+        )?;
+        let of_heads = attention.backward(heads, &of_attended)?;
+        let mut queries = rotation.backward(&of_heads.queries)?;
+        let mut keys = rotation.backward(&of_heads.keys)?;
+        if let (Some((q, k)), Some((raw_queries, raw_keys))) = (&self.qk_norms, unnormed) {
+            (queries, keys) = (q.backward(raw_queries, &queries)?, k.backward(raw_keys, &keys)?);
+        }
+        let gradients = [by_token(&queries)?, by_token(&keys)?, by_token(&of_heads.values)?];
+        let normed = self.input_norm.forward(x)?;
+        let siblings = self.siblings(QKV);
+        let of_inner = siblings.gather(&normed, inner_qkv, &gradients)?;
+        if !below && !self.input_norm.weight.trains() {
+            return Ok(None);
+        }
+        let of_normed = siblings.input_gradient(&gradients, of_inner.as_ref())?;
+        Ok(Some(of_middle.f_add(&self.input_norm.backward(x, &of_normed)?)?))
+    }
+
+    /// Whether anything in it trains.
+    pub(crate) fn trains(&self) -> bool {
+        self.linears.values().any(|linear| {
+            linear.lora.is_some()
+                || linear.weight.trains()
+                || linear.bias.as_ref().is_some_and(crate::parameter::Parameter::trains)
+        }) || self.input_norm.weight.trains()
+    }
+
+    fn siblings<const N: usize>(&self, modules: [Module; N]) -> Siblings<'_, N> {
+        Siblings(modules.map(|module| &self.linears[&module]))
+    }
+}
+
+const QKV: [Module; 3] = [Module::QProj, Module::KProj, Module::VProj];
+const GATE_UP: [Module; 2] = [Module::GateProj, Module::UpProj];

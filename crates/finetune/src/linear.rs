@@ -1,0 +1,147 @@
+//! Linear maps with adapters on them, and their gradients.
+
+use tch::{Kind, Tensor};
+
+use crate::Result;
+use crate::lora::Lora;
+use crate::parameter::Parameter;
+
+/// `y = x Wᵀ + b`, and `s · (x Aᵀ) Bᵀ` if it has an adapter.
+#[derive(Debug)]
+pub(crate) struct Linear {
+    /// `[out, in]`.
+    pub(crate) weight: Parameter,
+    /// `[out]`.
+    pub(crate) bias: Option<Parameter>,
+    pub(crate) lora: Option<Lora>,
+}
+
+/// Linear maps of one input; all their `A` are one product.
+pub(crate) struct Siblings<'a, const N: usize>(pub(crate) [&'a Linear; N]);
+
+impl<const N: usize> Siblings<'_, N> {
+    /// Each map's output of `x`, `[n, in]`, and the adapters' inner values side by side,
+    /// `[n, Σ r]`, which the backward pass wants.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<([Tensor; N], Option<Tensor>)> {
+        let kind = x.f_kind()?;
+        let none: Option<&Tensor> = None;
+        let inner = match self.stacked_a(kind)? {
+            Some(a) => Some(x.f_linear(&a, none)?),
+            None => None,
+        };
+        let mut outputs = std::array::from_fn(|_| Tensor::new());
+        let mut first = 0;
+        for (place, linear) in outputs.iter_mut().zip(self.0) {
+            let bias = match &linear.bias {
+                Some(bias) => Some(bias.as_kind(kind)?),
+                None => None,
+            };
+            let mut output = x.f_linear(&linear.weight.as_kind(kind)?, bias.as_ref())?;
+            if let (Some(lora), Some(inner)) = (&linear.lora, &inner) {
+                let own = inner.f_narrow(1, first, lora.rank())?;
+                output = output.f_addmm_(&own, &lora.scaled_b(kind)?.f_numpy_t()?)?;
+                first += lora.rank();
+            }
+            *place = output;
+        }
+        Ok((outputs, inner))
+    }
+
+    /// Gathers the gradients of weights, biases and adapters from those of the outputs, and
+    /// returns that of the adapters' inner values, `[n, Σ r]`.
+    pub(crate) fn gather(
+        &self,
+        x: &Tensor,
+        inner: Option<&Tensor>,
+        gradients: &[Tensor; N],
+    ) -> Result<Option<Tensor>> {
+        let kind = x.f_kind()?;
+        let (mut inner_gradients, mut first) = (Vec::new(), 0);
+        for (linear, gradient) in self.0.into_iter().zip(gradients) {
+            linear.weight.gather(|| wide(&gradient.f_numpy_t()?.f_mm(x)?))?;
+            if let Some(bias) = &linear.bias {
+                bias.gather(|| {
+                    Ok(gradient.f_to_kind(Kind::Float)?.f_sum_dim_intlist(
+                        0_i64,
+                        false,
+                        Kind::Float,
+                    )?)
+                })?;
+            }
+            if let (Some(lora), Some(inner)) = (&linear.lora, inner) {
+                let own = inner.f_narrow(1, first, lora.rank())?;
+                lora.b.gather(|| {
+                    Ok(wide(&gradient.f_numpy_t()?.f_mm(&own)?)?.f_mul_scalar_(lora.scale)?)
+                })?;
+                inner_gradients.push(gradient.f_mm(&lora.scaled_b(kind)?)?);
+                first += lora.rank();
+            }
+        }
+        if inner_gradients.is_empty() {
+            return Ok(None);
+        }
+        let inner_gradient = Tensor::f_cat(&inner_gradients, 1)?;
+        let a_gradient = wide(&inner_gradient.f_numpy_t()?.f_mm(x)?)?;
+        let mut first = 0;
+        for lora in self.0.iter().filter_map(|linear| linear.lora.as_ref()) {
+            lora.a.gather(|| Ok(a_gradient.f_narrow(0, first, lora.rank())?))?;
+            first += lora.rank();
+        }
+        Ok(Some(inner_gradient))
+    }
+
+    /// The gradient of the input from those of the outputs and of the inner values.
+    pub(crate) fn input_gradient(
+        &self,
+        gradients: &[Tensor; N],
+        inner_gradient: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let mut sum: Option<Tensor> = None;
+        let mut add = |left: &Tensor, right: &Tensor| -> Result<()> {
+            sum = Some(match sum.take() {
+                Some(mut sum) => sum.f_addmm_(left, right)?,
+                None => left.f_mm(right)?,
+            });
+            Ok(())
+        };
+        for (linear, gradient) in self.0.into_iter().zip(gradients) {
+            add(gradient, &linear.weight.as_kind(gradient.f_kind()?)?)?;
+        }
+        if let Some(inner) = inner_gradient
+            && let Some(a) = self.stacked_a(inner.f_kind()?)?
+        {
+            add(inner, &a)?;
+        }
+        Ok(sum.unwrap_or_default())
+    }
+
+    /// As [`Siblings::gather`] and [`Siblings::input_gradient`] in turn.
+    pub(crate) fn backward(
+        &self,
+        x: &Tensor,
+        inner: Option<&Tensor>,
+        gradients: &[Tensor; N],
+    ) -> Result<Tensor> {
+        let inner_gradient = self.gather(x, inner, gradients)?;
+        self.input_gradient(gradients, inner_gradient.as_ref())
+    }
+
+    /// The adapters' `A` one below the other, `[Σ r, in]`.
+    fn stacked_a(&self, kind: Kind) -> Result<Option<Tensor>> {
+        let all = self
+            .0
+            .iter()
+            .filter_map(|linear| linear.lora.as_ref())
+            .map(|lora| lora.a.as_kind(kind))
+            .collect::<Result<Vec<_>>>()?;
+        match all.as_slice() {
+            [] => Ok(None),
+            [one] => Ok(Some(one.shallow_clone())),
+            all => Ok(Some(Tensor::f_cat(all, 0)?)),
+        }
+    }
+}
+
+fn wide(x: &Tensor) -> Result<Tensor> {
+    Ok(x.f_to_kind(Kind::Float)?)
+}
