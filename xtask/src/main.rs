@@ -36,8 +36,12 @@ enum Task {
     Test,
     /// Check that crates import downward only
     Layers,
-    /// Run the benchmarks of the kernels
-    Bench,
+    /// Run benchmarks
+    Bench {
+        /// Which
+        #[arg(value_enum, default_value = "kernels")]
+        what: bench::Bench,
+    },
 }
 
 fn main() -> Result<()> {
@@ -49,6 +53,6 @@ fn main() -> Result<()> {
         Task::Demo => demo::run(),
         Task::Test => test::run(),
         Task::Layers => layers::run(),
-        Task::Bench => bench::run(),
+        Task::Bench { what } => bench::run(what),
     }
 }

@@ -18,7 +18,7 @@ use crate::{
 /// How gradients are collected.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CollectSettings {
-    /// How many steps, `t`.
+    /// How many steps, `t`, at most: fewer if the sink has enough.
     pub steps: usize,
     /// The fine-tune they are the first steps of; it must be LoRA.
     pub train: TrainSettings,
@@ -71,6 +71,9 @@ pub fn collect(
         };
         observe(&metrics);
         steps.push(metrics);
+        if sink.enough() {
+            break;
+        }
     }
     Ok(Collected { activations: influence.finish(), steps })
 }

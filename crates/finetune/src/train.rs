@@ -72,6 +72,11 @@ pub trait GradientSink {
         report: StepReport,
         gradients: &[((usize, Module), StepGradients)],
     ) -> Result<()>;
+
+    /// Whether it has seen enough; [`collect`](crate::collect) stops then.
+    fn enough(&self) -> bool {
+        false
+    }
 }
 
 /// Two sinks get the same.

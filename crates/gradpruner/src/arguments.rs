@@ -29,9 +29,10 @@ impl ComputeArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Collecting")]
 pub(crate) struct CollectingArgs {
-    /// How many steps' gradients to collect
-    #[arg(long, default_value_t = 40)]
-    steps: usize,
+    /// How many steps' gradients to collect; auto: until the layers to prune have settled, 100 at
+    /// most
+    #[arg(long, default_value = "40", value_parser = steps)]
+    steps: Steps,
     /// Rows of a collected step
     #[arg(long, default_value_t = 4)]
     collect_batch: usize,
@@ -66,7 +67,8 @@ impl CollectingArgs {
             lora_layers: None,
             remat: false,
         };
-        CollectSettings { steps, training }
+        let Steps { most, auto } = steps;
+        CollectSettings { steps: most, auto, training }
     }
 }
 
@@ -205,6 +207,22 @@ pub(crate) fn method(text: &str) -> Result<FinetuneMethod, String> {
     }
 }
 
+/// How many steps to collect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Steps {
+    most: usize,
+    /// Fewer if the layers to prune have settled before.
+    auto: bool,
+}
+
+fn steps(text: &str) -> Result<Steps, String> {
+    match (text, text.parse()) {
+        ("auto", _) => Ok(Steps { most: 100, auto: true }),
+        (_, Ok(most)) => Ok(Steps { most, auto: false }),
+        _ => Err(format!("`{text}` is neither a number nor auto")),
+    }
+}
+
 /// The name of a criterion.
 pub(crate) fn criterion() -> impl TypedValueParser<Value = Criterion> {
     PossibleValuesParser::new(Criterion::ALL.map(Criterion::name))
@@ -243,6 +261,13 @@ mod tests {
     fn methods() {
         assert_eq!(method("head+last:3"), Ok(FinetuneMethod::HeadAndLast(3)));
         assert!(method("none").is_err() && method("head+last").is_err());
+    }
+
+    #[test]
+    fn numbers_of_steps() {
+        assert_eq!(steps("7"), Ok(Steps { most: 7, auto: false }));
+        assert_eq!(steps("auto"), Ok(Steps { most: 100, auto: true }));
+        assert!(steps("many").is_err());
     }
 
     #[test]

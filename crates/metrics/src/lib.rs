@@ -2,12 +2,14 @@
 
 mod choice;
 mod interval;
+mod rank;
 mod rouge;
 mod stem;
 mod text;
 
 pub use choice::{ChoiceScore, pick, pick_by_bytes};
 pub use interval::{Interval, wilson};
+pub use rank::kendall_tau;
 pub use rouge::{RougeScores, rouge};
 pub use stem::stem;
 pub use text::{exact_match, perplexity};

@@ -12,6 +12,7 @@ mod log;
 mod report;
 mod run;
 mod settings;
+mod stability;
 mod stage;
 mod table;
 
@@ -24,6 +25,7 @@ pub use settings::{
     CollectSettings, ComputeSettings, EvaluationSettings, FinetuneMethod, RunSettings,
     TrainingSettings,
 };
+pub use stability::Stability;
 pub use stage::{
     CollectTargets, Collected, FinetuneTarget, collect_record, evaluate_model, finetune_model,
     load_adapted,

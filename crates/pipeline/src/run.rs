@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use checkpoint::{Checkpoint, Record, Staging, locate, remove_if_there, sha256_file};
 use dataset::{Row, read_rows};
 use finetune::EvalReport;
-use prune::{Plan, PlanSettings, PruneSettings, Scores, Size, apply, score};
+use prune::{Criterion, Plan, PlanSettings, PruneSettings, Scores, Size, apply, score};
 use serde::{Deserialize, Serialize};
 
 use crate::log::Log;
@@ -142,7 +142,12 @@ impl<'a> Run<'a> {
         if self.found(Stage::Collect, &record) {
             return Ok(());
         }
-        let targets = CollectTargets { record: Some(&record), model_name: &self.settings.model };
+        let targets = CollectTargets {
+            record: Some(&record),
+            model_name: &self.settings.model,
+            criterion: self.settings.criterion,
+            prune: share(&self.settings.prune)?,
+        };
         let mut log = Log::new(&self.at("metrics.jsonl"), Stage::Collect);
         let mut logged = Ok(());
         let observe = &mut *self.observe;
@@ -156,7 +161,11 @@ impl<'a> Run<'a> {
             &mut |event| logging(&mut log, &mut logged, event, observe),
         )?;
         logged?;
-        self.done(Stage::Collect, format!("{} steps", found.steps.len()));
+        let text = match self.settings.criterion {
+            Criterion::Bi => format!("{} steps", found.steps.len()),
+            _ => format!("{} steps; {}", found.steps.len(), found.stability),
+        };
+        self.done(Stage::Collect, text);
         Ok(())
     }
 
@@ -254,6 +263,7 @@ impl<'a> Run<'a> {
             target: target.to_owned(),
             merged,
             saves,
+            metrics: None, // The run keeps them, under its own stages.
             shard_bytes: settings.shard_bytes,
         };
         let mut log = Log::new(&self.at("metrics.jsonl"), stage);

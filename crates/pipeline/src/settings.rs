@@ -140,8 +140,10 @@ impl ComputeSettings {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CollectSettings {
-    /// How many steps, `t`.
+    /// How many steps, `t`, at most.
     pub steps: usize,
+    /// Stop when the layers to prune have settled.
+    pub auto: bool,
     /// The fine-tune.
     pub training: TrainingSettings,
 }

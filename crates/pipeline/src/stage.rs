@@ -8,11 +8,13 @@ use finetune::{
     EvalReport, GradientSink, Model, RecordSink, StepMetrics, TrainReport, Trainer, collect,
     encode_rows, evaluate, save_adapter, save_checkpoint,
 };
-use prune::Scores;
+use prune::{Criterion, Scores, Share};
 
+use crate::log::Log;
+use crate::stability::StabilityMeter;
 use crate::{
     CollectSettings, ComputeSettings, EvaluationSettings, Event, FinetuneMethod, GramScores,
-    Result, TrainingSettings,
+    Result, Stability, Stage, TrainingSettings,
 };
 
 /// What [`collect_record`] leaves.
@@ -22,6 +24,10 @@ pub struct CollectTargets<'a> {
     pub record: Option<&'a Path>,
     /// What the record calls the model.
     pub model_name: &'a str,
+    /// What will be pruned, for the stability of the choice.
+    pub criterion: Criterion,
+    /// How much of it.
+    pub prune: Share,
 }
 
 /// What [`collect_record`] found.
@@ -33,6 +39,8 @@ pub struct Collected {
     pub manifest: Option<Manifest>,
     /// The layers' block influence.
     pub activations: Activations,
+    /// How far the scores can be trusted.
+    pub stability: Stability,
     /// Every step.
     pub steps: Vec<StepMetrics>,
 }
@@ -54,6 +62,7 @@ pub fn collect_record(
     let (encoder, num_rows) = (Encoder::read(model)?, rows.len());
     let examples = encode_rows(&encoder, &rows, settings.training.max_tokens)?;
     let train_settings = settings.training.parse(FinetuneMethod::Lora, seed)?;
+    let auto = settings.auto;
     let settings = finetune::CollectSettings { steps: settings.steps, train: train_settings };
     let loaded = load(model, compute)?;
     let num_layers = loaded.config().num_layers;
@@ -61,7 +70,8 @@ pub fn collect_record(
         Some(target) => Some(RecordSink::create(target, Dtype::F32)?),
         None => None,
     };
-    let mut sink = MaybeRecord { sums: GramScores::default(), record };
+    let meter = StabilityMeter::new(targets.criterion, targets.prune.of(num_layers));
+    let mut sink = Collector { sums: GramScores::default(), record, meter, auto };
     let found = collect(loaded, &settings, examples, &mut sink, &mut |metrics| {
         observe(Event::Step(*metrics));
     })?;
@@ -82,17 +92,36 @@ pub fn collect_record(
         }
         None => None,
     };
-    let (activations, steps) = (found.activations, found.steps);
-    Ok(Collected { sums: sink.sums, manifest, activations, steps })
+    let (activations, steps, stability) = (found.activations, found.steps, sink.meter.report());
+    if stability.is_weak() && targets.criterion != Criterion::Bi {
+        tracing::warn!(
+            tau = stability.between_halves,
+            "the order of layers differs between halves of the data; more rows or steps would \
+             make the choice surer"
+        );
+    }
+    let seen: usize = steps.len() * settings.train.batch_rows * settings.train.accumulate;
+    if seen > num_rows {
+        tracing::warn!(
+            rows = num_rows,
+            seen,
+            "the data are so few that rows were seen again; the halves share them, and their \
+             agreement says little"
+        );
+    }
+    Ok(Collected { sums: sink.sums, manifest, activations, stability, steps })
 }
 
 /// Sums in memory, and a record if one is wanted.
-struct MaybeRecord {
+struct Collector {
     sums: GramScores,
     record: Option<RecordSink>,
+    meter: StabilityMeter,
+    /// Stop when the meter says so.
+    auto: bool,
 }
 
-impl GradientSink for MaybeRecord {
+impl GradientSink for Collector {
     fn step(
         &mut self,
         report: checkpoint::StepReport,
@@ -101,15 +130,20 @@ impl GradientSink for MaybeRecord {
         if let Some(record) = &mut self.record {
             record.step(report, gradients)?;
         }
+        self.meter.add(gradients)?;
         self.sums.step(report, gradients)
+    }
+
+    fn enough(&self) -> bool {
+        self.auto && self.meter.settled()
     }
 }
 
 impl Collected {
     /// The scores by a criterion, from memory.
-    pub fn scores(&self, criterion: prune::Criterion) -> Option<Scores> {
+    pub fn scores(&self, criterion: Criterion) -> Option<Scores> {
         match criterion {
-            prune::Criterion::Bi => {
+            Criterion::Bi => {
                 let layers = self.activations.block_influence.iter().enumerate();
                 let layers = layers.map(|(layer, &score)| prune::LayerScore {
                     layer,
@@ -132,6 +166,8 @@ pub struct FinetuneTarget {
     pub merged: Option<PathBuf>,
     /// Folder to keep the state of an unfinished training in.
     pub saves: PathBuf,
+    /// File for a line a step, if one is wanted.
+    pub metrics: Option<PathBuf>,
     /// Most bytes of tensors in one file.
     pub shard_bytes: u64,
 }
@@ -160,8 +196,15 @@ pub fn finetune_model(
     let examples = encode_rows(&encoder, &read_rows(train)?, settings.max_tokens)?;
     let train_settings = settings.parse(method, seed)?;
     let mut trainer = Trainer::new(load(model, compute)?, train_settings, examples)?;
-    let report =
-        trainer.run(None, Some(&target.saves), &mut |metrics| observe(Event::Step(*metrics)))?;
+    let mut log = target.metrics.as_ref().map(|path| Log::new(path, Stage::Finetune));
+    let mut logged = Ok(());
+    let report = trainer.run(None, Some(&target.saves), &mut |metrics| {
+        if let (Some(log), Ok(())) = (&mut log, &logged) {
+            logged = log.add(metrics);
+        }
+        observe(Event::Step(*metrics));
+    })?;
+    logged?;
     let tuned = trainer.into_model();
     if let Some(merged) = &target.merged {
         save_checkpoint(&tuned, merged, target.shard_bytes)?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use checkpoint::locate;
 use pipeline::{CollectTargets, Event, Stage, collect_record};
-use prune::Criterion;
+use prune::{Criterion, Share};
 use serde_json::json;
 
 use crate::arguments::{CollectingArgs, ComputeArgs, criterion};
@@ -31,9 +31,12 @@ pub(crate) struct CollectArgs {
     /// File for the layer scores, summed in memory meanwhile
     #[arg(long)]
     scores: Option<PathBuf>,
-    /// What makes a layer important, for --scores
+    /// What makes a layer important, for --scores and the stability of the order
     #[arg(long, default_value = "igia", value_parser = criterion())]
     criterion: Criterion,
+    /// How many layers will be pruned, for the stability of the choice: a number, or a share
+    #[arg(long, default_value = "40%")]
+    prune: Share,
     /// Tokens of a row at most; the rest is cut
     #[arg(long, default_value_t = 2048)]
     max_length: usize,
@@ -47,12 +50,23 @@ pub(crate) struct CollectArgs {
 }
 
 pub(crate) fn run(args: CollectArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
-    let CollectArgs { model, train, out, scores, criterion, max_length, seed, collecting, compute } =
-        args;
+    let CollectArgs {
+        model,
+        train,
+        out,
+        scores,
+        criterion,
+        prune,
+        max_length,
+        seed,
+        collecting,
+        compute,
+    } = args;
     printer.event(Event::Started(Stage::Collect));
     let context = || format!("cannot collect gradients of `{model}` on `{}`", train.display());
     let folder = locate(&model).with_context(context)?;
-    let targets = CollectTargets { record: out.as_deref(), model_name: &model };
+    let record = out.as_deref();
+    let targets = CollectTargets { record, model_name: &model, criterion, prune };
     let found = collect_record(
         (&folder, &train),
         &collecting.settings(max_length),
@@ -66,6 +80,9 @@ pub(crate) fn run(args: CollectArgs, printer: &mut Printer) -> anyhow::Result<Ou
     if let Some(out) = &out {
         text.push_str(&format!(" in {}", out.display()));
     }
+    if criterion != Criterion::Bi {
+        text.push_str(&format!("\n{}", found.stability));
+    }
     if let Some(path) = &scores
         && let Some(scores) = found.scores(criterion)
     {
@@ -74,9 +91,9 @@ pub(crate) fn run(args: CollectArgs, printer: &mut Printer) -> anyhow::Result<Ou
     }
     let steps: Vec<_> = found.steps.iter().map(|step| step.report).collect();
     let block_influence = &found.activations.block_influence;
-    let (record, steps) = (out, json!(steps));
+    let (record, steps, stability) = (out, json!(steps), found.stability);
     Outcome::new(
         text,
-        &json!({"record": record, "scores": scores, "steps": steps, "block_influence": block_influence}),
+        &json!({"record": record, "scores": scores, "steps": steps, "stability": stability, "block_influence": block_influence}),
     )
 }

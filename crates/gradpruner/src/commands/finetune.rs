@@ -33,6 +33,9 @@ pub(crate) struct FinetuneArgs {
     /// With LoRA: folder for the checkpoint with the adapter merged in
     #[arg(long)]
     merged: Option<PathBuf>,
+    /// File for a line of figures a step, as `run` keeps in metrics.jsonl
+    #[arg(long)]
+    metrics: Option<PathBuf>,
     /// Decides the rows' order and the initial adapters
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -46,8 +49,18 @@ pub(crate) struct FinetuneArgs {
 }
 
 pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
-    let FinetuneArgs { model, train, method, out, merged, seed, shard_size, training, compute } =
-        args;
+    let FinetuneArgs {
+        model,
+        train,
+        method,
+        out,
+        merged,
+        metrics,
+        seed,
+        shard_size,
+        training,
+        compute,
+    } = args;
     let context = || format!("cannot fine-tune `{model}` on `{}`", train.display());
     printer.event(Event::Started(Stage::Finetune));
     let folder = locate(&model).with_context(context)?;
@@ -55,6 +68,7 @@ pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<O
         saves: PathBuf::from(format!("{}.state", out.display())),
         target: out.clone(),
         merged,
+        metrics,
         shard_bytes: shard_size,
     };
     let report = finetune_model(

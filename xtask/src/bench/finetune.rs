@@ -1,0 +1,211 @@
+//! Training and evaluation against transformers with PEFT and lm-evaluation-harness: the same rows,
+//! one after the other, in turns.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use super::measure::{Measured, measure, median, python};
+use crate::models::{Build, fetch};
+use crate::root::{cache, root, run as run_command, say};
+use crate::{data, libtorch};
+
+/// How often each pair is run; the table has medians.
+const REPEATS: usize = 3;
+/// Rows of a training step.
+const BATCH: usize = 4;
+
+struct Benches {
+    program: PathBuf,
+    python: PathBuf,
+    /// Where rows and results go.
+    folder: PathBuf,
+    lines: Vec<Value>,
+}
+
+/// Runs all pairs, prints a table and writes `.cache/bench/finetune.json`.
+pub(crate) fn run() -> Result<()> {
+    libtorch::set_up()?;
+    let program = Build::Release.program()?;
+    let sets = data::fetch()?;
+    let folder = cache("bench");
+    fs_err::create_dir_all(&folder)?;
+    let mut benches = Benches { program, python: python()?, folder, lines: Vec::new() };
+    let smollm2 = fetch("smollm2", Build::Release)?;
+    let qwen = fetch("qwen2.5-coder-0.5b", Build::Release)?;
+    for (model, name) in [(&smollm2, "SmolLM2-135M"), (&qwen, "Qwen2.5-Coder-0.5B")] {
+        for set in ["vader_reviews", "piqa"] {
+            let rows = sets.join(set).join("train.jsonl");
+            let rows = benches.first_rows(&rows, set, 13 * BATCH)?;
+            let what = format!("{name}, LoRA, {set}, batch {BATCH}");
+            benches.training(&what, model, &rows, (false, REPEATS))?;
+        }
+    }
+    let long = benches.long_rows(&sets.join("hellaswag/train.jsonl"), 12)?;
+    let what = "SmolLM2-135M, LoRA, 4 x 2048 tokens, layers computed again";
+    benches.training(what, &smollm2, &long, (true, 1))?;
+    for (model, name) in [(&smollm2, "SmolLM2-135M"), (&qwen, "Qwen2.5-Coder-0.5B")] {
+        let what = format!("{name}, multiple choice, hellaswag");
+        benches.evaluation(&what, model, &sets.join("hellaswag/test.jsonl"))?;
+    }
+    let larger = fetch("qwen2.5-coder-1.5b", Build::Release)?;
+    let rows = sets.join("vader_reviews/train.jsonl");
+    benches.collecting("Qwen2.5-Coder-1.5B, collect, vader_reviews, batch 4", &larger, &rows)?;
+    let path = benches.folder.join("finetune.json");
+    fs_err::write(&path, serde_json::to_string_pretty(&benches.lines)?)?;
+    say(&format!("written to {}", path.strip_prefix(root()).unwrap_or(&path).display()));
+    Ok(())
+}
+
+impl Benches {
+    fn training(
+        &mut self,
+        what: &str,
+        model: &Path,
+        rows: &Path,
+        (again, repeats): (bool, usize),
+    ) -> Result<()> {
+        let mut pairs = Vec::new();
+        for _ in 0..repeats {
+            let (out, metrics) = (self.folder.join("adapter"), self.folder.join("metrics.jsonl"));
+            run_command(Command::new("rm").arg("-rf").args([&out, &metrics]))?;
+            let mut ours = Command::new(&self.program);
+            ours.arg("finetune").arg("--model").arg(model).arg("--train").arg(rows);
+            ours.args(["--epochs", "1", "--rank", "8", "--alpha", "32", "--lr", "1e-4"]);
+            ours.args(["--accumulate", "1", "--batch", &BATCH.to_string(), "--json", "--out"]);
+            ours.arg(&out).arg("--metrics").arg(&metrics);
+            let mut theirs = Command::new(&self.python);
+            theirs.arg(root().join("benches/pytorch/train.py")).arg("--model").arg(model);
+            theirs.arg("--train").arg(rows).args(["--steps", "1000"]);
+            theirs.args(["--batch", &BATCH.to_string()]);
+            if again {
+                ours.arg("--remat");
+                theirs.arg("--checkpointing");
+            }
+            let ours = measure(&mut ours)?;
+            // The first step of either compiles its products.
+            let seconds: f64 = fs_err::read_to_string(&metrics)?
+                .lines()
+                .skip(1)
+                .filter_map(|line| serde_json::from_str::<Value>(line).ok()?["seconds"].as_f64())
+                .sum();
+            let steps = ours.output["report"]["steps"].as_f64().context("no steps")? - 1.0;
+            let ours_rate = steps * BATCH as f64 / seconds;
+            let theirs = measure(&mut theirs)?;
+            let times: Vec<f64> = serde_json::from_value(theirs.output["step_seconds"].clone())?;
+            let theirs_rate = (times.len() * BATCH) as f64 / times.iter().sum::<f64>();
+            let peak = |output: &Value| output["peak_memory_bytes"].as_f64().unwrap_or(f64::NAN);
+            pairs.push([
+                ours_rate,
+                theirs_rate,
+                peak(&ours.output["report"]),
+                peak(&theirs.output),
+            ]);
+        }
+        self.add(what, &pairs);
+        Ok(())
+    }
+
+    fn evaluation(&mut self, what: &str, model: &Path, rows: &Path) -> Result<()> {
+        let count = 50;
+        let mut pairs = Vec::new();
+        let mut accuracies = json!([]);
+        for _ in 0..REPEATS {
+            let mut ours = Command::new(&self.program);
+            ours.arg("eval").arg("--model").arg(model).arg("--data").arg(rows);
+            ours.args(["--eval-rows", &count.to_string(), "--json"]);
+            let ours = measure(&mut ours)?.output;
+            let ours = ours.get("report").unwrap_or(&ours);
+            let mut theirs = Command::new(&self.python);
+            theirs.arg(root().join("benches/pytorch/evaluate.py")).arg("--model").arg(model);
+            theirs.arg("--data").arg(rows).args(["--rows", &count.to_string()]);
+            let theirs = measure(&mut theirs)?.output;
+            let number = |output: &Value, key: &str| output[key].as_f64().unwrap_or(f64::NAN);
+            pairs.push([
+                f64::from(count) / number(ours, "seconds"),
+                f64::from(count) / number(&theirs, "seconds"),
+                number(ours, "peak_memory_bytes"),
+                number(&theirs, "peak_memory_bytes"),
+            ]);
+            accuracies = json!([ours["acc"], theirs["acc"]]);
+        }
+        self.add(what, &pairs);
+        say(&format!("accuracy, ours and theirs: {accuracies}"));
+        Ok(())
+    }
+
+    fn collecting(&mut self, what: &str, model: &Path, rows: &Path) -> Result<()> {
+        let mut ours = Command::new(&self.program);
+        let scores = self.folder.join("scores.json");
+        run_command(Command::new("rm").arg("-f").arg(&scores))?;
+        ours.arg("collect").arg("--model").arg(model).arg("--train").arg(rows);
+        ours.args(["--steps", "4", "--json", "--scores"]).arg(&scores);
+        let Measured { anonymous_bytes, .. } = measure(&mut ours)?;
+        say(&format!("{what}: {:.2} GB anonymous at most", anonymous_bytes as f64 / 1e9));
+        self.lines.push(json!({"what": what, "anonymous_bytes": anonymous_bytes}));
+        Ok(())
+    }
+
+    /// Adds a line: rows a second and peak memory, ours and theirs, each the median.
+    fn add(&mut self, what: &str, pairs: &[[f64; 4]]) {
+        let middle =
+            |column: usize| median(&pairs.iter().map(|pair| pair[column]).collect::<Vec<_>>());
+        let [ours, theirs, our_peak, their_peak] = [0, 1, 2, 3].map(middle);
+        let ratios: Vec<f64> = pairs.iter().map(|pair| pair[0] / pair[1]).collect();
+        let (speed, memory) = (median(&ratios), our_peak / their_peak);
+        say(&format!(
+            "{what}: {ours:.2} against {theirs:.2} rows/s ({speed:.2} x), {:.2} against {:.2} GB \
+             ({memory:.2} x)",
+            our_peak / 1e9,
+            their_peak / 1e9
+        ));
+        self.lines.push(json!({
+            "what": what,
+            "rows_per_second": [ours, theirs],
+            "speed_ratio": speed,
+            "peak_memory_bytes": [our_peak, their_peak],
+            "memory_ratio": memory,
+            "repeats": pairs.len(),
+        }));
+    }
+
+    /// The first rows of a file, in a file of their own.
+    fn first_rows(&self, source: &Path, name: &str, count: usize) -> Result<PathBuf> {
+        let text = fs_err::read_to_string(source)?;
+        let rows: Vec<&str> = text.lines().take(count).collect();
+        let path = self.folder.join(format!("{name}-{count}.jsonl"));
+        fs_err::write(&path, rows.join("\n"))?;
+        Ok(path)
+    }
+
+    /// Rows of more than 2048 tokens, many texts joined.
+    fn long_rows(&self, source: &Path, count: usize) -> Result<PathBuf> {
+        let text = fs_err::read_to_string(source)?;
+        let mut contents = text
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .filter_map(|row| Some(row["messages"][0]["content"].as_str()?.to_owned()));
+        let mut joined = || {
+            let mut whole = String::new();
+            while whole.len() < 8000 {
+                whole.push_str(&contents.next().unwrap_or_else(|| "More.".into()));
+            }
+            whole
+        };
+        let rows: Vec<String> = (0..count)
+            .map(|_| {
+                let (user, assistant) = (joined(), joined());
+                json!({"messages": [
+                    {"role": "user", "content": user},
+                    {"role": "assistant", "content": assistant},
+                ]})
+                .to_string()
+            })
+            .collect();
+        let path = self.folder.join("long.jsonl");
+        fs_err::write(&path, rows.join("\n"))?;
+        Ok(path)
+    }
+}

@@ -1,0 +1,78 @@
+//! A command timed from outside: its output, and the anonymous memory it took at most.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::root::{cache, root, run, say};
+
+/// What a command printed and took.
+#[derive(Debug)]
+pub(crate) struct Measured {
+    /// The JSON object on its standard output.
+    pub(crate) output: Value,
+    /// The most memory that belongs to no file, in bytes, looked at twenty times a second.
+    pub(crate) anonymous_bytes: u64,
+}
+
+/// Runs a command that prints one JSON object.
+pub(crate) fn measure(command: &mut Command) -> Result<Measured> {
+    let shown = format!("{command:?}");
+    say(&shown);
+    let spawned = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+    let mut child = spawned.with_context(|| format!("cannot run {shown}"))?;
+    let mut stdout = child.stdout.take().context("the command has no output")?;
+    let status_file = PathBuf::from(format!("/proc/{}/status", child.id()));
+    let (over, most) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (text, status) = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                if let Ok(status) = fs_err::read_to_string(&status_file) {
+                    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+                    let size = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+                    most.fetch_max(size.unwrap_or(0) * 1024, Ordering::Relaxed);
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        let mut text = String::new();
+        let read = stdout.read_to_string(&mut text);
+        let status = child.wait();
+        over.store(true, Ordering::Relaxed);
+        (read.map(|_| text), status)
+    });
+    ensure!(status?.success(), "failed: {shown}");
+    let text = text?;
+    // Libraries may print before the object.
+    let start = text.find("\n{").map_or(0, |at| at + 1);
+    let output = serde_json::from_str(&text[start..]).with_context(|| format!("from {shown}"))?;
+    Ok(Measured { output, anonymous_bytes: most.into_inner() })
+}
+
+/// Python with PyTorch, transformers, PEFT and lm-evaluation-harness, installed unless it is there.
+pub(crate) fn python() -> Result<PathBuf> {
+    let folder = cache("python");
+    let python = folder.join("bin/python");
+    let complete = folder.join("complete");
+    if !complete.exists() {
+        say("installing PyTorch, transformers, PEFT and lm-evaluation-harness");
+        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
+        let requirements = root().join("benches/pytorch/requirements.txt");
+        let mut pip = Command::new(&python);
+        run(pip.args(["-m", "pip", "install", "--quiet", "-r"]).arg(requirements))?;
+        fs_err::write(complete, "")?;
+    }
+    Ok(python)
+}
+
+/// The middle one.
+pub(crate) fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
