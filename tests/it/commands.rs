@@ -13,6 +13,8 @@ fn collect_to_eval_by_hand() {
     );
     assert_eq!(found["steps"].as_array().unwrap().len(), 4);
     assert_eq!(found["block_influence"].as_array().unwrap().len(), 6);
+    assert_eq!(found["stability"]["steps"], 4);
+    assert!(found["stability"]["between_halves"].is_number());
 
     // What was summed in memory is what the record says.
     desk.run("score record --verify --out scores.json");
@@ -52,6 +54,44 @@ fn collect_to_eval_by_hand() {
     for what in ["model", "record", "adapter", "tuned", "./scores.json", "./plan.json"] {
         assert!(!desk.run(&format!("inspect {what}")).is_empty(), "{what}");
     }
+}
+
+/// Computing layers again changes no byte of the result; steps are logged either way.
+#[test]
+fn finetune_again_and_in_part() {
+    let desk = Desk::new();
+    let finetune = |rest: &str| {
+        desk.json(&format!("finetune --model model --train train.jsonl {TRAIN} {rest}"))
+    };
+    finetune("--out plain --metrics steps.jsonl --tensorboard events");
+    finetune("--out again --remat");
+    let weights =
+        |name: &str| fs_err::read(desk.at(name).join("adapter_model.safetensors")).unwrap();
+    assert_eq!(weights("plain"), weights("again"));
+    assert_eq!(fs_err::read_to_string(desk.at("steps.jsonl")).unwrap().lines().count(), 12);
+    assert_eq!(fs_err::read_dir(desk.at("events/finetune")).unwrap().count(), 1);
+
+    finetune("--trainable head+last:1 --out part");
+    let tensors = |folder: &str, layer: usize| {
+        let file = desk.at(folder).join("model.safetensors");
+        testkit::tensor_f32(&file, &format!("model.layers.{layer}.mlp.up_proj.weight")).1
+    };
+    assert_eq!(tensors("model", 4), tensors("part", 4));
+    assert_ne!(tensors("model", 5), tensors("part", 5));
+}
+
+/// `--steps auto` stops once the layers to prune are the same ones for ten steps.
+#[test]
+fn collecting_stops_when_the_choice_has_settled() {
+    let desk = Desk::new();
+    let found = desk.json(
+        "collect --model model --train train.jsonl --steps auto --prune 1 --device cpu --dtype f32 \
+         --collect-batch 1 --out record",
+    );
+    let steps = found["steps"].as_array().unwrap().len();
+    let settled = found["stability"]["settled_since"].as_u64().unwrap() as usize;
+    // Three epochs of 24 rows, one a step, are the most there are.
+    assert!(steps == (settled + 10).max(20) || steps == 72, "{steps} steps, settled at {settled}");
 }
 
 #[test]

@@ -41,6 +41,9 @@ enum Task {
         /// Which
         #[arg(value_enum, default_value = "kernels")]
         what: bench::Bench,
+        /// How often each pair against PyTorch is run
+        #[arg(long, default_value_t = 3)]
+        repeats: usize,
     },
 }
 
@@ -53,6 +56,6 @@ fn main() -> Result<()> {
         Task::Demo => demo::run(),
         Task::Test => test::run(),
         Task::Layers => layers::run(),
-        Task::Bench { what } => bench::run(what),
+        Task::Bench { what, repeats } => bench::run(what, repeats),
     }
 }

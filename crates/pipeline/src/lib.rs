@@ -15,10 +15,12 @@ mod settings;
 mod stability;
 mod stage;
 mod table;
+mod tensorboard;
 
 pub use error::PipelineError;
 pub use event::{Event, Stage};
 pub use gram::GramScores;
+pub use log::LogTargets;
 pub use report::write_report;
 pub use run::{Evaluations, RunOutcome, run};
 pub use settings::{

@@ -1,11 +1,12 @@
-//! `metrics.jsonl`: a line for every optimizer step of a run.
+//! `metrics.jsonl`: a line for every optimizer step of a run; and event files, if wanted.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use finetune::StepMetrics;
 use serde::{Deserialize, Serialize};
 
+use crate::tensorboard::EventFile;
 use crate::{Result, Stage};
 
 /// A line of the file.
@@ -19,36 +20,56 @@ pub(crate) struct Line {
 /// Appends a stage's steps.
 ///
 /// A stage that goes on after an interruption may take steps again; their old lines go first.
-pub(crate) struct Log {
-    path: PathBuf,
+pub(crate) struct Log<'a> {
+    to: LogTargets<'a>,
     stage: Stage,
-    file: Option<fs_err::File>,
+    lines: Option<fs_err::File>,
+    events: Option<EventFile>,
 }
 
-impl Log {
-    pub(crate) fn new(path: &Path, stage: Stage) -> Self {
-        Self { path: path.to_owned(), stage, file: None }
+/// Where a stage's steps go.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LogTargets<'a> {
+    /// File for a line a step.
+    pub lines: Option<&'a Path>,
+    /// Folder for `TensorBoard`'s event files.
+    pub events: Option<&'a Path>,
+}
+
+impl<'a> Log<'a> {
+    pub(crate) fn new(to: LogTargets<'a>, stage: Stage) -> Self {
+        Self { to, stage, lines: None, events: None }
     }
 
     pub(crate) fn add(&mut self, metrics: &StepMetrics) -> Result<()> {
-        let mut file = match self.file.take() {
-            Some(file) => file,
-            None => self.begin_at(metrics.step)?,
-        };
-        let line = Line { stage: self.stage, metrics: *metrics };
-        writeln!(file, "{}", serde_json::json!(line))?;
-        self.file = Some(file);
+        if let Some(path) = self.to.lines {
+            let mut file = match self.lines.take() {
+                Some(file) => file,
+                None => self.begin_at(path, metrics.step)?,
+            };
+            let line = Line { stage: self.stage, metrics: *metrics };
+            writeln!(file, "{}", serde_json::json!(line))?;
+            self.lines = Some(file);
+        }
+        if let Some(folder) = self.to.events {
+            let mut events = match self.events.take() {
+                Some(events) => events,
+                None => EventFile::create(folder, self.stage)?,
+            };
+            events.add(metrics)?;
+            self.events = Some(events);
+        }
         Ok(())
     }
 
     /// Rewrites the file without this stage's lines from `step` on, and opens it to append.
-    fn begin_at(&self, step: usize) -> Result<fs_err::File> {
-        let kept = read(&self.path)?
+    fn begin_at(&self, path: &Path, step: usize) -> Result<fs_err::File> {
+        let kept = read(path)?
             .into_iter()
             .filter(|line| line.stage != self.stage || line.metrics.step < step);
         let text: String = kept.map(|line| format!("{}\n", serde_json::json!(line))).collect();
-        fs_err::write(&self.path, text)?;
-        Ok(fs_err::OpenOptions::new().append(true).open(&self.path)?)
+        fs_err::write(path, text)?;
+        Ok(fs_err::OpenOptions::new().append(true).open(path)?)
     }
 }
 
@@ -72,7 +93,7 @@ mod tests {
         let folder = testkit::temporary_folder();
         let path = folder.path().join("metrics.jsonl");
         let add = |stage, steps: std::ops::RangeInclusive<usize>| {
-            let mut log = Log::new(&path, stage);
+            let mut log = Log::new(LogTargets { lines: Some(&path), events: None }, stage);
             for step in steps {
                 let report =
                     StepReport { loss: 0.5, grad_norm: 1.0, learning_rate: 0.1, tokens: 9 };

@@ -9,7 +9,7 @@ use finetune::EvalReport;
 use prune::{Criterion, Plan, PlanSettings, PruneSettings, Scores, Size, apply, score};
 use serde::{Deserialize, Serialize};
 
-use crate::log::Log;
+use crate::log::{Log, LogTargets};
 use crate::settings::{Inputs, RunFile, share};
 use crate::stage::{
     CollectTargets, FinetuneTarget, collect_record, evaluate_model, finetune_model,
@@ -122,6 +122,12 @@ impl<'a> Run<'a> {
         Ok(Self { settings, folder: folder.to_owned(), model, observe })
     }
 
+    /// The file and the folder that steps are logged to.
+    fn logs(&self) -> (PathBuf, Option<PathBuf>) {
+        let events = self.settings.tensorboard.then(|| self.at("tensorboard"));
+        (self.at("metrics.jsonl"), events)
+    }
+
     fn at(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
@@ -148,7 +154,9 @@ impl<'a> Run<'a> {
             criterion: self.settings.criterion,
             prune: share(&self.settings.prune)?,
         };
-        let mut log = Log::new(&self.at("metrics.jsonl"), Stage::Collect);
+        let (lines, events) = self.logs();
+        let to = LogTargets { lines: Some(&lines), events: events.as_deref() };
+        let mut log = Log::new(to, Stage::Collect);
         let mut logged = Ok(());
         let observe = &mut *self.observe;
         let settings = self.settings;
@@ -263,10 +271,11 @@ impl<'a> Run<'a> {
             target: target.to_owned(),
             merged,
             saves,
-            metrics: None, // The run keeps them, under its own stages.
             shard_bytes: settings.shard_bytes,
         };
-        let mut log = Log::new(&self.at("metrics.jsonl"), stage);
+        let (lines, events) = self.logs();
+        let to = LogTargets { lines: Some(&lines), events: events.as_deref() };
+        let mut log = Log::new(to, stage);
         let mut logged = Ok(());
         let observe = &mut *self.observe;
         let report = finetune_model(
@@ -274,7 +283,7 @@ impl<'a> Run<'a> {
             (settings.finetune, &settings.training),
             &settings.compute,
             settings.seed,
-            &target,
+            (&target, LogTargets::default()), // Logged below, under the run's own stages.
             &mut |event| logging(&mut log, &mut logged, event, observe),
         )?;
         logged?;
@@ -405,7 +414,12 @@ impl<'a> Run<'a> {
 }
 
 /// Passes an event on, steps into the log first; the first failure to log is kept.
-fn logging(log: &mut Log, logged: &mut Result<()>, event: Event, observe: &mut dyn FnMut(Event)) {
+fn logging(
+    log: &mut Log<'_>,
+    logged: &mut Result<()>,
+    event: Event,
+    observe: &mut dyn FnMut(Event),
+) {
     if let (Event::Step(metrics), Ok(())) = (&event, &logged) {
         *logged = log.add(metrics);
     }

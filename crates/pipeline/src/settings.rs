@@ -37,6 +37,8 @@ pub struct RunSettings {
     pub with_dense: bool,
     /// Write the tuned adapters merged into their weights.
     pub save_merged: bool,
+    /// Write event files for `TensorBoard`.
+    pub tensorboard: bool,
     /// Decides the rows' order and the initial adapters.
     pub seed: u64,
     /// Most bytes of tensors in one file.

@@ -10,7 +10,7 @@ use finetune::{
 };
 use prune::{Criterion, Scores, Share};
 
-use crate::log::Log;
+use crate::log::{Log, LogTargets};
 use crate::stability::StabilityMeter;
 use crate::{
     CollectSettings, ComputeSettings, EvaluationSettings, Event, FinetuneMethod, GramScores,
@@ -166,8 +166,7 @@ pub struct FinetuneTarget {
     pub merged: Option<PathBuf>,
     /// Folder to keep the state of an unfinished training in.
     pub saves: PathBuf,
-    /// File for a line a step, if one is wanted.
-    pub metrics: Option<PathBuf>,
+
     /// Most bytes of tensors in one file.
     pub shard_bytes: u64,
 }
@@ -182,7 +181,7 @@ pub fn finetune_model(
     (method, settings): (FinetuneMethod, &TrainingSettings),
     compute: &ComputeSettings,
     seed: u64,
-    target: &FinetuneTarget,
+    (target, log): (&FinetuneTarget, LogTargets<'_>),
     observe: &mut dyn FnMut(Event),
 ) -> Result<TrainReport> {
     if let Some(taken) = [Some(&target.target), target.merged.as_ref()]
@@ -196,10 +195,10 @@ pub fn finetune_model(
     let examples = encode_rows(&encoder, &read_rows(train)?, settings.max_tokens)?;
     let train_settings = settings.parse(method, seed)?;
     let mut trainer = Trainer::new(load(model, compute)?, train_settings, examples)?;
-    let mut log = target.metrics.as_ref().map(|path| Log::new(path, Stage::Finetune));
+    let mut log = Log::new(log, Stage::Finetune);
     let mut logged = Ok(());
     let report = trainer.run(None, Some(&target.saves), &mut |metrics| {
-        if let (Some(log), Ok(())) = (&mut log, &logged) {
+        if logged.is_ok() {
             logged = log.add(metrics);
         }
         observe(Event::Step(*metrics));

@@ -12,8 +12,6 @@ use crate::models::{Build, fetch};
 use crate::root::{cache, root, run as run_command, say};
 use crate::{data, libtorch};
 
-/// How often each pair is run; the table has medians.
-const REPEATS: usize = 3;
 /// Rows of a training step.
 const BATCH: usize = 4;
 
@@ -22,17 +20,19 @@ struct Benches {
     python: PathBuf,
     /// Where rows and results go.
     folder: PathBuf,
+    /// How often each pair is run; the table has medians.
+    repeats: usize,
     lines: Vec<Value>,
 }
 
 /// Runs all pairs, prints a table and writes `.cache/bench/finetune.json`.
-pub(crate) fn run() -> Result<()> {
+pub(crate) fn run(repeats: usize) -> Result<()> {
     libtorch::set_up()?;
     let program = Build::Release.program()?;
     let sets = data::fetch()?;
     let folder = cache("bench");
     fs_err::create_dir_all(&folder)?;
-    let mut benches = Benches { program, python: python()?, folder, lines: Vec::new() };
+    let mut benches = Benches { program, python: python()?, folder, repeats, lines: Vec::new() };
     let smollm2 = fetch("smollm2", Build::Release)?;
     let qwen = fetch("qwen2.5-coder-0.5b", Build::Release)?;
     for (model, name) in [(&smollm2, "SmolLM2-135M"), (&qwen, "Qwen2.5-Coder-0.5B")] {
@@ -40,12 +40,12 @@ pub(crate) fn run() -> Result<()> {
             let rows = sets.join(set).join("train.jsonl");
             let rows = benches.first_rows(&rows, set, 13 * BATCH)?;
             let what = format!("{name}, LoRA, {set}, batch {BATCH}");
-            benches.training(&what, model, &rows, (false, REPEATS))?;
+            benches.training(&what, model, &rows, false)?;
         }
     }
     let long = benches.long_rows(&sets.join("hellaswag/train.jsonl"), 12)?;
     let what = "SmolLM2-135M, LoRA, 4 x 2048 tokens, layers computed again";
-    benches.training(what, &smollm2, &long, (true, 1))?;
+    benches.training(what, &smollm2, &long, true)?;
     for (model, name) in [(&smollm2, "SmolLM2-135M"), (&qwen, "Qwen2.5-Coder-0.5B")] {
         let what = format!("{name}, multiple choice, hellaswag");
         benches.evaluation(&what, model, &sets.join("hellaswag/test.jsonl"))?;
@@ -60,15 +60,9 @@ pub(crate) fn run() -> Result<()> {
 }
 
 impl Benches {
-    fn training(
-        &mut self,
-        what: &str,
-        model: &Path,
-        rows: &Path,
-        (again, repeats): (bool, usize),
-    ) -> Result<()> {
+    fn training(&mut self, what: &str, model: &Path, rows: &Path, again: bool) -> Result<()> {
         let mut pairs = Vec::new();
-        for _ in 0..repeats {
+        for _ in 0..self.repeats {
             let (out, metrics) = (self.folder.join("adapter"), self.folder.join("metrics.jsonl"));
             run_command(Command::new("rm").arg("-rf").args([&out, &metrics]))?;
             let mut ours = Command::new(&self.program);
@@ -112,7 +106,7 @@ impl Benches {
         let count = 50;
         let mut pairs = Vec::new();
         let mut accuracies = json!([]);
-        for _ in 0..REPEATS {
+        for _ in 0..self.repeats {
             let mut ours = Command::new(&self.program);
             ours.arg("eval").arg("--model").arg(model).arg("--data").arg(rows);
             ours.args(["--eval-rows", &count.to_string(), "--json"]);

@@ -18,9 +18,9 @@ pub(crate) enum Bench {
 }
 
 /// Runs one of them.
-pub(crate) fn run(bench: Bench) -> Result<()> {
+pub(crate) fn run(bench: Bench, repeats: usize) -> Result<()> {
     match bench {
         Bench::Kernels => run_command(&mut cargo(&["bench", "--package", "gradpruner-benches"])),
-        Bench::Finetune => finetune::run(),
+        Bench::Finetune => finetune::run(repeats),
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use checkpoint::locate;
-use pipeline::{Event, FinetuneMethod, FinetuneTarget, Stage, finetune_model};
+use pipeline::{Event, FinetuneMethod, FinetuneTarget, LogTargets, Stage, finetune_model};
 use serde_json::json;
 
 use crate::arguments::{ComputeArgs, TrainingArgs, method, size};
@@ -36,6 +36,9 @@ pub(crate) struct FinetuneArgs {
     /// File for a line of figures a step, as `run` keeps in metrics.jsonl
     #[arg(long)]
     metrics: Option<PathBuf>,
+    /// Folder for the same as TensorBoard's event files
+    #[arg(long)]
+    tensorboard: Option<PathBuf>,
     /// Decides the rows' order and the initial adapters
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -56,6 +59,7 @@ pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<O
         out,
         merged,
         metrics,
+        tensorboard,
         seed,
         shard_size,
         training,
@@ -68,7 +72,6 @@ pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<O
         saves: PathBuf::from(format!("{}.state", out.display())),
         target: out.clone(),
         merged,
-        metrics,
         shard_bytes: shard_size,
     };
     let report = finetune_model(
@@ -76,7 +79,7 @@ pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<O
         (method, &training.settings(method)),
         &compute.settings(),
         seed,
-        &target,
+        (&target, LogTargets { lines: metrics.as_deref(), events: tensorboard.as_deref() }),
         &mut |event| printer.event(event),
     )
     .with_context(context)?;

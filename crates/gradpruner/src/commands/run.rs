@@ -50,6 +50,9 @@ pub(crate) struct RunArgs {
     /// With LoRA: also write the checkpoint with the adapter merged in
     #[arg(long)]
     save_merged: bool,
+    /// Write the steps as event files too, to `tensorboard/` in the run folder
+    #[arg(long)]
+    tensorboard: bool,
     /// Folder for the run
     #[arg(long)]
     out: PathBuf,
@@ -81,6 +84,7 @@ pub(crate) fn run(args: RunArgs, printer: &mut Printer) -> anyhow::Result<Outcom
         finetune,
         with_dense,
         save_merged,
+        tensorboard,
         out,
         seed,
         shard_size,
@@ -105,6 +109,7 @@ pub(crate) fn run(args: RunArgs, printer: &mut Printer) -> anyhow::Result<Outcom
         finetune,
         with_dense,
         save_merged,
+        tensorboard,
         seed,
         shard_bytes: shard_size,
     };
