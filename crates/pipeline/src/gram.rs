@@ -36,20 +36,41 @@ impl GramScores {
     }
 }
 
+/// `‖G‖²` of each weight's simulated gradient `G`, of one step.
+pub(crate) type StepNorms = Vec<((usize, Module), f64)>;
+
+/// One step's [`StepNorms`].
+pub(crate) fn norms(
+    gradients: &[((usize, Module), StepGradients)],
+) -> Result<StepNorms, FinetuneError> {
+    gradients
+        .iter()
+        .map(|(place, pair)| {
+            let squared = product_norm_squared(&pair.b, &pair.a)
+                .map_err(|error| FinetuneError::Settings(error.to_string()))?;
+            Ok((*place, squared))
+        })
+        .collect()
+}
+
+impl GramScores {
+    pub(crate) fn add(&mut self, norms: &StepNorms) {
+        for (place, squared) in norms {
+            let (squares, norms) = self.sums.entry(*place).or_default();
+            *squares += squared;
+            *norms += squared.sqrt();
+        }
+        self.steps += 1;
+    }
+}
+
 impl GradientSink for GramScores {
     fn step(
         &mut self,
         _: StepReport,
         gradients: &[((usize, Module), StepGradients)],
     ) -> Result<(), FinetuneError> {
-        for (place, pair) in gradients {
-            let squared = product_norm_squared(&pair.b, &pair.a)
-                .map_err(|error| FinetuneError::Settings(error.to_string()))?;
-            let (squares, norms) = self.sums.entry(*place).or_default();
-            *squares += squared;
-            *norms += squared.sqrt();
-        }
-        self.steps += 1;
+        self.add(&norms(gradients)?);
         Ok(())
     }
 }

@@ -2,12 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use checkpoint::{Module, StepGradients};
-use finetune::FinetuneError;
-use igia::product_norm_squared;
 use metrics::kendall_tau;
 use prune::Criterion;
 use serde::{Deserialize, Serialize};
+
+use crate::gram::StepNorms;
 
 /// Steps for which the chosen layers must not change.
 const UNCHANGED_STEPS: usize = 10;
@@ -77,19 +76,13 @@ impl StabilityMeter {
         }
     }
 
-    pub(crate) fn add(
-        &mut self,
-        gradients: &[((usize, Module), StepGradients)],
-    ) -> Result<(), FinetuneError> {
+    pub(crate) fn add(&mut self, norms: &StepNorms) {
         let mut step: BTreeMap<usize, f64> = BTreeMap::new();
-        for ((layer, _), pair) in gradients {
-            let squared = product_norm_squared(&pair.b, &pair.a)
-                .map_err(|error| FinetuneError::Settings(error.to_string()))?;
+        for &((layer, _), squared) in norms {
             let part = if self.criterion == Criterion::IgiaFro { squared.sqrt() } else { squared };
-            *step.entry(*layer).or_default() += part;
+            *step.entry(layer).or_default() += part;
         }
         self.add_scores(step);
-        Ok(())
     }
 
     fn add_scores(&mut self, step: BTreeMap<usize, f64>) {

@@ -10,6 +10,7 @@ use finetune::{
 };
 use prune::{Criterion, Scores, Share};
 
+use crate::gram::norms;
 use crate::log::{Log, LogTargets};
 use crate::stability::StabilityMeter;
 use crate::{
@@ -130,8 +131,10 @@ impl GradientSink for Collector {
         if let Some(record) = &mut self.record {
             record.step(report, gradients)?;
         }
-        self.meter.add(gradients)?;
-        self.sums.step(report, gradients)
+        let norms = norms(gradients)?;
+        self.meter.add(&norms);
+        self.sums.add(&norms);
+        Ok(())
     }
 
     fn enough(&self) -> bool {

@@ -1,6 +1,6 @@
 //! A stage's steps as an event file that `TensorBoard` shows.
 //!
-//! Records are framed as TFRecord (length, checksum, bytes, checksum), each an `Event` message of
+//! Records are framed as `TFRecord` (length, checksum, bytes, checksum), each an `Event` message of
 //! tensorflow/core/util/event.proto, of which four fields are written.
 
 use std::io::Write;
@@ -23,7 +23,7 @@ impl EventFile {
         let folder = folder.join(name.as_str().unwrap_or("steps"));
         fs_err::create_dir_all(&folder)?;
         let now = wall_time();
-        let path = folder.join(format!("events.out.tfevents.{:020.6}.gradpruner", now));
+        let path = folder.join(format!("events.out.tfevents.{now:020.6}.gradpruner"));
         let mut file = fs_err::File::create(path)?;
         let mut event = Vec::new();
         double(&mut event, 1, now);
@@ -95,7 +95,7 @@ fn framed(record: &[u8]) -> Vec<u8> {
     out
 }
 
-/// CRC-32C, rotated and shifted as TFRecord wants it.
+/// CRC-32C, rotated and shifted as `TFRecord` wants it.
 fn masked_checksum(content: &[u8]) -> u32 {
     crc32c::crc32c(content).rotate_right(15).wrapping_add(0xa282_ead8)
 }
