@@ -145,11 +145,22 @@ impl Packed {
         self.rows
             .iter()
             .map(|row| {
-                let positions = &self.positions[first..first + row.length as usize];
-                first += row.length as usize;
-                row.mask(positions, window, self.device)
+                let mask = self.mask(row, first, window);
+                first += row.length;
+                mask
             })
             .collect()
+    }
+
+    /// The same for one row, whose first token is the pack's `first`.
+    pub(crate) fn mask(
+        &self,
+        row: &PackedRow,
+        first: i64,
+        window: Option<usize>,
+    ) -> Result<Option<Tensor>> {
+        let positions = &self.positions[first as usize..][..row.length as usize];
+        row.mask(positions, window, self.device)
     }
 }
 

@@ -48,7 +48,6 @@ impl Layout {
         let device = batch.tokens.device();
         let heads = heads as i64;
         let (mut groups, mut first, mut next) = (Vec::new(), 0, 0);
-        let masks = batch.masks(window)?;
         while let Some(row) = batch.rows.get(next) {
             let (mut count, mut tokens, mut width) = (1, row.length, row.length);
             while let Some(more) = batch.rows.get(next + count) {
@@ -66,14 +65,14 @@ impl Layout {
             }
             let rows = &batch.rows[next..next + count];
             let lengths: Vec<i64> = rows.iter().map(|row| row.length).collect();
-            let branching = if row.branches() { masks[next].as_ref() } else { None };
+            let branching = if row.branches() { batch.mask(row, first, window)? } else { None };
             groups.push(Group {
                 rows: count as i64,
                 width,
                 first,
                 tokens,
                 places: places(&lengths, width, device)?,
-                blocks: blocks((count as i64 * heads, width), window, branching, device)?,
+                blocks: blocks((count as i64 * heads, width), window, branching.as_ref(), device)?,
             });
             first += tokens;
             next += count;
