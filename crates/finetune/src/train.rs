@@ -237,7 +237,7 @@ impl Trainer {
     ) -> Result<TrainReport> {
         crate::reset_peak_memory();
         let started = Instant::now();
-        let description = format!("{:?} {}", self.settings, self.examples.len());
+        let description = self.description();
         if let Some(folder) = saves {
             self.step = state::restore(folder, &description, &mut self.adamw)?;
         }
@@ -293,6 +293,13 @@ impl Trainer {
     /// If the disk refuses.
     pub fn forget_saves(folder: &Path) -> Result<()> {
         Ok(remove_if_there(folder)?)
+    }
+
+    /// What a saved state must agree with to be taken up again; computing layers again changes
+    /// nothing, and whoever ran out of memory may begin to.
+    fn description(&self) -> String {
+        let settings = TrainSettings { remat: false, ..self.settings.clone() };
+        format!("{settings:?} {}", self.examples.len())
     }
 
     /// One step: gradients of the mean token loss over the whole effective batch, clipped, handed
@@ -591,12 +598,12 @@ pub(crate) mod tests {
         whole.run(None, None, &mut |_| {}).unwrap();
 
         let mut first = trainer();
-        let description = format!("{:?} {}", first.settings, first.examples.len());
         for _ in 0..4 {
             first.step(None, &mut ignore).unwrap();
         }
-        state::save(&saves, first.step, &description, &first.adamw).unwrap();
+        state::save(&saves, first.step, &first.description(), &first.adamw).unwrap();
         let (mut second, mut steps) = (trainer(), Vec::new());
+        second.settings.remat = true;
         second.run(None, Some(&saves), &mut |metrics| steps.push(metrics.step)).unwrap();
         assert_eq!(steps.first(), Some(&5));
         assert_eq!(weights_of(second.model()), weights_of(whole.model()));

@@ -23,7 +23,7 @@ impl EventFile {
         let folder = folder.join(name.as_str().unwrap_or("steps"));
         fs_err::create_dir_all(&folder)?;
         let now = wall_time();
-        let path = folder.join(format!("events.out.tfevents.{now:020.6}.gradpruner"));
+        let path = folder.join(format!("events.out.tfevents.{now:.6}.gradpruner"));
         let mut file = fs_err::File::create(path)?;
         let mut event = Vec::new();
         double(&mut event, 1, now);

@@ -8,8 +8,9 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::measure::{Measured, measure, median, python};
+use crate::fetch::remove;
 use crate::models::{Build, fetch};
-use crate::root::{cache, root, run as run_command, say};
+use crate::root::{cache, root, say};
 use crate::{data, libtorch};
 
 /// Rows of a training step.
@@ -64,7 +65,8 @@ impl Benches {
         let mut pairs = Vec::new();
         for _ in 0..self.repeats {
             let (out, metrics) = (self.folder.join("adapter"), self.folder.join("metrics.jsonl"));
-            run_command(Command::new("rm").arg("-rf").args([&out, &metrics]))?;
+            remove(&out)?;
+            remove(&metrics)?;
             let mut ours = Command::new(&self.program);
             ours.arg("finetune").arg("--model").arg(model).arg("--train").arg(rows);
             ours.args(["--epochs", "1", "--rank", "8", "--alpha", "32", "--lr", "1e-4"]);
@@ -133,7 +135,7 @@ impl Benches {
     fn collecting(&mut self, what: &str, model: &Path, rows: &Path) -> Result<()> {
         let mut ours = Command::new(&self.program);
         let scores = self.folder.join("scores.json");
-        run_command(Command::new("rm").arg("-f").arg(&scores))?;
+        remove(&scores)?;
         ours.arg("collect").arg("--model").arg(model).arg("--train").arg(rows);
         ours.args(["--steps", "4", "--json", "--scores"]).arg(&scores);
         let Measured { anonymous_bytes, .. } = measure(&mut ours)?;
