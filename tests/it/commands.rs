@@ -78,6 +78,9 @@ fn finetune_again_and_in_part() {
     };
     assert_eq!(tensors("model", 4), tensors("part", 4));
     assert_ne!(tensors("model", 5), tensors("part", 5));
+    let failure =
+        desk.failure("finetune --model model --train train.jsonl --trainable head+last:7 --out x");
+    assert!(failure.contains("there are no 7 last layers, but 6"), "{failure}");
 }
 
 /// `--steps auto` stops once the layers to prune are the same ones for ten steps.

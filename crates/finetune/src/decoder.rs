@@ -196,11 +196,18 @@ impl Model {
     }
 
     /// Makes weights of the checkpoint train.
+    ///
+    /// # Errors
+    ///
+    /// If there are fewer layers than are to train, or memory runs out.
     pub(crate) fn make_trainable(&mut self, what: Trainable) -> Result<()> {
         let Self { layers, embedding, head, norm, .. } = self;
         let first = match what {
             Trainable::All => 0,
-            Trainable::HeadAndLast(count) => layers.len().saturating_sub(count),
+            Trainable::HeadAndLast(count) => layers.len().checked_sub(count).ok_or_else(|| {
+                let what = format!("there are no {count} last layers, but {}", layers.len());
+                FinetuneError::Settings(what)
+            })?,
         };
         norm.weight.train()?;
         match (what, head) {
