@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Stdio;
 
-use crate::support::{CHEAP, Desk, text};
+use crate::support::{CHEAP, CHEAP_TRAINING, Desk, text};
 
 fn command(out: &str) -> String {
     format!(
         "run --model model --train train.jsonl --eval test.jsonl --prune 33% --merge 1 --density 0.5 \
-         --with-dense --save-merged --out {out} {CHEAP}"
+         --with-dense --save-merged --save-every 1 --out {out} {CHEAP}"
     )
 }
 
@@ -67,8 +67,26 @@ fn a_run_leaves_what_it_promises() {
         ]
     );
     assert_eq!(outcome["result"], "r/merged");
-    // 3 collected steps, then 6 of each fine-tuning.
-    assert_eq!(fs_err::read_to_string(desk.at("r/metrics.jsonl")).unwrap().lines().count(), 15);
+    // The collected steps are the first of both fine-tunings.
+    let by_stage = |run: &str| {
+        let mut steps: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+        for line in fs_err::read_to_string(desk.at(run).join("metrics.jsonl")).unwrap().lines() {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            let stage = line["stage"].as_str().unwrap().to_owned();
+            steps.entry(stage).or_default().push(line["step"].as_u64().unwrap());
+        }
+        ["collect", "finetune", "dense-finetune"].map(|stage| steps.remove(stage).unwrap())
+    };
+    assert_eq!(by_stage("r"), [vec![1, 2, 3], vec![4, 5, 6], vec![4, 5, 6]]);
+    desk.run(&format!("finetune --model model --train train.jsonl --out alone {CHEAP_TRAINING}"));
+    let adapter =
+        |folder: &str| fs_err::read(desk.at(folder).join("adapter_model.safetensors")).unwrap();
+    assert!(adapter("alone") == adapter("r/dense-adapter"), "pruning costs the dense one nothing");
+    desk.run(&format!("{} --restart", command("anew")));
+    let six: Vec<u64> = (1..=6).collect();
+    assert_eq!(by_stage("anew"), [vec![1, 2, 3], six.clone(), six]);
+    assert!(adapter("anew/dense-adapter") == adapter("alone"));
+    assert!(adapter("anew/adapter") != adapter("r/adapter"));
     let report = fs_err::read_to_string(desk.at("r/report.html")).unwrap();
     assert!(
         report.contains("majority class") && report.contains("<svg") && !report.contains("http")
@@ -91,7 +109,7 @@ fn a_run_leaves_what_it_promises() {
     assert!(failure.contains("settings.seed was 0 and is 9"), "{failure}");
 }
 
-/// Killed as soon as a stage has left its mark, the same command ends in the same bytes.
+/// Killed as soon as a stage has left its mark, or a training has saved its state, the same command ends in the same bytes.
 #[test]
 fn a_killed_run_goes_on() {
     let desk = Desk::new();
@@ -100,18 +118,21 @@ fn a_killed_run_goes_on() {
     let marks = [
         "run.toml",
         ".record.partial",
+        "collected.state",
         "record",
         "scores.json",
         "plan.json",
         ".pruned.partial",
         "pruned",
+        "adapter.state/step-000004",
         "merged",
         "adapter",
+        "dense-adapter.state/step-000005",
         "dense-adapter",
         "evaluations",
     ];
     for mark in marks {
-        let out = format!("killed-at-{}", mark.trim_start_matches('.').replace('.', "-"));
+        let out = format!("killed-at-{}", mark.trim_start_matches('.').replace(['.', '/'], "-"));
         let mut child = desk
             .command(&command(&out))
             .stdout(Stdio::null())

@@ -81,5 +81,9 @@ pub(crate) fn text(bytes: &[u8]) -> String {
 }
 
 /// Cheap settings for training on the tiny model.
-pub(crate) const CHEAP: &str = "--device cpu --dtype f32 --steps 3 --collect-batch 4 --epochs 1 --batch 4 \
+pub(crate) const CHEAP: &str = "--device cpu --dtype f32 --steps 3 --epochs 1 --batch 4 \
      --accumulate 1 --lr 1e-3 --rank 2";
+
+/// The same for `finetune`.
+pub(crate) const CHEAP_TRAINING: &str =
+    "--device cpu --dtype f32 --epochs 1 --batch 4 --accumulate 1 --lr 1e-3 --rank 2";

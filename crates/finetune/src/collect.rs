@@ -1,6 +1,6 @@
 //! The first steps of a LoRA fine-tune, for their gradients (method.md §1).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use checkpoint::{
     Activations, DataSource, Dtype, LoraSettings as RecordedLora, Manifest, ModelSource, Module,
@@ -22,6 +22,9 @@ pub struct CollectSettings {
     pub steps: usize,
     /// The fine-tune they are the first steps of; it must be LoRA.
     pub train: TrainSettings,
+    /// Folder for the state after the last of them, if the fine-tune is to go on from there; then
+    /// at most half its steps are collected.
+    pub state: Option<PathBuf>,
 }
 
 /// What [`collect`] saw besides the gradients.
@@ -51,29 +54,35 @@ pub fn collect(
     if settings.steps == 0 {
         return Err(FinetuneError::Settings("at least one step must be collected".into()));
     }
-    let train = TrainSettings { max_steps: Some(settings.steps), ..settings.train.clone() };
     let mut influence = BlockInfluence::new(model.config().num_layers);
-    let mut trainer = Trainer::new(model, train, rows)?;
-    if trainer.total_steps() < settings.steps {
+    let mut trainer = Trainer::new(model, settings.train.clone(), rows)?;
+    let all = trainer.total_steps();
+    let most = if settings.state.is_some() { all.div_ceil(2) } else { all };
+    if most < settings.steps {
         tracing::warn!(
             wanted = settings.steps,
-            steps = trainer.total_steps(),
-            "the data give fewer steps than wanted"
+            steps = most,
+            "the training is short; fewer steps are collected than wanted"
         );
     }
     let mut steps = Vec::new();
-    for step in 0..trainer.total_steps() {
-        let metrics = if step == 0 {
+    let most = most.min(settings.steps);
+    for step in 0..most {
+        let mut metrics = if step == 0 {
             trainer
                 .step(Some(sink), &mut |layer, input, output| influence.see(layer, input, output))?
         } else {
             trainer.step(Some(sink), &mut ignore)?
         };
+        metrics.total_steps = most;
         observe(&metrics);
         steps.push(metrics);
         if sink.enough() {
             break;
         }
+    }
+    if let Some(folder) = &settings.state {
+        trainer.save(folder)?;
     }
     Ok(Collected { activations: influence.finish(), steps })
 }

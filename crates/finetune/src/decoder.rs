@@ -23,7 +23,7 @@ use crate::{ComputeType, DeviceChoice, FinetuneError, LoraSettings, Result};
 #[derive(Debug)]
 pub struct Model {
     folder: PathBuf,
-    config: ModelConfig,
+    pub(crate) config: ModelConfig,
     pub(crate) device: Device,
     pub(crate) kind: Kind,
     pub(crate) embedding: Parameter,

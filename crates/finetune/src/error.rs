@@ -27,7 +27,9 @@ pub enum FinetuneError {
     NothingToLearn { max_tokens: usize },
     #[error("{}: the adapter does not fit the model: {what}", path.display())]
     OtherModel { path: PathBuf, what: String },
-    #[error("{}: saved by a run with other settings; remove it to start over", path.display())]
+    #[error("{}: there is no saved training to go on from; begin anew", path.display())]
+    NoState { path: PathBuf },
+    #[error("{}: saved by a training with other settings; give those again, or remove it to start over", path.display())]
     OtherRun { path: PathBuf },
     #[error("the settings cannot be used: {0}")]
     Settings(String),

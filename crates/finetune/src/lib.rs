@@ -40,7 +40,8 @@ pub use optimizer::AdamWSettings;
 pub use save::{save_adapter, save_checkpoint, trained_adapter};
 pub use schedule::{Decay, Schedule};
 pub use train::{
-    GradientSink, Method, StepMetrics, TrainReport, TrainSettings, Trainer, encode_rows,
+    Continuation, GradientSink, Method, StepMetrics, TrainReport, TrainSettings, Trainer,
+    encode_rows,
 };
 
 /// What every function here returns.

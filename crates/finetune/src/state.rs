@@ -13,20 +13,32 @@ use crate::optimizer::AdamW;
 use crate::{FinetuneError, Result};
 
 const FORMAT: &str = "gradpruner-training-state";
+const VERSION: u64 = 2;
 
 #[derive(Serialize, Deserialize)]
 struct Header {
     format: String,
     version: u64,
     step: usize,
+    /// How many layers the model has.
+    num_layers: usize,
     settings: String,
+}
+
+/// The training a state is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Owner {
+    /// Everything a step depends on besides the state.
+    pub(crate) settings: String,
+    /// How many layers the model has.
+    pub(crate) num_layers: usize,
 }
 
 /// Saves trained tensors and optimizer state after `step` steps; older states are removed then.
 ///
 /// Everything else a step depends on (rows, learning rate, initial adapters) follows from the
 /// settings and the step's number.
-pub(crate) fn save(folder: &Path, step: usize, settings: &str, adamw: &AdamW) -> Result<()> {
+pub(crate) fn save(folder: &Path, step: usize, owner: &Owner, adamw: &AdamW) -> Result<()> {
     let target = folder.join(format!("step-{step:06}"));
     if target.exists() {
         return Ok(());
@@ -34,9 +46,10 @@ pub(crate) fn save(folder: &Path, step: usize, settings: &str, adamw: &AdamW) ->
     let staging = Staging::folder(&target)?;
     let header = Header {
         format: FORMAT.into(),
-        version: 1,
+        version: VERSION,
         step,
-        settings: sha256_bytes(settings.as_bytes()),
+        num_layers: owner.num_layers,
+        settings: sha256_bytes(owner.settings.as_bytes()),
     };
     let text = serde_json::json!(header).to_string();
     fs_err::write(staging.path().join("state.json"), text)
@@ -74,21 +87,29 @@ pub(crate) fn save(folder: &Path, step: usize, settings: &str, adamw: &AdamW) ->
 }
 
 /// Restores the last saved state, if there is one, and returns how many steps it has behind it.
-pub(crate) fn restore(folder: &Path, settings: &str, adamw: &mut AdamW) -> Result<usize> {
+///
+/// `origin` gives the name a trained tensor has there.
+pub(crate) fn restore(
+    folder: &Path,
+    owner: &Owner,
+    adamw: &mut AdamW,
+    origin: &dyn Fn(&str) -> String,
+) -> Result<Option<usize>> {
     let Some((step, path)) = saved(folder)?.into_iter().max() else {
-        return Ok(0);
+        return Ok(None);
     };
     let other = || FinetuneError::OtherRun { path: path.clone() };
     let text = fs_err::read_to_string(path.join("state.json"))
         .map_err(checkpoint::CheckpointError::from)?;
     let header: Header = serde_json::from_str(&text).map_err(|_| other())?;
-    if header.format != FORMAT || header.settings != sha256_bytes(settings.as_bytes()) {
+    let found = (header.format.as_str(), header.version, header.num_layers, header.settings);
+    if found != (FORMAT, VERSION, owner.num_layers, sha256_bytes(owner.settings.as_bytes())) {
         return Err(other());
     }
     let weights = Weights::open(&path)?;
     let _guard = no_grad_guard();
     for slot in &mut adamw.slots {
-        let name = &slot.name;
+        let name = origin(&slot.name);
         for (name, tensor) in [
             (name.clone(), &mut slot.tensor),
             (format!("{name}.mean"), &mut slot.mean),
@@ -103,7 +124,7 @@ pub(crate) fn restore(folder: &Path, settings: &str, adamw: &mut AdamW) -> Resul
         }
     }
     adamw.updates = step;
-    Ok(step)
+    Ok(Some(step))
 }
 
 fn saved(folder: &Path) -> Result<Vec<(usize, PathBuf)>> {

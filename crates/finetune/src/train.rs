@@ -1,6 +1,6 @@
 //! The training loop: rows to gradients to updates, step by step.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use checkpoint::{Module, StepGradients, StepReport, remove_if_there};
@@ -13,7 +13,8 @@ use crate::decoder::{Keep, Trainable, ignore};
 use crate::optimizer::AdamW;
 use crate::pack::Packed;
 use crate::parameter::Parameter;
-use crate::{AdamWSettings, FinetuneError, LoraSettings, Model, Result, Schedule, state};
+use crate::state::{self, Owner};
+use crate::{AdamWSettings, FinetuneError, LoraSettings, Model, Result, Schedule};
 
 /// What trains.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,6 +53,19 @@ pub struct TrainSettings {
     /// Keep each layer's input alone for the backward pass and compute the rest again there: less
     /// memory, more time, the same gradients.
     pub remat: bool,
+    /// Steps between two saved states; `None` for one a minute.
+    pub save_every: Option<usize>,
+}
+
+/// A state that a training of a deeper model left, to go on from with some of its layers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Continuation {
+    /// The folder it was left in.
+    pub folder: PathBuf,
+    /// How many layers that model had.
+    pub num_layers: usize,
+    /// Each layer's number in that model.
+    pub origin: Vec<usize>,
 }
 
 impl TrainSettings {
@@ -170,7 +184,7 @@ pub struct Trainer {
     step: usize,
 }
 
-/// Seconds between two saved states.
+/// Time between two saved states.
 const SAVE_EVERY: Duration = Duration::from_mins(1);
 
 impl Trainer {
@@ -185,8 +199,9 @@ impl Trainer {
         (examples, numbers): (Vec<Example>, Vec<usize>),
     ) -> Result<Self> {
         let batch = settings.batch_rows * settings.accumulate;
-        if batch == 0 || settings.epochs <= 0.0 || settings.max_grad_norm <= 0.0 {
-            let what = "batch, accumulation, epochs and clipping norm must be positive";
+        let norm = settings.max_grad_norm;
+        if batch == 0 || settings.epochs <= 0.0 || norm <= 0.0 || settings.save_every == Some(0) {
+            let what = "batch, accumulation, epochs, clipping norm and saves must be positive";
             return Err(FinetuneError::Settings(what.into()));
         }
         match &settings.method {
@@ -237,9 +252,11 @@ impl Trainer {
     ) -> Result<TrainReport> {
         crate::reset_peak_memory();
         let started = Instant::now();
-        let description = self.description();
-        if let Some(folder) = saves {
-            self.step = state::restore(folder, &description, &mut self.adamw)?;
+        let owner = self.owner();
+        if let Some(folder) = saves
+            && let Some(step) = state::restore(folder, &owner, &mut self.adamw, &str::to_owned)?
+        {
+            self.step = step;
         }
         let mut sink = sink;
         let (mut tokens, mut last_loss, mut saved) = (0, f64::NAN, Instant::now());
@@ -249,7 +266,7 @@ impl Trainer {
             let metrics = match (self.step(sink, &mut ignore), saves) {
                 (Err(error @ FinetuneError::NotFinite { .. }), Some(folder)) => {
                     // Nothing was updated yet: this is the last good state.
-                    state::save(folder, self.step, &description, &self.adamw)?;
+                    state::save(folder, self.step, &owner, &self.adamw)?;
                     return Err(error);
                 }
                 (metrics, _) => metrics?,
@@ -257,10 +274,14 @@ impl Trainer {
             tokens += metrics.report.tokens;
             last_loss = metrics.report.loss;
             observe(&metrics);
+            let due = match self.settings.save_every {
+                Some(steps) => self.step.is_multiple_of(steps),
+                None => saved.elapsed() > SAVE_EVERY,
+            };
             if let Some(folder) = saves
-                && saved.elapsed() > SAVE_EVERY
+                && due
             {
-                state::save(folder, self.step, &description, &self.adamw)?;
+                state::save(folder, self.step, &owner, &self.adamw)?;
                 saved = Instant::now();
             }
         }
@@ -295,11 +316,52 @@ impl Trainer {
         Ok(remove_if_there(folder)?)
     }
 
-    /// What a saved state must agree with to be taken up again; computing layers again changes
-    /// nothing, and whoever ran out of memory may begin to.
-    fn description(&self) -> String {
-        let settings = TrainSettings { remat: false, ..self.settings.clone() };
-        format!("{settings:?} {}", self.examples.len())
+    /// Leaves the state as it is in `folder`, for [`Trainer::go_on`] and [`Trainer::run`].
+    ///
+    /// # Errors
+    ///
+    /// If the disk refuses.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        state::save(folder, self.step, &self.owner(), &self.adamw)
+    }
+
+    /// Takes up what a training of the same settings and rows left: adapters, the optimizer's
+    /// means, the place in the data and in the schedule.
+    ///
+    /// # Errors
+    ///
+    /// [`FinetuneError::OtherRun`] if the state is of other settings or another model,
+    /// [`FinetuneError::NoState`] if there is none.
+    pub fn go_on(&mut self, from: &Continuation) -> Result<()> {
+        let Continuation { folder, num_layers, origin } = from;
+        let owner = Owner { num_layers: *num_layers, ..self.owner() };
+        let origin = |name: &str| {
+            let old = name.strip_prefix("layers.").and_then(|rest| {
+                let (number, rest) = rest.split_once('.')?;
+                let old = origin.get(number.parse::<usize>().ok()?)?;
+                Some(format!("layers.{old}.{rest}"))
+            });
+            old.unwrap_or_else(|| name.to_owned())
+        };
+        let step = state::restore(folder, &owner, &mut self.adamw, &origin)?;
+        self.step = step.ok_or_else(|| FinetuneError::NoState { path: folder.clone() })?;
+        Ok(())
+    }
+
+    /// What a saved state must agree with to be taken up again.
+    fn owner(&self) -> Owner {
+        // None of these changes a step: whoever ran out of memory may begin to compute again, and a
+        // training may be cut shorter or longer.
+        let settings = TrainSettings {
+            remat: false,
+            save_every: None,
+            max_steps: None,
+            ..self.settings.clone()
+        };
+        Owner {
+            settings: format!("{settings:?} {}", self.examples.len()),
+            num_layers: self.model.config().num_layers,
+        }
     }
 
     /// One step: gradients of the mean token loss over the whole effective batch, clipped, handed
@@ -543,6 +605,7 @@ pub(crate) mod tests {
             max_grad_norm: 1.0,
             seed: 7,
             remat: false,
+            save_every: None,
         }
     }
 
@@ -601,7 +664,7 @@ pub(crate) mod tests {
         for _ in 0..4 {
             first.step(None, &mut ignore).unwrap();
         }
-        state::save(&saves, first.step, &first.description(), &first.adamw).unwrap();
+        first.save(&saves).unwrap();
         let (mut second, mut steps) = (trainer(), Vec::new());
         second.settings.remat = true;
         second.run(None, Some(&saves), &mut |metrics| steps.push(metrics.step)).unwrap();
@@ -613,6 +676,63 @@ pub(crate) mod tests {
             Trainer::new(golden_model("tiny_llama"), other, rows("tiny_llama")).unwrap();
         let refused = other.run(None, Some(&saves), &mut |_| {});
         assert!(matches!(refused, Err(FinetuneError::OtherRun { .. })));
+    }
+
+    /// Takes gradients and does nothing with them.
+    struct Nothing;
+    impl GradientSink for Nothing {
+        fn step(&mut self, _: StepReport, _: &[((usize, Module), StepGradients)]) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    /// From a collected state the same model goes on bit for bit, and a pruned one has its layers'.
+    #[test]
+    fn collected_steps_are_a_trainings_first() {
+        let folder = testkit::temporary_folder();
+        let state = folder.path().join("state");
+        let trainer = |model| Trainer::new(model, settings(lora()), rows("tiny_llama")).unwrap();
+        let mut whole = trainer(golden_model("tiny_llama"));
+        whole.run(None, None, &mut |_| {}).unwrap();
+
+        let collecting = crate::CollectSettings {
+            steps: 4,
+            train: settings(lora()),
+            state: Some(state.clone()),
+        };
+        let (model, rows) = (golden_model("tiny_llama"), rows("tiny_llama"));
+        crate::collect(model, &collecting, rows, &mut Nothing, &mut |_| {}).unwrap();
+        let num_layers = whole.model.layers.len();
+        let from = |origin: Vec<usize>| Continuation { folder: state.clone(), num_layers, origin };
+        let mut dense = trainer(golden_model("tiny_llama"));
+        dense.go_on(&from((0..num_layers).collect())).unwrap();
+        let at_four: BTreeMap<String, Vec<f32>> = dense
+            .adamw
+            .slots
+            .iter()
+            .map(|slot| (slot.name.clone(), crate::bridge::values(&slot.mean).unwrap()))
+            .collect();
+        dense.run(None, None, &mut |_| {}).unwrap();
+        assert_eq!(weights_of(dense.model()), weights_of(whole.model()));
+
+        let mut shorter = golden_model("tiny_llama");
+        shorter.layers.remove(0);
+        shorter.config.num_layers -= 1;
+        let mut pruned = trainer(shorter);
+        pruned.go_on(&from((1..num_layers).collect())).unwrap();
+        assert_eq!(pruned.step, 4);
+        for slot in &pruned.adamw.slots {
+            let (number, rest) = slot.name["layers.".len()..].split_once('.').unwrap();
+            let old = format!("layers.{}.{rest}", number.parse::<usize>().unwrap() + 1);
+            assert_eq!(crate::bridge::values(&slot.mean).unwrap(), at_four[&old], "{old}");
+        }
+        let mut steps = Vec::new();
+        pruned.run(None, None, &mut |metrics| steps.push(metrics.step)).unwrap();
+        assert_eq!(steps.first(), Some(&5));
+
+        let missing = Continuation { folder: folder.path().join("none"), ..from(vec![]) };
+        let refused = pruned.go_on(&missing);
+        assert!(matches!(refused, Err(FinetuneError::NoState { .. })));
     }
 
     #[test]

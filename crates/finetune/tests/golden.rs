@@ -155,6 +155,7 @@ fn trained(method: Method, source: &Path) -> Model {
         max_grad_norm: 1.0,
         seed: 1,
         remat: false,
+        save_every: None,
     };
     let examples: Vec<_> = (0..6)
         .map(|row| Example {

@@ -66,6 +66,7 @@ impl CollectingArgs {
             lora_targets: vec!["all".into()],
             lora_layers: None,
             remat: false,
+            save_every: None,
         };
         let Steps { most, auto } = steps;
         CollectSettings { steps: most, auto, training }
@@ -122,6 +123,9 @@ pub(crate) struct TrainingArgs {
     /// more time, the same result
     #[arg(long)]
     remat: bool,
+    /// Steps between two saved states to go on from [default: one state a minute]
+    #[arg(long)]
+    save_every: Option<usize>,
 }
 
 impl TrainingArgs {
@@ -146,6 +150,7 @@ impl TrainingArgs {
             targets,
             layers,
             remat,
+            save_every,
         } = self;
         let usual = if method.trains_weights() { 2e-5 } else { 2e-4 };
         TrainingSettings {
@@ -164,6 +169,7 @@ impl TrainingArgs {
             lora_targets: targets,
             lora_layers: layers,
             remat,
+            save_every,
         }
     }
 }

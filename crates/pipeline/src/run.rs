@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use checkpoint::{Checkpoint, Record, Staging, locate, remove_if_there, sha256_file};
 use dataset::{Row, read_rows};
-use finetune::EvalReport;
+use finetune::{Continuation, EvalReport};
 use prune::{Criterion, Plan, PlanSettings, PruneSettings, Scores, Size, apply, score};
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +15,9 @@ use crate::stage::{
     CollectTargets, FinetuneTarget, collect_record, evaluate_model, finetune_model,
 };
 use crate::table::{ComparisonRow, comparison};
-use crate::{Event, FinetuneMethod, PipelineError, Result, RunSettings, Stage, write_report};
+use crate::{
+    CollectSettings, Event, FinetuneMethod, PipelineError, Result, RunSettings, Stage, write_report,
+};
 
 /// `eval.json` of a run: every evaluation it made.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -68,8 +70,9 @@ pub fn run(
     let scores = run.score()?;
     let plan = run.plan(&scores)?;
     run.prune(&plan)?;
-    run.finetune()?;
+    run.finetune(&plan)?;
     let evaluations = run.evaluate()?;
+    remove_if_there(&run.at(COLLECTED))?;
     let report = run.at("report.html");
     (run.observe)(Event::Started(Stage::Report));
     write_report(folder, settings, &scores, &plan, &evaluations)?;
@@ -83,6 +86,9 @@ pub fn run(
         report,
     })
 }
+
+/// Where the training's state after the collected steps lies until the fine-tunings are done.
+const COLLECTED: &str = "collected.state";
 
 struct Run<'a> {
     settings: &'a RunSettings,
@@ -148,28 +154,33 @@ impl<'a> Run<'a> {
         if self.found(Stage::Collect, &record) {
             return Ok(());
         }
+        let (settings, state) = (self.settings, self.at(COLLECTED));
+        let collect = match settings.goes_on() {
+            true => &CollectSettings { training: settings.training.clone(), ..settings.collect },
+            false => &settings.collect,
+        };
         let targets = CollectTargets {
             record: Some(&record),
-            model_name: &self.settings.model,
-            criterion: self.settings.criterion,
-            prune: share(&self.settings.prune)?,
+            state: settings.goes_on().then_some(state.as_path()),
+            model_name: &settings.model,
+            criterion: settings.criterion,
+            prune: share(&settings.prune)?,
         };
         let (lines, events) = self.logs();
         let to = LogTargets { lines: Some(&lines), events: events.as_deref() };
         let mut log = Log::new(to, Stage::Collect);
         let mut logged = Ok(());
         let observe = &mut *self.observe;
-        let settings = self.settings;
         let found = collect_record(
             (&self.model, &settings.train),
-            &settings.collect,
+            collect,
             &settings.compute,
             settings.seed,
             targets,
             &mut |event| logging(&mut log, &mut logged, event, observe),
         )?;
         logged?;
-        let text = match self.settings.criterion {
+        let text = match settings.criterion {
             Criterion::Bi => format!("{} steps", found.steps.len()),
             _ => format!("{} steps; {}", found.steps.len(), found.stability),
         };
@@ -236,17 +247,24 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn finetune(&mut self) -> Result<()> {
+    fn finetune(&mut self, plan: &Plan) -> Result<()> {
         let method = self.settings.finetune;
         if method == FinetuneMethod::None {
             return Ok(());
         }
         let (target, merged) = (self.tuned(), self.settings.save_merged.then(|| self.at("merged")));
+        let (goes_on, folder, num_layers) =
+            (self.settings.goes_on(), self.at(COLLECTED), plan.num_layers);
+        let from = |origin: Vec<usize>| {
+            goes_on.then(|| Continuation { folder: folder.clone(), num_layers, origin })
+        };
         let model = self.at("pruned");
-        self.train(Stage::Finetune, &model, &target, merged)?;
+        self.train(Stage::Finetune, &model, &target, (merged, from(plan.retained())))?;
         if self.settings.with_dense {
             let (model, target) = (self.model.clone(), self.dense_tuned());
-            self.train(Stage::DenseFinetune, &model, &target, None)?;
+            // Dense, the collected steps are the first ones of the very same training.
+            let all = (0..plan.num_layers).collect();
+            self.train(Stage::DenseFinetune, &model, &target, (None, from(all)))?;
         }
         Ok(())
     }
@@ -256,7 +274,7 @@ impl<'a> Run<'a> {
         stage: Stage,
         model: &Path,
         target: &Path,
-        merged: Option<PathBuf>,
+        (merged, from): (Option<PathBuf>, Option<Continuation>),
     ) -> Result<()> {
         let saves = target.with_extension("state");
         if self.found(stage, target) {
@@ -271,6 +289,7 @@ impl<'a> Run<'a> {
             target: target.to_owned(),
             merged,
             saves,
+            from,
             shard_bytes: settings.shard_bytes,
         };
         let (lines, events) = self.logs();

@@ -33,6 +33,9 @@ pub struct RunSettings {
     pub criterion: Criterion,
     /// How the pruned model is fine-tuned.
     pub finetune: FinetuneMethod,
+    /// Throw the collected steps away and fine-tune the pruned model from the start, as the paper's
+    /// authors do.
+    pub restart: bool,
     /// Fine-tune the dense model alike, for comparison.
     pub with_dense: bool,
     /// Write the tuned adapters merged into their weights.
@@ -51,6 +54,16 @@ pub struct RunSettings {
     pub training: TrainingSettings,
     /// The evaluation.
     pub evaluation: EvaluationSettings,
+}
+
+impl RunSettings {
+    /// Whether the collected steps are the fine-tuning's own first steps: it must put adapters on
+    /// all the weights that are scored.
+    pub fn goes_on(&self) -> bool {
+        let TrainingSettings { lora_targets, lora_layers, .. } = &self.training;
+        let everywhere = lora_targets.iter().any(|name| name == "all") && lora_layers.is_none();
+        !self.restart && self.finetune == FinetuneMethod::Lora && everywhere
+    }
 }
 
 /// How the pruned model is fine-tuned.
@@ -170,6 +183,7 @@ pub struct TrainingSettings {
     pub lora_targets: Vec<String>,
     pub lora_layers: Option<Vec<usize>>,
     pub remat: bool,
+    pub save_every: Option<usize>,
 }
 
 impl TrainingSettings {
@@ -204,6 +218,7 @@ impl TrainingSettings {
             max_grad_norm: self.max_grad_norm,
             seed,
             remat: self.remat,
+            save_every: self.save_every,
         })
     }
 

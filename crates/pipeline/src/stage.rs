@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use checkpoint::{Activations, Adapter, DataSource, Dtype, Manifest, ModelSource, sha256_file};
 use dataset::{Encoder, Row, read_rows};
 use finetune::{
-    EvalReport, GradientSink, Model, RecordSink, StepMetrics, TrainReport, Trainer, collect,
-    encode_rows, evaluate, save_adapter, save_checkpoint,
+    Continuation, EvalReport, GradientSink, Model, RecordSink, StepMetrics, TrainReport, Trainer,
+    collect, encode_rows, evaluate, save_adapter, save_checkpoint,
 };
 use prune::{Criterion, Scores, Share};
 
@@ -23,6 +23,8 @@ use crate::{
 pub struct CollectTargets<'a> {
     /// Folder for the record, if one is wanted.
     pub record: Option<&'a Path>,
+    /// Folder for the training's state, if it is to go on from there.
+    pub state: Option<&'a Path>,
     /// What the record calls the model.
     pub model_name: &'a str,
     /// What will be pruned, for the stability of the choice.
@@ -64,7 +66,11 @@ pub fn collect_record(
     let examples = encode_rows(&encoder, &rows, settings.training.max_tokens)?;
     let train_settings = settings.training.parse(FinetuneMethod::Lora, seed)?;
     let auto = settings.auto;
-    let settings = finetune::CollectSettings { steps: settings.steps, train: train_settings };
+    let settings = finetune::CollectSettings {
+        steps: settings.steps,
+        train: train_settings,
+        state: targets.state.map(Path::to_owned),
+    };
     let loaded = load(model, compute)?;
     let num_layers = loaded.config().num_layers;
     let record = match targets.record {
@@ -169,7 +175,8 @@ pub struct FinetuneTarget {
     pub merged: Option<PathBuf>,
     /// Folder to keep the state of an unfinished training in.
     pub saves: PathBuf,
-
+    /// What the training goes on from, if it does not begin.
+    pub from: Option<Continuation>,
     /// Most bytes of tensors in one file.
     pub shard_bytes: u64,
 }
@@ -198,6 +205,9 @@ pub fn finetune_model(
     let examples = encode_rows(&encoder, &read_rows(train)?, settings.max_tokens)?;
     let train_settings = settings.parse(method, seed)?;
     let mut trainer = Trainer::new(load(model, compute)?, train_settings, examples)?;
+    if let Some(from) = &target.from {
+        trainer.go_on(from)?;
+    }
     let mut log = Log::new(log, Stage::Finetune);
     let mut logged = Ok(());
     let report = trainer.run(None, Some(&target.saves), &mut |metrics| {

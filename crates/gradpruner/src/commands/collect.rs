@@ -66,7 +66,7 @@ pub(crate) fn run(args: CollectArgs, printer: &mut Printer) -> anyhow::Result<Ou
     let context = || format!("cannot collect gradients of `{model}` on `{}`", train.display());
     let folder = locate(&model).with_context(context)?;
     let record = out.as_deref();
-    let targets = CollectTargets { record, model_name: &model, criterion, prune };
+    let targets = CollectTargets { record, state: None, model_name: &model, criterion, prune };
     let found = collect_record(
         (&folder, &train),
         &collecting.settings(max_length),

@@ -72,6 +72,7 @@ pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<O
         saves: PathBuf::from(format!("{}.state", out.display())),
         target: out.clone(),
         merged,
+        from: None,
         shard_bytes: shard_size,
     };
     let report = finetune_model(

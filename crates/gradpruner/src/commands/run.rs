@@ -15,7 +15,14 @@ use crate::printer::{Outcome, Printer};
 ///
 /// Everything goes into one folder. Each stage is complete or absent there: the same command run
 /// again goes on after the last complete stage and, inside training, after the last saved step.
+/// The collected steps are the first of the fine-tuning: the layers that stay keep their adapters,
+/// and the optimizer, the data and the schedule go on.
 #[derive(Debug, clap::Args)]
+// Without it the collected steps have the fine-tuning's settings.
+#[command(mut_args(|arg| match arg.get_id().as_str().starts_with("collect_") {
+    true => arg.requires("restart").help_heading("Collecting with --restart"),
+    false => arg,
+}))]
 #[command(after_help = "Example:
   gradpruner run --model SmolLM2-135M --train train.jsonl --eval test.jsonl \\
       --prune 33% --merge 1 --with-dense --out run")]
@@ -44,6 +51,10 @@ pub(crate) struct RunArgs {
     /// What of the pruned model to fine-tune: lora, full, head+last:3 or none
     #[arg(long, visible_alias = "trainable", default_value = "lora")]
     finetune: FinetuneMethod,
+    /// Throw the collected steps away and fine-tune the pruned model from the start, as the paper's
+    /// authors do; always so unless LoRA trains all weights of all layers
+    #[arg(long)]
+    restart: bool,
     /// Fine-tune the dense model alike, for comparison
     #[arg(long)]
     with_dense: bool,
@@ -82,6 +93,7 @@ pub(crate) fn run(args: RunArgs, printer: &mut Printer) -> anyhow::Result<Outcom
         density,
         criterion,
         finetune,
+        restart,
         with_dense,
         save_merged,
         tensorboard,
@@ -107,6 +119,7 @@ pub(crate) fn run(args: RunArgs, printer: &mut Printer) -> anyhow::Result<Outcom
         density,
         criterion,
         finetune,
+        restart,
         with_dense,
         save_merged,
         tensorboard,
