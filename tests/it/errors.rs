@@ -124,6 +124,20 @@ fn a_bad_line_and_no_lines() {
 }
 
 #[test]
+fn too_little_memory() {
+    let desk = Desk::new();
+    let failure = desk.failure(&format!(
+        "run --model model --train train.jsonl --prune 2 --memory 1MB --out r {CHEAP}"
+    ));
+    assert!(failure.starts_with("exit 1\n"), "{failure}");
+    assert!(
+        failure.contains("memory is too short") && failure.contains("1 MB are free"),
+        "{failure}"
+    );
+    assert!(!desk.at("r/record").exists());
+}
+
+#[test]
 fn pruning_all_layers() {
     let desk = Desk::new();
     check(

@@ -68,6 +68,15 @@ fn answer(mut stream: TcpStream, folder: &Path) -> std::io::Result<()> {
     stream.write_all(&body)
 }
 
+/// Whether a file with such an ending lies somewhere below a folder.
+fn find(folder: &Path, ending: &str) -> bool {
+    fs_err::read_dir(folder).unwrap().any(|entry| {
+        let path = entry.unwrap().path();
+        let here = path.to_string_lossy().ends_with(ending);
+        here || path.is_dir() && find(&path, ending)
+    })
+}
+
 #[test]
 fn a_model_is_fetched_once() {
     let desk = Desk::new();
@@ -77,6 +86,14 @@ fn a_model_is_fetched_once() {
         command.env("HF_ENDPOINT", address).env("HF_HOME", desk.at("cache")).env_remove("HF_TOKEN");
         command.output().unwrap()
     };
+    // An estimate needs no weights.
+    let output =
+        run("estimate --model owner/tiny --train train.jsonl --device cpu --json", &address);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(found["memory_bytes"].as_u64().unwrap() > 0);
+    assert!(find(&desk.at("cache"), "config.json") && !find(&desk.at("cache"), ".safetensors"));
+
     let output = run("eval --model owner/tiny --data test.jsonl --device cpu --json", &address);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();

@@ -17,6 +17,19 @@ use crate::{CheckpointError, Result};
 /// [`CheckpointError::NoModel`] if there is no such folder and it cannot be a hub name;
 /// [`CheckpointError::Hub`] if the hub does not give the model.
 pub fn locate(model: &str) -> Result<PathBuf> {
+    find(model, &is_wanted)
+}
+
+/// As [`locate`], but of a hub's model only configuration and tokenizer are fetched.
+///
+/// # Errors
+///
+/// As [`locate`].
+pub fn locate_configuration(model: &str) -> Result<PathBuf> {
+    find(model, &|file| is_wanted(file) && !file.ends_with(".safetensors"))
+}
+
+fn find(model: &str, wanted: &dyn Fn(&str) -> bool) -> Result<PathBuf> {
     let folder = Path::new(model);
     // A hub name is `owner/name`; whatever cannot be one is meant as a path.
     let is_name = model.split('/').count() == 2
@@ -28,11 +41,14 @@ pub fn locate(model: &str) -> Result<PathBuf> {
     if !is_name {
         return Err(CheckpointError::NoModel { name: model.to_owned() });
     }
-    fetch(model)
+    fetch(model, wanted)
         .map_err(|source| CheckpointError::Hub { name: model.to_owned(), source: Box::new(source) })
 }
 
-fn fetch(name: &str) -> Result<PathBuf, hf_hub::api::sync::ApiError> {
+fn fetch(
+    name: &str,
+    wanted: &dyn Fn(&str) -> bool,
+) -> Result<PathBuf, hf_hub::api::sync::ApiError> {
     let mut builder = ApiBuilder::from_env().with_progress(false);
     if let Ok(token) = std::env::var("HF_TOKEN") {
         builder = builder.with_token(Some(token));
@@ -41,7 +57,7 @@ fn fetch(name: &str) -> Result<PathBuf, hf_hub::api::sync::ApiError> {
     let mut folder = None;
     for file in repository.info()?.siblings {
         let file = file.rfilename;
-        if is_wanted(&file) {
+        if wanted(&file) {
             tracing::info!(model = name, file, "fetching");
             let path = repository.get(&file)?;
             folder = path.parent().map(Path::to_owned);

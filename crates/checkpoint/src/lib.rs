@@ -7,6 +7,7 @@
 mod adapter;
 mod config;
 mod digest;
+mod disk;
 mod dtype;
 mod error;
 pub mod gguf;
@@ -21,9 +22,10 @@ mod writer;
 pub use adapter::{Adapter, AdapterConfig, AdapterPair, write_adapter};
 pub use config::{Family, ModelConfig, Rope, RopeScaling};
 pub use digest::{sha256_bytes, sha256_file};
+pub use disk::free_disk_bytes;
 pub use dtype::{Dtype, narrow, widen};
 pub use error::CheckpointError;
-pub use hub::locate;
+pub use hub::{locate, locate_configuration};
 pub use mmap::MappedFile;
 pub use names::{LayerTensor, Module, tensor_name};
 pub use record::{

@@ -29,10 +29,15 @@ impl Sampler {
         self.rows.div_ceil(self.batch)
     }
 
+    /// All rows in the order of an epoch, counted from 0.
+    pub fn epoch(&self, epoch: usize) -> Vec<usize> {
+        shuffled(self.rows, self.seed, epoch as u64)
+    }
+
     /// The rows of a step, counted from 0.
     pub fn batch(&self, step: usize) -> Vec<usize> {
         let (epoch, within) = (step / self.steps_per_epoch(), step % self.steps_per_epoch());
-        let order = shuffled(self.rows, self.seed, epoch as u64);
+        let order = self.epoch(epoch);
         let start = within * self.batch;
         order[start..self.rows.min(start + self.batch)].to_vec()
     }

@@ -20,6 +20,15 @@ pub enum DeviceChoice {
 }
 
 impl DeviceChoice {
+    /// Whether this comes to the CPU here.
+    ///
+    /// # Errors
+    ///
+    /// [`FinetuneError::NoCuda`] if a GPU is asked for and cannot be used.
+    pub fn is_cpu(self) -> Result<bool> {
+        Ok(self.resolve()? == Device::Cpu)
+    }
+
     /// The device this comes to here.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use crate::pack::Packed;
 use crate::parameter::Parameter;
 
 /// Bytes of the f32 logits of one chunk.
-const LOGIT_BYTES: i64 = 64 << 20;
+pub(crate) const LOGIT_BYTES: i64 = 64 << 20;
 
 /// The final norm and the head's weight, `[vocabulary, hidden]`.
 pub(crate) struct Head<'a> {

@@ -28,7 +28,7 @@ pub(crate) struct Packed {
 
 /// libtorch compiles its products anew for every number of tokens it meets, which takes longer than
 /// a few tokens too many.
-const TOKEN_STEP: usize = 16;
+pub(crate) const TOKEN_STEP: usize = 16;
 
 /// One row of a pack.
 #[derive(Debug)]

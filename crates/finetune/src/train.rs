@@ -501,7 +501,7 @@ pub(crate) mod tests {
         Adapter { config, pairs }
     }
 
-    fn golden_model(name: &str) -> Model {
+    pub(crate) fn golden_model(name: &str) -> Model {
         let folder = testkit::fixture(&format!("{name}/model"));
         Model::load(&folder, DeviceChoice::Cpu, ComputeType::F32).unwrap()
     }

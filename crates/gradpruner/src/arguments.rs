@@ -16,12 +16,15 @@ pub(crate) struct ComputeArgs {
     /// Type of the matrix products; norms, losses and trained weights stay in f32
     #[arg(long, default_value = "bf16", value_parser = ["f32", "bf16"])]
     dtype: String,
+    /// Memory to stay within, such as 8GB [default: what is free]
+    #[arg(long, value_parser = size)]
+    memory: Option<u64>,
 }
 
 impl ComputeArgs {
     pub(crate) fn settings(self) -> ComputeSettings {
-        let Self { device, dtype } = self;
-        ComputeSettings { device, dtype }
+        let Self { device, dtype, memory } = self;
+        ComputeSettings { device, dtype, memory }
     }
 }
 

@@ -90,6 +90,7 @@ impl Printer {
     /// Shows what happens in a run.
     pub(crate) fn event(&mut self, event: Event) {
         match event {
+            Event::Needs(text) => self.note(&format!("  needs {text}")),
             Event::Started(stage) => {
                 clear();
                 self.stage = Some((stage, Instant::now()));

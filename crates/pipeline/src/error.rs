@@ -20,6 +20,10 @@ pub enum PipelineError {
     Finetune(#[from] FinetuneError),
     #[error(transparent)]
     Prune(#[from] PruneError),
+    #[error("the disk is too full: {0}")]
+    Disk(String),
+    #[error("memory is too short for the training: {0}")]
+    Memory(String),
     #[error(
         "{}: holds a run with other settings ({differing}); choose another folder, or remove it",
         path.display()

@@ -48,6 +48,8 @@ impl fmt::Display for Stage {
 /// Something that happened in a run.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
+    /// What a run is going to need.
+    Needs(String),
     /// A stage begins.
     Started(Stage),
     /// A stage was complete already.

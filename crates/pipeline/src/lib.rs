@@ -6,6 +6,7 @@
 
 mod chart;
 mod error;
+mod estimate;
 mod event;
 mod gram;
 mod log;
@@ -18,6 +19,7 @@ mod table;
 mod tensorboard;
 
 pub use error::PipelineError;
+pub use estimate::{Estimate, Sample, StageEstimate, bytes_text, estimate, time_text};
 pub use event::{Event, Stage};
 pub use gram::GramScores;
 pub use log::LogTargets;

@@ -4,11 +4,12 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use checkpoint::{Checkpoint, Record, Staging, locate, remove_if_there, sha256_file};
-use dataset::{Row, read_rows};
+use dataset::{Encoder, Row, read_rows};
 use finetune::{Continuation, EvalReport};
 use prune::{Criterion, Plan, PlanSettings, PruneSettings, Scores, Size, apply, score};
 use serde::{Deserialize, Serialize};
 
+use crate::estimate::require_disk;
 use crate::log::{Log, LogTargets};
 use crate::settings::{Inputs, RunFile, share};
 use crate::stage::{
@@ -16,7 +17,8 @@ use crate::stage::{
 };
 use crate::table::{ComparisonRow, comparison};
 use crate::{
-    CollectSettings, Event, FinetuneMethod, PipelineError, Result, RunSettings, Stage, write_report,
+    Event, FinetuneMethod, PipelineError, Result, RunSettings, Sample, Stage, estimate,
+    write_report,
 };
 
 /// `eval.json` of a run: every evaluation it made.
@@ -114,10 +116,8 @@ impl<'a> Run<'a> {
                 settings.prune, config.num_layers
             )));
         }
-        read_rows(&settings.train)?;
-        if let Some(eval) = &settings.eval {
-            read_rows(eval)?;
-        }
+        let train = read_rows(&settings.train)?;
+        let eval = settings.eval.as_deref().map(read_rows).transpose()?;
         let inputs = Inputs {
             model_config_sha256: sha256_file(&model.join("config.json"))?,
             train_sha256: sha256_file(&settings.train)?,
@@ -125,6 +125,18 @@ impl<'a> Run<'a> {
         };
         fs_err::create_dir_all(folder)?;
         RunFile::new(settings.clone(), inputs).claim(&folder.join("run.toml"))?;
+        if !folder.join("eval.json").exists() {
+            let encoder = Encoder::read(&model)?;
+            let max_tokens = settings.training.max_tokens;
+            let train = Sample::training(&train, &encoder, max_tokens)?;
+            let most = settings.evaluation.max_rows.unwrap_or(usize::MAX);
+            let eval = eval.as_deref().map(|rows| {
+                Sample::evaluation(&rows[..most.min(rows.len())], &encoder, max_tokens)
+            });
+            let needs = estimate(settings, &config, &train, eval.transpose()?.as_ref())?;
+            require_disk(folder, needs.disk_bytes)?;
+            observe(Event::Needs(needs.to_string()));
+        }
         Ok(Self { settings, folder: folder.to_owned(), model, observe })
     }
 
@@ -155,10 +167,6 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let (settings, state) = (self.settings, self.at(COLLECTED));
-        let collect = match settings.goes_on() {
-            true => &CollectSettings { training: settings.training.clone(), ..settings.collect },
-            false => &settings.collect,
-        };
         let targets = CollectTargets {
             record: Some(&record),
             state: settings.goes_on().then_some(state.as_path()),
@@ -173,7 +181,7 @@ impl<'a> Run<'a> {
         let observe = &mut *self.observe;
         let found = collect_record(
             (&self.model, &settings.train),
-            collect,
+            &settings.collecting(),
             &settings.compute,
             settings.seed,
             targets,

@@ -64,6 +64,15 @@ impl RunSettings {
         let everywhere = lora_targets.iter().any(|name| name == "all") && lora_layers.is_none();
         !self.restart && self.finetune == FinetuneMethod::Lora && everywhere
     }
+
+    /// The collected steps' settings in force.
+    pub fn collecting(&self) -> CollectSettings {
+        let mut settings = self.collect.clone();
+        if self.goes_on() {
+            settings.training = self.training.clone();
+        }
+        settings
+    }
 }
 
 /// How the pruned model is fine-tuned.
@@ -136,6 +145,9 @@ pub struct ComputeSettings {
     pub device: String,
     /// `f32` or `bf16`.
     pub dtype: String,
+    /// Bytes of memory to stay within; `None` for what is free.
+    #[serde(default)]
+    pub memory: Option<u64>,
 }
 
 impl ComputeSettings {
@@ -305,6 +317,10 @@ impl RunFile {
     }
 }
 
+/// What changes no result, and so may differ when a run goes on.
+const FREE: [&str; 3] =
+    ["settings.compute.memory", "settings.training.remat", "settings.training.save_every"];
+
 /// The keys two tables disagree on.
 fn differences(found: &toml::Table, expected: &toml::Table, prefix: &str) -> Vec<String> {
     let keys: BTreeSet<&String> = found.keys().chain(expected.keys()).collect();
@@ -315,7 +331,7 @@ fn differences(found: &toml::Table, expected: &toml::Table, prefix: &str) -> Vec
             (Some(toml::Value::Table(found)), Some(toml::Value::Table(expected))) => {
                 differing.extend(differences(found, expected, &name));
             }
-            (found, expected) if found != expected => {
+            (found, expected) if found != expected && !FREE.contains(&name.as_str()) => {
                 let show = |value: Option<&toml::Value>| {
                     value.map_or_else(|| "nothing".to_owned(), ToString::to_string)
                 };

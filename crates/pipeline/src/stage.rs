@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use checkpoint::{Activations, Adapter, DataSource, Dtype, Manifest, ModelSource, sha256_file};
+use checkpoint::{
+    Activations, Adapter, DataSource, Dtype, Manifest, ModelConfig, ModelSource, sha256_file,
+};
 use dataset::{Encoder, Row, read_rows};
 use finetune::{
     Continuation, EvalReport, GradientSink, Model, RecordSink, StepMetrics, TrainReport, Trainer,
@@ -10,6 +12,7 @@ use finetune::{
 };
 use prune::{Criterion, Scores, Share};
 
+use crate::estimate::fit;
 use crate::gram::norms;
 use crate::log::{Log, LogTargets};
 use crate::stability::StabilityMeter;
@@ -64,7 +67,8 @@ pub fn collect_record(
     let rows = read_rows(train)?;
     let (encoder, num_rows) = (Encoder::read(model)?, rows.len());
     let examples = encode_rows(&encoder, &rows, settings.training.max_tokens)?;
-    let train_settings = settings.training.parse(FinetuneMethod::Lora, seed)?;
+    let mut train_settings = settings.training.parse(FinetuneMethod::Lora, seed)?;
+    fit(&ModelConfig::read(model)?, &mut train_settings, compute, &examples.0)?;
     let auto = settings.auto;
     let settings = finetune::CollectSettings {
         steps: settings.steps,
@@ -203,7 +207,8 @@ pub fn finetune_model(
     }
     let encoder = Encoder::read(model)?;
     let examples = encode_rows(&encoder, &read_rows(train)?, settings.max_tokens)?;
-    let train_settings = settings.parse(method, seed)?;
+    let mut train_settings = settings.parse(method, seed)?;
+    fit(&ModelConfig::read(model)?, &mut train_settings, compute, &examples.0)?;
     let mut trainer = Trainer::new(load(model, compute)?, train_settings, examples)?;
     if let Some(from) = &target.from {
         trainer.go_on(from)?;

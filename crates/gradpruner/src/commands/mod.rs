@@ -3,6 +3,7 @@
 mod collect;
 mod completions;
 mod convert;
+mod estimate;
 mod eval;
 mod finetune;
 mod generate;
@@ -18,6 +19,8 @@ use crate::printer::{Outcome, Printer};
 pub(crate) enum Command {
     /// Do everything: collect, score, plan, prune, fine-tune, evaluate, report
     Run(Box<run::RunArgs>),
+    /// Tell what a run would need: memory, disk, operations, time
+    Estimate(Box<estimate::EstimateArgs>),
     /// Collect the gradients of the first steps of a LoRA fine-tune
     Collect(collect::CollectArgs),
     /// Score the layers of a gradient record
@@ -44,6 +47,7 @@ impl Command {
     pub(crate) fn run(self, printer: &mut Printer) -> anyhow::Result<Outcome> {
         match self {
             Self::Run(args) => run::run(*args, printer),
+            Self::Estimate(args) => estimate::run(*args),
             Self::Collect(args) => collect::run(args, printer),
             Self::Score(args) => score::run(args),
             Self::Plan(args) => plan::run(args),

@@ -1,0 +1,356 @@
+//! What a training will need, foretold from the configuration and the sizes of its batches.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use checkpoint::{Dtype, ModelConfig, Module};
+use dataset::{Example, Sampler};
+use serde::{Deserialize, Serialize};
+
+use tch::Tensor;
+
+use crate::bridge::number;
+use crate::head::LOGIT_BYTES;
+use crate::pack::TOKEN_STEP;
+use crate::{ComputeType, DeviceChoice, Method, Result, TrainSettings};
+
+/// Bytes of the program with libtorch's code: 0.08 GB of its own and 0.08 GB mapped.
+const PROGRAM: u64 = 160 << 20;
+/// Blocks of scores that attention holds at a time, and small things.
+const ATTENTION: u64 = 64 << 20;
+/// Epochs looked through for the largest batch.
+const EPOCHS_SEEN: usize = 3;
+/// Rows of the products whose rate is measured, and for how long.
+const RATE_TOKENS: i64 = 512;
+const RATE_TIME: Duration = Duration::from_millis(100);
+
+/// The sizes of one forward pass.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct BatchShape {
+    /// Tokens of all its rows.
+    pub tokens: usize,
+    /// Tokens of the longest row.
+    pub longest: usize,
+    /// Tokens to learn from.
+    pub labelled: usize,
+}
+
+impl BatchShape {
+    /// The largest there can be: every row as long as allowed, every token learned from.
+    pub fn largest(rows: usize, max_tokens: usize) -> Self {
+        Self { tokens: rows * max_tokens, longest: max_tokens, labelled: rows * max_tokens }
+    }
+
+    fn of<'a>(rows: impl Iterator<Item = &'a Example>) -> Self {
+        rows.fold(Self::default(), |sum, row| Self {
+            tokens: sum.tokens + row.tokens.len(),
+            longest: sum.longest.max(row.tokens.len()),
+            labelled: sum.labelled + row.labelled.iter().filter(|&&labelled| labelled).count(),
+        })
+    }
+}
+
+/// Bytes of memory, on a CPU, where the training needs most.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryEstimate {
+    /// The program with libtorch.
+    pub program: u64,
+    /// Weights that are mapped from the checkpoint's files: the system may drop their pages.
+    pub mapped: u64,
+    /// Weights held in another type than the stored one.
+    pub converted: u64,
+    /// What trains, its gradients, and the optimizer's two means.
+    pub trained: u64,
+    /// What the forward pass keeps for the backward pass.
+    pub kept: u64,
+    /// What comes and goes meanwhile.
+    pub passing: u64,
+}
+
+impl MemoryEstimate {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.mapped + self.unmapped()
+    }
+
+    /// What the system cannot take back.
+    pub fn unmapped(&self) -> u64 {
+        let Self { program, mapped: _, converted, trained, kept, passing } = self;
+        program + converted + trained + kept + passing
+    }
+}
+
+/// A training of one model.
+#[derive(Debug, Clone, Copy)]
+pub struct Workload<'a> {
+    /// The model.
+    pub config: &'a ModelConfig,
+    /// How it is trained.
+    pub train: &'a TrainSettings,
+    /// In what type.
+    pub compute: ComputeType,
+}
+
+impl Workload<'_> {
+    /// How many parameters train.
+    pub fn trained_parameters(&self) -> u64 {
+        let Self { config, train, .. } = self;
+        match &train.method {
+            Method::Full => config.parameters(),
+            Method::Lora(lora) => {
+                let layers = lora.layers.as_ref().map_or(config.num_layers, BTreeSet::len);
+                let of_layer: usize = lora
+                    .targets
+                    .iter()
+                    .map(|&module| {
+                        let (rows, columns) = config.linear_shape(module);
+                        lora.rank * (rows + columns)
+                    })
+                    .sum();
+                (layers * of_layer) as u64
+            }
+            Method::HeadAndLast(count) => {
+                let first = config.num_layers.saturating_sub(*count);
+                let head = if config.tied_head { "model.embed_tokens" } else { "lm_head" };
+                let trains = |name: &str| {
+                    let layer = name.strip_prefix("model.layers.").and_then(|rest| {
+                        rest.split('.').next().and_then(|number| number.parse::<usize>().ok())
+                    });
+                    let top = name.starts_with(head) || name.starts_with("model.norm");
+                    layer.map_or(top, |layer| layer >= first)
+                };
+                let all = config.tensors();
+                let some = all.iter().filter(|(name, _)| trains(name));
+                some.map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
+            }
+        }
+    }
+
+    /// The memory of a step whose largest forward pass is `batch`, on a CPU.
+    pub fn memory(&self, batch: BatchShape) -> MemoryEstimate {
+        let Self { config, train, compute } = self;
+        let size = compute.kind().elt_size_in_bytes() as u64;
+        let stored = config.dtype.unwrap_or(Dtype::BF16).size() as u64;
+        let all = config.parameters();
+        let tokens = batch.tokens.next_multiple_of(TOKEN_STEP) as u64;
+        let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
+        let (mapped, converted) = match stored == size {
+            true => (all * stored, 0),
+            false => (0, all * size),
+        };
+        let layers = self.layers_in_backward();
+        let of_layer = tokens * self.saved_by_a_layer() * size;
+        let kept = match train.remat {
+            false => layers * of_layer,
+            true => layers * tokens * hidden * size + of_layer,
+        };
+        // A layer's backward pass: gradients of the MLP's inner values and their factors, and the
+        // norm's wide copies.
+        let backward = tokens * (6 * inner * size + 6 * hidden * 4);
+        let weights = match train.method {
+            Method::Lora(_) => 0,
+            // The widest trained weight's gradient, and the weight in the compute type.
+            _ => self.widest() * (4 + 4 + size),
+        };
+        // Adapters are copied once more to be written.
+        let of_trained = if weights == 0 { 20 } else { 16 };
+        // The allocator still holds some of what the head gave back when the layers take theirs.
+        let head = self.head_memory(batch) * 13 / 10;
+        MemoryEstimate {
+            program: PROGRAM,
+            mapped,
+            converted,
+            trained: self.trained_parameters() * of_trained,
+            kept,
+            passing: head + backward + weights + ATTENTION,
+        }
+    }
+
+    /// Logits in the compute type, in f32, and their softmax, a chunk at a time; and the hidden
+    /// states they come from.
+    fn head_memory(&self, batch: BatchShape) -> u64 {
+        let size = self.compute.kind().elt_size_in_bytes() as u64;
+        let (vocabulary, labelled) = (self.config.vocab_size as u64, batch.labelled as u64);
+        let chunk = (LOGIT_BYTES as u64 / (4 * vocabulary)).max(1).min(labelled);
+        chunk * vocabulary * (8 + size)
+            + labelled * self.config.hidden_size as u64 * (4 * 2 + 3 * size)
+    }
+
+    /// The memory of evaluating with forward passes like `batch`, on a CPU.
+    pub fn evaluation_memory(&self, batch: BatchShape) -> MemoryEstimate {
+        let training = self.memory(batch);
+        let size = self.compute.kind().elt_size_in_bytes() as u64;
+        let trained = match self.train.method {
+            Method::Lora(_) => self.trained_parameters() * 8, // An adapter comes with room to train.
+            _ => 0,
+        };
+        let layer = batch.tokens as u64 * self.saved_by_a_layer() * size;
+        let passing = (layer + ATTENTION).max(self.head_memory(batch));
+        MemoryEstimate { trained, kept: 0, passing, ..training }
+    }
+
+    /// Numbers that a layer's forward pass saves for each token, its input among them.
+    fn saved_by_a_layer(&self) -> u64 {
+        let ModelConfig {
+            hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim, ..
+        } = self.config;
+        let (queries, keys) = (num_heads * head_dim, num_kv_heads * head_dim);
+        let unnormed = if self.config.qk_norm { queries + keys } else { 0 };
+        let adapters = match &self.train.method {
+            Method::Lora(lora) => lora.rank * lora.targets.len(),
+            _ => 0,
+        };
+        let heads = 2 * queries + 2 * keys + unnormed;
+        (2 * hidden_size + heads + 2 * intermediate_size + adapters) as u64
+    }
+
+    /// How many layers take part in the backward pass.
+    fn layers_in_backward(&self) -> u64 {
+        let all = self.config.num_layers;
+        let count = match &self.train.method {
+            Method::Full => all,
+            Method::Lora(lora) => {
+                let lowest = lora.layers.as_ref().and_then(|some| some.first().copied());
+                all.saturating_sub(lowest.unwrap_or(0))
+            }
+            // A tied head is the embedding, which takes the gradient down to it.
+            Method::HeadAndLast(_) if self.config.tied_head => all,
+            Method::HeadAndLast(count) => (*count).min(all),
+        };
+        count as u64
+    }
+
+    fn widest(&self) -> u64 {
+        let shapes = self.config.tensors();
+        shapes.iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).max().unwrap_or(0)
+    }
+
+    /// Floating-point operations of the forward pass over rows of such lengths, `labelled` of whose
+    /// tokens are learned from: two for each weight and token; attention counts whole rows.
+    pub fn forward_flops(&self, lengths: &[usize], labelled: usize) -> f64 {
+        let head = 2.0 * (self.config.vocab_size * self.config.hidden_size * labelled) as f64;
+        let (linears, attention) = self.layer_flops(lengths);
+        self.config.num_layers as f64 * (linears + attention) + head
+    }
+
+    /// As [`Workload::forward_flops`], of the forward and the backward pass.
+    pub fn flops(&self, lengths: &[usize], labelled: usize) -> f64 {
+        let (linears, attention) = self.layer_flops(lengths);
+        let layers = self.layers_in_backward() as f64;
+        let again = if self.train.remat { layers * (linears + attention) } else { 0.0 };
+        // Attention's backward pass forms the scores again, and four products more.
+        let backward = layers * (linears + 2.5 * attention);
+        let head = 2.0 * (self.config.vocab_size * self.config.hidden_size * labelled) as f64;
+        // An adapter's two small products run forward, and twice backward; a weight's gradient is
+        // one product more.
+        let tokens = lengths.iter().sum::<usize>() as f64;
+        let adapters = matches!(self.train.method, Method::Lora(_));
+        let of_trained = if adapters { 6.0 } else { 2.0 } * tokens;
+        let trained = self.trained_parameters() as f64 * of_trained;
+        self.forward_flops(lengths, labelled) + again + backward + head + trained
+    }
+
+    /// Of one layer's linears and attention.
+    fn layer_flops(&self, lengths: &[usize]) -> (f64, f64) {
+        let config = self.config;
+        let squares: f64 = lengths.iter().map(|&length| (length * length) as f64).sum();
+        let shapes = Module::ALL.map(|module| config.linear_shape(module));
+        let weights: usize = shapes.iter().map(|(rows, columns)| rows * columns).sum();
+        let tokens: usize = lengths.iter().sum();
+        let attention = 4.0 * (config.num_heads * config.head_dim) as f64 * squares;
+        (2.0 * (weights * tokens) as f64, attention)
+    }
+}
+
+/// The largest forward pass of a training on these rows, by tokens, in its first epochs.
+pub fn largest_batch(examples: &[Example], train: &TrainSettings) -> BatchShape {
+    let batch = (train.batch_rows * train.accumulate).max(1);
+    let sampler = Sampler::new(examples.len().max(1), batch, train.seed);
+    let epochs = (train.epochs.ceil() as usize).clamp(1, EPOCHS_SEEN);
+    let mut steps = train.max_steps.unwrap_or(usize::MAX);
+    let mut largest = BatchShape::default();
+    for epoch in 0..epochs {
+        for step in sampler.epoch(epoch).chunks(batch).take(steps) {
+            for rows in step.chunks(train.batch_rows.max(1)) {
+                let rows = rows.iter().filter_map(|&row| examples.get(row));
+                largest = largest.max(BatchShape::of(rows));
+            }
+        }
+        steps = steps.saturating_sub(sampler.steps_per_epoch());
+    }
+    largest
+}
+
+/// Floating-point operations a second that libtorch's matrix products reach here, at a size as the
+/// model's own.
+///
+/// # Errors
+///
+/// If the device cannot be used.
+pub fn product_rate(
+    config: &ModelConfig,
+    device: DeviceChoice,
+    compute: ComputeType,
+) -> Result<f64> {
+    let _guard = tch::no_grad_guard();
+    let at = (compute.kind(), device.resolve()?);
+    let (rows, inner, columns) =
+        (RATE_TOKENS, config.hidden_size as i64, config.intermediate_size as i64);
+    let (x, weight) = (Tensor::f_ones([rows, inner], at)?, Tensor::f_ones([inner, columns], at)?);
+    let product = || -> Result<f64> { number(&x.f_mm(&weight)?.f_narrow(0, 0, 1)?.f_mean(None)?) };
+    product()?; // libtorch compiles it.
+    let (started, mut count) = (Instant::now(), 0.0);
+    while started.elapsed() < RATE_TIME {
+        product()?;
+        count += 1.0;
+    }
+    let operations = 2.0 * (rows * inner * columns) as f64;
+    Ok(count * operations / started.elapsed().as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::tests::{golden_model, lora, rows, settings};
+    use crate::{ComputeType, Trainer};
+
+    #[test]
+    fn as_many_parameters_as_train() {
+        for name in testkit::GOLDEN {
+            for method in [lora(), Method::Full, Method::HeadAndLast(1)] {
+                let config = golden_model(name).config().clone();
+                let train = settings(method);
+                let work = Workload { config: &config, train: &train, compute: ComputeType::F32 };
+                let foretold = work.trained_parameters();
+                let mut trainer =
+                    Trainer::new(golden_model(name), train.clone(), rows(name)).unwrap();
+                let found = trainer.run(None, None, &mut |_| {}).unwrap().trained_parameters;
+                assert_eq!(foretold, found, "{name} {:?}", train.method);
+            }
+        }
+    }
+
+    #[test]
+    fn forward_operations_are_the_configurations() {
+        let config = golden_model("tiny_qwen2").config().clone();
+        let train = settings(lora());
+        let work = Workload { config: &config, train: &train, compute: ComputeType::F32 };
+        let expected = (config.flops_per_token(37) * 37) as f64;
+        assert_eq!(work.forward_flops(&[37], 37), expected);
+        assert_eq!(work.forward_flops(&[37, 37], 74), 2.0 * expected);
+    }
+
+    #[test]
+    fn the_largest_batch_is_among_the_steps_taken() {
+        let (examples, _) = rows("tiny_llama");
+        let train = TrainSettings { epochs: 1.0, ..settings(lora()) };
+        let mut trainer =
+            Trainer::new(golden_model("tiny_llama"), train.clone(), rows("tiny_llama")).unwrap();
+        let mut most = 0;
+        trainer.run(None, None, &mut |step| most = most.max(step.report.tokens)).unwrap();
+        assert_eq!(largest_batch(&examples, &train).tokens, most);
+        let all = TrainSettings { batch_rows: examples.len(), ..train };
+        let sum: usize = examples.iter().map(|row| row.tokens.len()).sum();
+        assert_eq!(largest_batch(&examples, &all).tokens, sum);
+    }
+}

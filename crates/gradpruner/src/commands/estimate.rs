@@ -1,0 +1,142 @@
+//! `gradpruner estimate`.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use checkpoint::{ModelConfig, locate_configuration};
+use dataset::{Encoder, read_rows};
+use pipeline::{Estimate, FinetuneMethod, RunSettings, Sample, bytes_text, estimate, time_text};
+use prune::Criterion;
+
+use crate::arguments::{CollectingArgs, ComputeArgs, EvaluationArgs, TrainingArgs};
+use crate::printer::Outcome;
+
+/// Tell what a run would need: memory, disk, floating-point operations and time.
+///
+/// The model's configuration is enough, its weights are not read. Without rows to train on, rows
+/// are assumed as long as allowed.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  gradpruner estimate --model SmolLM2-135M --train train.jsonl --prune 40%")]
+pub(crate) struct EstimateArgs {
+    /// Model: a folder with a config.json, or a hub name
+    #[arg(long)]
+    model: String,
+    /// Rows to train on, JSONL
+    #[arg(long)]
+    train: Option<PathBuf>,
+    /// Rows to evaluate on, JSONL
+    #[arg(long)]
+    eval: Option<PathBuf>,
+    /// Without --train: how many rows
+    #[arg(long, default_value_t = 1000)]
+    rows: usize,
+    /// How many layers to prune: a number, or a share such as 40%
+    #[arg(long, default_value = "40%")]
+    prune: String,
+    /// What of the pruned model to fine-tune: lora, full, head+last:3 or none
+    #[arg(long, visible_alias = "trainable", default_value = "lora")]
+    finetune: FinetuneMethod,
+    /// Throw the collected steps away and fine-tune the pruned model from the start
+    #[arg(long)]
+    restart: bool,
+    /// Fine-tune the dense model alike
+    #[arg(long)]
+    with_dense: bool,
+    /// With LoRA: also write the checkpoint with the adapter merged in
+    #[arg(long)]
+    save_merged: bool,
+    #[command(flatten)]
+    collecting: CollectingArgs,
+    #[command(flatten)]
+    training: TrainingArgs,
+    #[command(flatten)]
+    evaluation: EvaluationArgs,
+    #[command(flatten)]
+    compute: ComputeArgs,
+}
+
+pub(crate) fn run(args: EstimateArgs) -> anyhow::Result<Outcome> {
+    let EstimateArgs {
+        model,
+        train,
+        eval,
+        rows,
+        prune,
+        finetune,
+        restart,
+        with_dense,
+        save_merged,
+        collecting,
+        training,
+        evaluation,
+        compute,
+    } = args;
+    let context = || format!("cannot tell what a run of `{model}` would need");
+    let max_tokens = training.max_tokens();
+    let folder = locate_configuration(&model).with_context(context)?;
+    let config = ModelConfig::read(&folder).with_context(context)?;
+    let read = |path: &PathBuf| -> anyhow::Result<_> {
+        Ok((read_rows(path).with_context(context)?, Encoder::read(&folder).with_context(context)?))
+    };
+    let train_sample = match train.as_ref().map(read).transpose()? {
+        Some((rows, encoder)) => {
+            Sample::training(&rows, &encoder, max_tokens).with_context(context)?
+        }
+        None => Sample::assumed(rows, max_tokens),
+    };
+    let eval_sample = match eval.as_ref().map(read).transpose()? {
+        Some((rows, encoder)) => {
+            Some(Sample::evaluation(&rows, &encoder, max_tokens).with_context(context)?)
+        }
+        None => None,
+    };
+    let settings = RunSettings {
+        collect: collecting.settings(max_tokens),
+        training: training.settings(finetune),
+        evaluation: evaluation.settings(max_tokens),
+        compute: compute.settings(),
+        model: model.clone(),
+        train: train.unwrap_or_default(),
+        eval,
+        prune,
+        merge: 0,
+        density: 0.0,
+        criterion: Criterion::Igia,
+        finetune,
+        restart,
+        with_dense,
+        save_merged,
+        tensorboard: false,
+        seed: 0,
+        shard_bytes: u64::MAX,
+    };
+    let found =
+        estimate(&settings, &config, &train_sample, eval_sample.as_ref()).with_context(context)?;
+    Outcome::new(text(&found), &found)
+}
+
+fn text(found: &Estimate) -> String {
+    let mut text = format!(
+        "{:28}{:>8}{:>12}{:>10}{:>10}{:>10}{:>10}\n",
+        "stage", "steps", "tokens", "memory", "disk", "TFLOP", "time"
+    );
+    for stage in &found.stages {
+        let or_none = |there: bool, text: String| if there { text } else { "–".into() };
+        text.push_str(&format!(
+            "{:28}{:>8}{:>12}{:>10}{:>10}{:>10}{:>10}\n",
+            stage.stage.to_string() + if stage.remat { ", --remat" } else { "" },
+            or_none(stage.steps > 0, stage.steps.to_string()),
+            or_none(stage.tokens > 0.0, format!("{:.0}", stage.tokens)),
+            or_none(stage.memory.total() > 0, bytes_text(stage.memory.total())),
+            or_none(stage.disk_bytes > 0, bytes_text(stage.disk_bytes)),
+            or_none(stage.flops > 0.0, format!("{:.1}", stage.flops / 1e12)),
+            or_none(stage.flops > 0.0, time_text(stage.seconds)),
+        ));
+    }
+    text.push_str(&format!(
+        "\nneeds {found}\nMemory is the peak on a CPU, the mapped weights with it; time is from the \
+         speed of matrix products measured here just now."
+    ));
+    text
+}

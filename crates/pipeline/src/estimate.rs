@@ -1,0 +1,480 @@
+//! What a run will need, told before it begins, and whether the machine has it.
+
+use std::fmt;
+use std::path::Path;
+
+use checkpoint::{Dtype, ModelConfig, free_disk_bytes};
+use dataset::{Encoder, Example, Row};
+use finetune::{
+    BatchShape, ComputeType, MemoryEstimate, Method, TrainSettings, Workload,
+    available_memory_bytes, largest_batch, product_rate,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::settings::share;
+use crate::{ComputeSettings, FinetuneMethod, PipelineError, Result, RunSettings, Stage};
+
+/// The share of the rate of bare matrix products that whole steps reach; docs/results.md has the
+/// measurements.
+const OF_PRODUCT_RATE: f64 = 0.5;
+/// Rows that are looked at to foretell all.
+const SAMPLE_ROWS: usize = 2000;
+/// The shortest rows that are advised.
+const FEWEST_TOKENS: usize = 128;
+
+/// Rows as tokens, standing for all rows of a file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sample {
+    examples: Vec<Example>,
+    rows: usize,
+}
+
+impl Sample {
+    /// The first rows of a file to train on.
+    ///
+    /// # Errors
+    ///
+    /// If a row cannot be encoded.
+    pub fn training(rows: &[Row], encoder: &Encoder, max_tokens: usize) -> Result<Self> {
+        let encode = |(number, row): (usize, &Row)| {
+            Ok(encoder.example(&row.messages, max_tokens, number + 1)?)
+        };
+        let examples: Result<_> = rows.iter().take(SAMPLE_ROWS).enumerate().map(encode).collect();
+        Ok(Self { examples: examples?, rows: rows.len() })
+    }
+
+    /// The first rows of a file to evaluate on; of multiple-choice rows all choices count.
+    ///
+    /// # Errors
+    ///
+    /// If a row cannot be encoded.
+    pub fn evaluation(rows: &[Row], encoder: &Encoder, max_tokens: usize) -> Result<Self> {
+        let encode = |(number, row): (usize, &Row)| {
+            if row.choices.is_empty() {
+                return Ok(encoder.example(&row.messages, max_tokens, number + 1)?);
+            }
+            let question = encoder.question(row, max_tokens, number + 1)?;
+            let choices: usize = question.choices.iter().map(Vec::len).sum();
+            let reply = question.reply.len();
+            let all = question.prompt.len() + choices + reply;
+            let labelled = (0..all).map(|place| place < choices + reply).collect();
+            Ok(Example { tokens: vec![0; all], labelled })
+        };
+        let examples: Result<_> = rows.iter().take(SAMPLE_ROWS).enumerate().map(encode).collect();
+        Ok(Self { examples: examples?, rows: rows.len() })
+    }
+
+    /// So many rows of so many tokens each, all of them to learn from.
+    pub fn assumed(rows: usize, tokens: usize) -> Self {
+        let row = Example { tokens: vec![0; tokens], labelled: vec![true; tokens] };
+        Self { examples: vec![row; rows.min(SAMPLE_ROWS)], rows }
+    }
+
+    fn tokens(&self) -> f64 {
+        self.scale() * self.examples.iter().map(|row| row.tokens.len()).sum::<usize>() as f64
+    }
+
+    /// How many rows of the file each of these stands for.
+    fn scale(&self) -> f64 {
+        self.rows as f64 / self.examples.len().max(1) as f64
+    }
+
+    fn lengths(&self) -> Vec<usize> {
+        self.examples.iter().map(|row| row.tokens.len()).collect()
+    }
+
+    fn labelled(&self) -> usize {
+        let of_row = |row: &Example| row.labelled.iter().filter(|&&labelled| labelled).count();
+        self.examples.iter().map(of_row).sum()
+    }
+}
+
+/// One stage's needs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StageEstimate {
+    /// The stage.
+    pub stage: Stage,
+    /// Optimizer steps, or 0.
+    pub steps: usize,
+    /// Tokens that go through the model.
+    pub tokens: f64,
+    /// The largest forward pass.
+    pub batch: BatchShape,
+    /// Whether the backward pass computes layers again, by `--remat` or for want of memory.
+    pub remat: bool,
+    /// Memory at its peak, on a CPU.
+    pub memory: MemoryEstimate,
+    /// Bytes it leaves on the disk.
+    pub disk_bytes: u64,
+    /// Floating-point operations.
+    pub flops: f64,
+    /// Seconds, at the rate measured here.
+    pub seconds: f64,
+}
+
+/// A whole run's needs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Estimate {
+    /// Every stage that takes time or room.
+    pub stages: Vec<StageEstimate>,
+    /// Memory of the stage that needs most, on a CPU.
+    pub memory_bytes: u64,
+    /// Bytes left on the disk.
+    pub disk_bytes: u64,
+    /// Seconds of all stages.
+    pub seconds: f64,
+    /// Memory there is, if the system says.
+    pub available_memory_bytes: Option<u64>,
+}
+
+/// One line for the head of a run.
+impl fmt::Display for Estimate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "about {} of memory", bytes_text(self.memory_bytes))?;
+        if let Some(available) = self.available_memory_bytes {
+            write!(f, " ({} free)", bytes_text(available))?;
+        }
+        write!(f, ", {} on disk, {}", bytes_text(self.disk_bytes), time_text(self.seconds))
+    }
+}
+
+/// Foretells a run from its settings, its model's configuration and its rows.
+///
+/// # Errors
+///
+/// If the settings cannot be used, or the device to measure the speed of.
+pub fn estimate(
+    settings: &RunSettings,
+    config: &ModelConfig,
+    train: &Sample,
+    eval: Option<&Sample>,
+) -> Result<Estimate> {
+    let (device, compute) = settings.compute.parse()?;
+    let on_cpu = device.is_cpu()?;
+    let rate = product_rate(config, device, compute)? * OF_PRODUCT_RATE;
+    let count = share(&settings.prune)?.of(config.num_layers).min(config.num_layers);
+    let retained: Vec<usize> = (0..config.num_layers - count).collect();
+    let pruned = ModelConfig::from_json(config.with_layers(&retained), Path::new("config.json"))?;
+    let stored = |config: &ModelConfig| {
+        config.parameters() * config.dtype.unwrap_or(Dtype::BF16).size() as u64
+    };
+    let available = settings.compute.memory.or_else(available_memory_bytes);
+    let of = Estimator { compute, rate, limit: available.filter(|_| on_cpu) };
+
+    let collecting = settings.collecting();
+    let collect = collecting.training.parse(FinetuneMethod::Lora, settings.seed)?;
+    let most = steps_of(&collect, train.rows);
+    let most = if settings.goes_on() { most.div_ceil(2) } else { most };
+    let collected = collecting.steps.min(most);
+    let mut stages = vec![of.training(Stage::Collect, config, &collect, train, collected)];
+    stages[0].disk_bytes =
+        collected as u64 * Workload { config, train: &collect, compute }.trained_parameters() * 4;
+    stages.push(StageEstimate { disk_bytes: stored(&pruned), ..of.writing(Stage::Prune) });
+    if settings.finetune != FinetuneMethod::None {
+        let tune = settings.training.parse(settings.finetune, settings.seed)?;
+        let steps = steps_of(&tune, train.rows).min(tune.max_steps.unwrap_or(usize::MAX));
+        let left = steps.saturating_sub(if settings.goes_on() { collected } else { 0 });
+        let mut of_model = |stage, config: &ModelConfig, merged: bool| {
+            let mut found = of.training(stage, config, &tune, train, left);
+            let trained = Workload { config, train: &tune, compute }.trained_parameters();
+            found.disk_bytes = match settings.finetune.trains_weights() {
+                true => stored(config),
+                false => trained * 4 + if merged { stored(config) } else { 0 },
+            };
+            stages.push(found);
+        };
+        of_model(Stage::Finetune, &pruned, settings.save_merged);
+        if settings.with_dense {
+            of_model(Stage::DenseFinetune, config, false);
+        }
+        if let Some(eval) = eval {
+            stages.push(of.evaluating(Stage::EvaluateTuned, settings, (&pruned, &tune), eval));
+            if settings.with_dense {
+                let stage = Stage::EvaluateDenseTuned;
+                stages.push(of.evaluating(stage, settings, (config, &tune), eval));
+            }
+        }
+    }
+    if let Some(eval) = eval {
+        stages.push(of.evaluating(Stage::EvaluateDense, settings, (config, &collect), eval));
+        stages.push(of.evaluating(Stage::EvaluatePruned, settings, (&pruned, &collect), eval));
+    }
+    let sum = |of: fn(&StageEstimate) -> f64| stages.iter().map(of).sum::<f64>();
+    Ok(Estimate {
+        memory_bytes: stages.iter().map(|stage| stage.memory.total()).max().unwrap_or(0),
+        disk_bytes: stages.iter().map(|stage| stage.disk_bytes).sum(),
+        seconds: sum(|stage| stage.seconds),
+        available_memory_bytes: available,
+        stages,
+    })
+}
+
+/// How many steps a schedule spans.
+fn steps_of(train: &TrainSettings, rows: usize) -> usize {
+    let batch = (train.batch_rows * train.accumulate).max(1);
+    ((train.epochs * rows.div_ceil(batch) as f64).round() as usize).max(1)
+}
+
+struct Estimator {
+    compute: ComputeType,
+    /// Floating-point operations a second.
+    rate: f64,
+    /// Memory beyond which layers are computed again.
+    limit: Option<u64>,
+}
+
+impl Estimator {
+    fn training(
+        &self,
+        stage: Stage,
+        config: &ModelConfig,
+        train: &TrainSettings,
+        sample: &Sample,
+        steps: usize,
+    ) -> StageEstimate {
+        let batch = largest_batch(&sample.examples, train);
+        let needs = Workload { config, train, compute: self.compute }.memory(batch);
+        let short = self.limit.is_some_and(|limit| limit < needs.unmapped());
+        let train = &TrainSettings { remat: train.remat || short, ..train.clone() };
+        let work = Workload { config, train, compute: self.compute };
+        let rows = (steps * train.batch_rows * train.accumulate) as f64;
+        let share = rows / sample.examples.len().max(1) as f64;
+        let flops = share * work.flops(&sample.lengths(), sample.labelled());
+        StageEstimate {
+            steps,
+            tokens: share * sample.tokens() / sample.scale(),
+            batch,
+            remat: train.remat,
+            memory: work.memory(batch),
+            flops,
+            seconds: flops / self.rate,
+            ..self.writing(stage)
+        }
+    }
+
+    fn evaluating(
+        &self,
+        stage: Stage,
+        settings: &RunSettings,
+        (config, train): (&ModelConfig, &TrainSettings),
+        sample: &Sample,
+    ) -> StageEstimate {
+        let work = Workload { config, train, compute: self.compute };
+        let longest = sample.lengths().into_iter().max().unwrap_or(0);
+        let tokens = settings.evaluation.batch_tokens.min(sample.tokens() as usize).max(longest);
+        let batch = BatchShape { tokens, longest, labelled: tokens };
+        let flops = sample.scale() * work.forward_flops(&sample.lengths(), sample.labelled());
+        StageEstimate {
+            tokens: sample.tokens(),
+            batch,
+            memory: work.evaluation_memory(batch),
+            flops,
+            seconds: flops / self.rate,
+            ..self.writing(stage)
+        }
+    }
+
+    /// A stage that takes hardly any time.
+    #[expect(clippy::unused_self, reason = "it stands beside the others")]
+    fn writing(&self, stage: Stage) -> StageEstimate {
+        StageEstimate {
+            stage,
+            steps: 0,
+            tokens: 0.0,
+            batch: BatchShape::default(),
+            remat: false,
+            memory: MemoryEstimate::default(),
+            disk_bytes: 0,
+            flops: 0.0,
+            seconds: 0.0,
+        }
+    }
+}
+
+/// Makes a training fit the memory there is, on a CPU: computes layers again in the backward pass
+/// if it must.
+///
+/// # Errors
+///
+/// [`PipelineError::Memory`] if it does not fit even so, with settings that would.
+pub(crate) fn fit(
+    config: &ModelConfig,
+    train: &mut TrainSettings,
+    compute: &ComputeSettings,
+    examples: &[Example],
+) -> Result<()> {
+    let (device, kind) = compute.parse()?;
+    let Some(limit) = compute.memory.or_else(available_memory_bytes) else { return Ok(()) };
+    if !device.is_cpu()? {
+        return Ok(());
+    }
+    let needs = |train: &TrainSettings, examples: &[Example]| {
+        let work = Workload { config, train, compute: kind };
+        work.memory(largest_batch(examples, train))
+    };
+    let asked = needs(train, examples);
+    if asked.unmapped() <= limit {
+        if asked.total() > limit {
+            tracing::warn!(
+                weights = bytes_text(asked.mapped),
+                "memory does not hold all weights beside the rest; they will be read again and \
+                 again, which is slow"
+            );
+        }
+        return Ok(());
+    }
+    if !train.remat {
+        train.remat = true;
+        if needs(train, examples).unmapped() <= limit {
+            tracing::warn!(
+                needed = bytes_text(asked.unmapped()),
+                free = bytes_text(limit),
+                "memory is short: layers are computed again in the backward pass (--remat)"
+            );
+            return Ok(());
+        }
+    }
+    let what = format!(
+        "it needs about {} beside the mapped weights, even with --remat, and {} are free; {}",
+        bytes_text(needs(train, examples).unmapped()),
+        bytes_text(limit),
+        advice(train, examples, &|train, examples| needs(train, examples).unmapped() <= limit)
+    );
+    Err(PipelineError::Memory(what))
+}
+
+/// The mildest change that fits: fewer rows at a time, then shorter rows.
+fn advice(
+    train: &TrainSettings,
+    examples: &[Example],
+    fits: &dyn Fn(&TrainSettings, &[Example]) -> bool,
+) -> String {
+    let mut less = train.clone();
+    while less.batch_rows > 1 {
+        less.accumulate *= 2;
+        less.batch_rows = less.batch_rows.div_ceil(2);
+        if fits(&less, examples) {
+            let TrainSettings { batch_rows, accumulate, .. } = less;
+            return format!("take --batch {batch_rows} --accumulate {accumulate}");
+        }
+    }
+    let mut most = examples.iter().map(|row| row.tokens.len()).max().unwrap_or(0) / 2;
+    while most >= FEWEST_TOKENS {
+        let cut = |row: &Example| Example {
+            tokens: row.tokens.iter().take(most).copied().collect(),
+            labelled: row.labelled.iter().take(most).copied().collect(),
+        };
+        let shorter: Vec<Example> = examples.iter().map(cut).collect();
+        if fits(&less, &shorter) {
+            let accumulate = less.accumulate;
+            return format!("take --batch 1 --accumulate {accumulate} --max-length {most}");
+        }
+        most /= 2;
+    }
+    match train.method {
+        Method::Lora(_) => "take a smaller model, or a machine with more memory".into(),
+        _ => "fine-tune by LoRA, or take a machine with more memory".into(),
+    }
+}
+
+/// Refuses what the disk has no room for.
+pub(crate) fn require_disk(folder: &Path, needed: u64) -> Result<()> {
+    match free_disk_bytes(folder) {
+        Some(free) if free < needed => {
+            let (needed, free) = (bytes_text(needed), bytes_text(free));
+            let folder = folder.display();
+            Err(PipelineError::Disk(format!("{folder}: {needed} are needed and {free} are free")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Bytes for people, `1.3 GB`.
+pub fn bytes_text(bytes: u64) -> String {
+    match bytes {
+        1_000_000_000.. => format!("{:.1} GB", bytes as f64 / 1e9),
+        _ => format!("{:.0} MB", bytes as f64 / 1e6),
+    }
+}
+
+/// A span of time for people, roughly.
+pub fn time_text(seconds: f64) -> String {
+    match seconds {
+        ..90.0 => format!("{seconds:.0} s"),
+        ..5400.0 => format!("{:.0} min", seconds / 60.0),
+        _ => format!("{:.1} h", seconds / 3600.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::TrainingSettings;
+
+    /// Settings, and rows whose activations outweigh the tiny model.
+    fn training() -> (ModelConfig, TrainSettings, Vec<Example>) {
+        let config = ModelConfig::read(&testkit::fixture("tiny_llama/model")).unwrap();
+        let settings = TrainingSettings {
+            epochs: 1.0,
+            max_steps: None,
+            batch_rows: 8,
+            accumulate: 1,
+            max_tokens: 1 << 20,
+            learning_rate: 1e-4,
+            warmup: 0.0,
+            decay: "linear".into(),
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            lora_rank: 4,
+            lora_alpha: 8.0,
+            lora_targets: vec!["all".into()],
+            lora_layers: None,
+            remat: false,
+            save_every: None,
+        };
+        let rows = Sample::assumed(32, 1 << 17).examples;
+        (config, settings.parse(FinetuneMethod::Lora, 0).unwrap(), rows)
+    }
+
+    #[test]
+    fn what_is_short_of_memory_computes_again_or_is_refused() {
+        let (config, train, rows) = training();
+        let needs = |train: &TrainSettings| {
+            let work = Workload { config: &config, train, compute: ComputeType::BF16 };
+            work.memory(largest_batch(&rows, train)).unmapped()
+        };
+        let (plain, again) =
+            (needs(&train), needs(&TrainSettings { remat: true, ..train.clone() }));
+        assert!(again < plain);
+        let fitted = |memory: u64| {
+            let compute = ComputeSettings {
+                device: "cpu".into(),
+                dtype: "bf16".into(),
+                memory: Some(memory),
+            };
+            let mut train = train.clone();
+            fit(&config, &mut train, &compute, &rows).map(|()| train.remat)
+        };
+        assert!(!fitted(plain).unwrap());
+        assert!(fitted(plain - 1).unwrap());
+        assert!(fitted(again).unwrap());
+        let refused = fitted(again - 1).unwrap_err().to_string();
+        assert!(refused.contains("take --batch 4 --accumulate 2"), "{refused}");
+        // The settings it names do fit.
+        let less = TrainSettings { batch_rows: 4, accumulate: 2, remat: true, ..train.clone() };
+        assert!(needs(&less) < again);
+        let refused = fitted(needs(&TrainSettings { batch_rows: 1, ..less }) - 1).unwrap_err();
+        assert!(refused.to_string().contains("--batch 1 --accumulate 8 --max-length"), "{refused}");
+        let refused = fitted(1).unwrap_err().to_string();
+        assert!(refused.contains("a smaller model"), "{refused}");
+    }
+
+    #[test]
+    fn sizes_and_times_for_people() {
+        assert_eq!(
+            (bytes_text(1_250_000_000), bytes_text(71_000_000)),
+            ("1.2 GB".into(), "71 MB".into())
+        );
+        assert_eq!([30.0, 600.0, 7200.0].map(time_text), ["30 s", "10 min", "2.0 h"]);
+    }
+}
