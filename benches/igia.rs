@@ -1,7 +1,7 @@
 //! Scores and IGIA matrices of one weight, in the shape of a SmolLM2 `down_proj`.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use igia::{StepPair, importance, reference, weight_scores};
+use igia::{StepPair, importance, product_norm_squared, reference};
 use ndarray::Array2;
 
 const OUT: usize = 576;
@@ -24,8 +24,10 @@ fn benches(criterion: &mut Criterion) {
     let close = |x: f64, y: f64| (x - y).abs() <= 1e-5 * y.abs() + 1e-12;
     let (found, expected) = (importance(&steps), reference::importance(&steps));
     assert!(found.iter().zip(&expected).all(|(&x, &y)| close(x.into(), y.into())));
-    let (found, expected) = (weight_scores(&steps), reference::weight_scores(&steps));
-    assert!(found.is_ok_and(|found| close(found.igia, expected.igia)));
+    let (b, a) = &pairs[0];
+    let (found, expected) =
+        (product_norm_squared(b, a), reference::product_norm_squared(&steps[0]));
+    assert!(found.is_ok_and(|found| close(found, expected)));
 
     let mut group = criterion.benchmark_group("igia");
     group.sample_size(10);
@@ -34,11 +36,12 @@ fn benches(criterion: &mut Criterion) {
     group.bench_function("importance, plain", |bencher| {
         bencher.iter(|| reference::importance(&steps));
     });
-    group.bench_function("scores by Gram matrices", |bencher| {
-        bencher.iter(|| weight_scores(&steps));
+    group.throughput(Throughput::Elements(((OUT + IN) * RANK) as u64));
+    group.bench_function("norm by Gram matrices", |bencher| {
+        bencher.iter(|| product_norm_squared(b, a));
     });
-    group.bench_function("scores, plain", |bencher| {
-        bencher.iter(|| reference::weight_scores(&steps));
+    group.bench_function("norm, plain", |bencher| {
+        bencher.iter(|| reference::product_norm_squared(&steps[0]));
     });
     group.finish();
 }

@@ -26,7 +26,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("memmap2", &["checkpoint"]),
     ("safetensors", &["checkpoint", "testkit"]),
     ("hf-hub", &["checkpoint"]),
-    ("rayon", &["igia", "merge"]),
+    ("rayon", &["igia", "merge", "prune", "pipeline"]),
     ("clap", &["gradpruner", "xtask"]),
     ("indicatif", &["gradpruner"]),
     ("mimalloc", &["gradpruner"]),

@@ -1,6 +1,6 @@
 //! SHA-256 of files and bytes, in hex.
 
-use std::io::Read;
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
@@ -27,6 +27,35 @@ pub fn sha256_file(path: &Path) -> Result<String> {
 /// The SHA-256 of `bytes`, in lower-case hex.
 pub fn sha256_bytes(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
+}
+
+/// Writes, and hashes what is written.
+pub(crate) struct Hashing<W> {
+    to: W,
+    hasher: Sha256,
+}
+
+impl<W: Write> Hashing<W> {
+    pub(crate) fn new(to: W) -> Self {
+        Self { to, hasher: Sha256::new() }
+    }
+
+    /// The SHA-256 of all that was written, in lower-case hex.
+    pub(crate) fn digest(self) -> String {
+        hex(&self.hasher.finalize())
+    }
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.to.write(bytes)?;
+        self.hasher.update(&bytes[..count]);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
 }
 
 fn hex(digest: &[u8]) -> String {

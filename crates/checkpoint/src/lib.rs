@@ -29,8 +29,8 @@ pub use hub::{locate, locate_configuration};
 pub use mmap::MappedFile;
 pub use names::{LayerTensor, Module, tensor_name};
 pub use record::{
-    Activations, DataSource, LoraSettings, Manifest, ModelSource, Record, RecordWriter, StepEntry,
-    StepGradients, StepReport,
+    Activations, DataSource, LoraSettings, Manifest, ModelSource, Record, RecordWriter,
+    RecordedPair, StepEntry, StepGradients, StepReport,
 };
 pub use staging::{Staging, remove_if_there};
 pub use weights::{Checkpoint, TensorView, Weights};

@@ -1,15 +1,17 @@
 //! Gradient records: each early step's LoRA gradients, as `gradpruner collect` or another
 //! framework's hook leaves them (docs/formats.md).
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use ndarray::Array2;
+use ndarray::{Array2, ArrayView2, CowArray, Ix2};
 use serde::{Deserialize, Serialize};
 
+use crate::digest::Hashing;
 use crate::names::parse_lora_name;
-use crate::writer::{start, write_json};
+use crate::writer::{header, write_json};
 use crate::{
     CheckpointError, Dtype, Module, Result, Staging, TensorSpec, TensorView, Weights, sha256_file,
 };
@@ -131,6 +133,16 @@ pub struct StepGradients {
     pub b: Array2<f32>,
 }
 
+/// One adapter pair's gradients at one step of a record: the mapped file's own where they are
+/// stored as f32.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RecordedPair<'a> {
+    /// `[r, in]`, by LoRA's `A`.
+    pub a: CowArray<'a, f32, Ix2>,
+    /// `[out, r]`, by LoRA's `B`.
+    pub b: CowArray<'a, f32, Ix2>,
+}
+
 impl Record {
     /// Opens a record: the files its manifest names, or all `step-*.safetensors` of the folder.
     ///
@@ -238,13 +250,13 @@ impl Record {
     /// # Errors
     ///
     /// If the weight is not recorded or its gradients are no floats.
-    pub fn gradients(&self, step: usize, layer: usize, module: Module) -> Result<StepGradients> {
+    pub fn gradients(&self, step: usize, layer: usize, module: Module) -> Result<RecordedPair<'_>> {
         let step = &self.steps[step];
         let Some((a, b)) = step.views(layer, module) else {
             let what = format!("it has no gradients of layer {layer} {module}");
             return Err(CheckpointError::record(&step.path, what));
         };
-        Ok(StepGradients { a: matrix(a)?, b: matrix(b)? })
+        Ok(RecordedPair { a: matrix(a)?, b: matrix(b)? })
     }
 
     /// One weight's gradients at every step, in order.
@@ -252,7 +264,7 @@ impl Record {
     /// # Errors
     ///
     /// As [`Record::gradients`].
-    pub fn all_gradients(&self, layer: usize, module: Module) -> Result<Vec<StepGradients>> {
+    pub fn all_gradients(&self, layer: usize, module: Module) -> Result<Vec<RecordedPair<'_>>> {
         (0..self.num_steps()).map(|step| self.gradients(step, layer, module)).collect()
     }
 
@@ -326,10 +338,13 @@ impl Step {
     }
 }
 
-fn matrix(view: TensorView<'_>) -> Result<Array2<f32>> {
+fn matrix(view: TensorView<'_>) -> Result<CowArray<'_, f32, Ix2>> {
     let shape = (view.shape()[0], view.shape()[1]); // Two dimensions: `require_pair` has seen to it.
-    Array2::from_shape_vec(shape, view.to_f32()?)
-        .map_err(|_| CheckpointError::record(view.path(), "a gradient's shape and size disagree"))
+    let found = match view.f32s()? {
+        Cow::Borrowed(values) => ArrayView2::from_shape(shape, values).map(CowArray::from),
+        Cow::Owned(values) => Array2::from_shape_vec(shape, values).map(CowArray::from),
+    };
+    found.map_err(|_| CheckpointError::record(view.path(), "a gradient's shape and size disagree"))
 }
 
 fn read_optional<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>> {
@@ -394,16 +409,21 @@ impl RecordWriter {
                 ]
             })
             .collect();
-        let mut out = start(&path, &specs)?;
+        let mut out = Hashing::new(fs_err::File::create(&path)?);
+        out.write_all(&header(&specs))?;
         for (_, pair) in gradients {
             for matrix in [&pair.a, &pair.b] {
-                let values: Vec<f32> = matrix.iter().copied().collect();
-                out.write_all(&crate::narrow(&values, self.dtype))?;
+                let matrix = matrix.as_standard_layout();
+                let values = matrix.as_slice().unwrap_or(&[]);
+                match self.dtype {
+                    Dtype::F32 if cfg!(target_endian = "little") => {
+                        out.write_all(bytemuck::cast_slice(values))?;
+                    }
+                    dtype => out.write_all(&crate::narrow(values, dtype))?,
+                }
             }
         }
-        out.flush()?;
-        let sha256 = Some(sha256_file(&path)?);
-        self.steps.push(StepEntry { step, file, sha256, report });
+        self.steps.push(StepEntry { step, file, sha256: Some(out.digest()), report });
         Ok(())
     }
 
@@ -469,7 +489,8 @@ mod tests {
         record.verify().unwrap();
         assert_eq!((record.num_steps(), record.num_layers()), (2, 1));
         assert_eq!(record.shape(0, Module::QProj), Some((2, 3)));
-        assert_eq!(record.gradients(1, 0, Module::QProj).unwrap(), pair);
+        let found = record.gradients(1, 0, Module::QProj).unwrap();
+        assert!(found.a == pair.a && found.b == pair.b);
         assert_eq!(record.activations().unwrap().block_influence, [0.5]);
 
         // Without its manifest it is read from its step files alone.

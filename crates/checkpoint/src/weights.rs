@@ -1,5 +1,6 @@
 //! Safetensors files of a folder, sharded or not, as mapped tensors by name.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -179,6 +180,21 @@ impl<'a> TensorView<'a> {
     /// As [`TensorView::dtype`].
     pub fn to_f32(&self) -> Result<Vec<f32>> {
         Ok(widen(self.bytes(), self.dtype()?))
+    }
+
+    /// Its values as f32: the mapped file's own if they are stored so and aligned.
+    ///
+    /// # Errors
+    ///
+    /// As [`TensorView::dtype`].
+    pub fn f32s(&self) -> Result<Cow<'a, [f32]>> {
+        if self.dtype()? == Dtype::F32
+            && cfg!(target_endian = "little")
+            && let Ok(values) = bytemuck::try_cast_slice(self.bytes())
+        {
+            return Ok(Cow::Borrowed(values));
+        }
+        Ok(Cow::Owned(self.to_f32()?))
     }
 
     /// The file it lies in.

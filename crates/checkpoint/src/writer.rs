@@ -145,9 +145,16 @@ impl CheckpointWriter {
     }
 }
 
-/// Opens a safetensors file and writes its header: a little-endian u64 with the header's length,
-/// then JSON, padded with spaces so that the data begins at a multiple of eight.
+/// Opens a safetensors file and writes its header.
 pub(crate) fn start(path: &Path, tensors: &[TensorSpec]) -> Result<BufWriter<fs_err::File>> {
+    let mut file = BufWriter::with_capacity(1 << 20, fs_err::File::create(path)?);
+    file.write_all(&header(tensors))?;
+    Ok(file)
+}
+
+/// A safetensors file's beginning: a little-endian u64 with the header's length, then JSON, padded
+/// with spaces so that the data begins at a multiple of eight.
+pub(crate) fn header(tensors: &[TensorSpec]) -> Vec<u8> {
     let mut header = Map::new();
     header.insert("__metadata__".into(), json!({"format": "pt"}));
     let mut offset = 0;
@@ -163,10 +170,7 @@ pub(crate) fn start(path: &Path, tensors: &[TensorSpec]) -> Result<BufWriter<fs_
     }
     let mut header = Value::Object(header).to_string().into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
-    let mut file = BufWriter::with_capacity(1 << 20, fs_err::File::create(path)?);
-    file.write_all(&(header.len() as u64).to_le_bytes())?;
-    file.write_all(&header)?;
-    Ok(file)
+    [&(header.len() as u64).to_le_bytes(), header.as_slice()].concat()
 }
 
 /// Copies what belongs to a checkpoint besides config and weights: tokenizer, chat template,

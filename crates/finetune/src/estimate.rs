@@ -281,21 +281,20 @@ pub fn largest_batch(examples: &[Example], train: &TrainSettings) -> BatchShape 
     largest
 }
 
-/// Floating-point operations a second that libtorch's matrix products reach here, at a size as the
-/// model's own.
+/// Floating-point operations a second that libtorch's matrix products reach here, with a weight of
+/// the size `[inner, columns]`.
 ///
 /// # Errors
 ///
 /// If the device cannot be used.
 pub fn product_rate(
-    config: &ModelConfig,
+    (inner, columns): (usize, usize),
     device: DeviceChoice,
     compute: ComputeType,
 ) -> Result<f64> {
     let _guard = tch::no_grad_guard();
     let at = (compute.kind(), device.resolve()?);
-    let (rows, inner, columns) =
-        (RATE_TOKENS, config.hidden_size as i64, config.intermediate_size as i64);
+    let (rows, inner, columns) = (RATE_TOKENS, inner as i64, columns as i64);
     let (x, weight) = (Tensor::f_ones([rows, inner], at)?, Tensor::f_ones([inner, columns], at)?);
     let product = || -> Result<f64> { number(&x.f_mm(&weight)?.f_narrow(0, 0, 1)?.f_mean(None)?) };
     product()?; // libtorch compiles it.

@@ -117,6 +117,9 @@ pub struct StepMetrics {
     pub report: StepReport,
     /// Seconds the step took.
     pub seconds: f64,
+    /// Seconds of these that went into handing its gradients on.
+    #[serde(default)]
+    pub hook_seconds: f64,
 }
 
 impl StepMetrics {
@@ -382,9 +385,11 @@ impl Trainer {
         self.adamw.clip(grad_norm, self.settings.max_grad_norm)?;
         let learning_rate = self.settings.schedule.rate(self.step, self.scheduled_steps());
         let report = StepReport { loss, grad_norm, learning_rate, tokens };
+        let hooked = Instant::now();
         if let Some(sink) = sink {
             sink.step(report, &adapter_gradients(&self.model)?)?;
         }
+        let hook_seconds = hooked.elapsed().as_secs_f64();
         self.adamw.update(learning_rate)?;
         self.adamw.zero_gradients()?;
         self.step += 1;
@@ -393,6 +398,7 @@ impl Trainer {
             total_steps: self.total_steps(),
             report,
             seconds: started.elapsed().as_secs_f64(),
+            hook_seconds,
         })
     }
 
@@ -450,7 +456,7 @@ pub(crate) mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use checkpoint::{Adapter, AdapterConfig, AdapterPair, Weights};
-    use igia::{StepPair, weight_scores};
+    use igia::product_norm_squared;
     use ndarray::Array2;
 
     use super::*;
@@ -548,8 +554,7 @@ pub(crate) mod tests {
                         let apart = testkit::relative_deviation(&found, &expected);
                         assert!(apart < 1e-5, "{name} step {step} {tensor}: {apart}");
                     }
-                    let scores = weight_scores(&[StepPair { b: pair.b.view(), a: pair.a.view() }]);
-                    squares[layer] += scores.unwrap().igia / 3.0;
+                    squares[layer] += product_norm_squared(&pair.b, &pair.a).unwrap() / 3.0;
                 }
             }
             for (layer, found) in squares.into_iter().enumerate() {

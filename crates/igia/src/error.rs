@@ -8,10 +8,8 @@ pub enum ScoreError {
     #[error("the gradient of B has rank {of_b}, that of A has rank {of_a}")]
     Rank { of_b: usize, of_a: usize },
     #[error(
-        "step {step}: a gradient is not finite ({found}); the loss overflowed there, lower the \
-         learning rate or compute in f32"
+        "a gradient is not finite ({found}); the loss overflowed there, lower the learning rate or \
+         compute in f32"
     )]
-    NotFinite { step: usize, found: f64 },
-    #[error("there are no steps to score")]
-    NoSteps,
+    NotFinite { found: f64 },
 }

@@ -5,13 +5,14 @@
 //! `G_i = ∇B_i·∇A_i` stands in for the gradient of `W` (GradPruner, arXiv 2601.19503):
 //!
 //! - [`importance`]: the IGIA-Matrix `F = mean_i G_i ∘ G_i`, every weight's importance;
-//! - [`weight_scores`]: the sums of `F`, and of the norms of the `G_i`, without forming either.
+//! - [`product_norm_squared`]: `‖G_i‖²`, without forming it, and [`WeightScores`], sums of these.
 
 mod error;
+mod gram;
 mod matrix;
 pub mod reference;
 mod score;
 
 pub use error::ScoreError;
 pub use matrix::importance;
-pub use score::{StepPair, WeightScores, product_norm_squared, weight_scores};
+pub use score::{StepPair, WeightScores, product_norm_squared};

@@ -2,7 +2,7 @@
 
 use ndarray::{Array2, Axis};
 
-use crate::{StepPair, WeightScores};
+use crate::StepPair;
 
 /// The simulated gradient `G = ∇B·∇A`, `[out, in]`, in f64.
 fn simulated_gradient(pair: &StepPair<'_>) -> Array2<f64> {
@@ -23,12 +23,7 @@ pub fn importance(steps: &[StepPair<'_>]) -> Vec<f32> {
     sum.iter().map(|&f| (f / steps.len() as f64) as f32).collect()
 }
 
-/// Both scores, with every `G_i` formed.
-pub fn weight_scores(steps: &[StepPair<'_>]) -> WeightScores {
-    let squares: Vec<f64> =
-        steps.iter().map(|pair| simulated_gradient(pair).iter().map(|g| g * g).sum()).collect();
-    WeightScores {
-        igia: squares.iter().sum::<f64>() / squares.len() as f64,
-        igia_fro: squares.iter().map(|square| square.sqrt()).sum(),
-    }
+/// `‖G‖²_F`, with `G` formed.
+pub fn product_norm_squared(pair: &StepPair<'_>) -> f64 {
+    simulated_gradient(pair).iter().map(|g| g * g).sum()
 }

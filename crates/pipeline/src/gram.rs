@@ -1,40 +1,12 @@
-//! Layer scores summed while gradients come in, with no record on disk.
+//! Layer scores from gradients as they come in, with no record on disk.
 
 use std::collections::BTreeMap;
 
-use checkpoint::{Module, StepGradients, StepReport};
-use finetune::{FinetuneError, GradientSink};
+use checkpoint::{Module, StepGradients};
+use finetune::FinetuneError;
 use igia::product_norm_squared;
-use prune::{Criterion, LayerScore, Scores};
-
-/// Sums each weight's part of the scores `igia` and `igia-fro`, step by step.
-#[derive(Debug, Default)]
-pub struct GramScores {
-    steps: usize,
-    /// `Σ_i ‖G_i‖²` and `Σ_i ‖G_i‖` of each weight.
-    sums: BTreeMap<(usize, Module), (f64, f64)>,
-}
-
-impl GramScores {
-    /// The scores over the steps so far; `None` before the first, or for `bi`.
-    pub fn scores(&self, criterion: Criterion) -> Option<Scores> {
-        let steps = self.steps as f64;
-        let pick = |&(squares, norms): &(f64, f64)| match criterion {
-            Criterion::Igia => Some(squares / steps),
-            Criterion::IgiaFro => Some(norms),
-            Criterion::Bi => None,
-        };
-        let mut layers: BTreeMap<usize, BTreeMap<Module, f64>> = BTreeMap::new();
-        for (&(layer, module), sums) in &self.sums {
-            layers.entry(layer).or_default().insert(module, pick(sums)?);
-        }
-        let layers: Vec<_> = layers
-            .into_iter()
-            .map(|(layer, modules)| LayerScore { layer, score: modules.values().sum(), modules })
-            .collect();
-        (self.steps > 0).then(|| Scores::new(criterion, layers))
-    }
-}
+use prune::{Criterion, Scores, scores_of_norms};
+use rayon::prelude::*;
 
 /// `‖G‖²` of each weight's simulated gradient `G`, of one step.
 pub(crate) type StepNorms = Vec<((usize, Module), f64)>;
@@ -44,7 +16,7 @@ pub(crate) fn norms(
     gradients: &[((usize, Module), StepGradients)],
 ) -> Result<StepNorms, FinetuneError> {
     gradients
-        .iter()
+        .par_iter()
         .map(|(place, pair)| {
             let squared = product_norm_squared(&pair.b, &pair.a)
                 .map_err(|error| FinetuneError::Settings(error.to_string()))?;
@@ -53,25 +25,26 @@ pub(crate) fn norms(
         .collect()
 }
 
-impl GramScores {
-    pub(crate) fn add(&mut self, norms: &StepNorms) {
-        for (place, squared) in norms {
-            let (squares, norms) = self.sums.entry(*place).or_default();
-            *squares += squared;
-            *norms += squared.sqrt();
-        }
-        self.steps += 1;
-    }
+/// Keeps each weight's `‖G_i‖²`, step by step.
+#[derive(Debug, Default)]
+pub struct GramScores {
+    norms: BTreeMap<(usize, Module), Vec<f64>>,
 }
 
-impl GradientSink for GramScores {
-    fn step(
-        &mut self,
-        _: StepReport,
-        gradients: &[((usize, Module), StepGradients)],
-    ) -> Result<(), FinetuneError> {
-        self.add(&norms(gradients)?);
-        Ok(())
+impl GramScores {
+    /// The scores over the steps so far; `None` before the first, or for `bi`.
+    pub fn scores(&self, criterion: Criterion) -> Option<Scores> {
+        match criterion {
+            Criterion::Bi => None,
+            _ if self.norms.is_empty() => None,
+            _ => Some(scores_of_norms(&self.norms, criterion)),
+        }
+    }
+
+    pub(crate) fn add(&mut self, norms: &StepNorms) {
+        for &(place, squared) in norms {
+            self.norms.entry(place).or_default().push(squared);
+        }
     }
 }
 
@@ -90,11 +63,12 @@ mod tests {
             let gradients: Vec<_> = record
                 .pairs()
                 .map(|(layer, module)| {
-                    ((layer, module), record.gradients(step, layer, module).unwrap())
+                    let pair = record.gradients(step, layer, module).unwrap();
+                    let (a, b) = (pair.a.into_owned(), pair.b.into_owned());
+                    ((layer, module), StepGradients { a, b })
                 })
                 .collect();
-            let report = StepReport { loss: 0.0, grad_norm: 0.0, learning_rate: 0.0, tokens: 0 };
-            sums.step(report, &gradients).unwrap();
+            sums.add(&norms(&gradients).unwrap());
         }
         for criterion in [Criterion::Igia, Criterion::IgiaFro] {
             let expected = prune::score(&record, criterion).unwrap();

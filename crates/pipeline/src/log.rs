@@ -97,7 +97,14 @@ mod tests {
             for step in steps {
                 let report =
                     StepReport { loss: 0.5, grad_norm: 1.0, learning_rate: 0.1, tokens: 9 };
-                log.add(&StepMetrics { step, total_steps: 9, report, seconds: 0.1 }).unwrap();
+                log.add(&StepMetrics {
+                    step,
+                    total_steps: 9,
+                    report,
+                    seconds: 0.1,
+                    hook_seconds: 0.0,
+                })
+                .unwrap();
             }
         };
         add(Stage::Collect, 1..=2);

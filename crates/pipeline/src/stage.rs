@@ -138,10 +138,10 @@ impl GradientSink for Collector {
         report: checkpoint::StepReport,
         gradients: &[((usize, checkpoint::Module), checkpoint::StepGradients)],
     ) -> finetune::Result<()> {
-        if let Some(record) = &mut self.record {
-            record.step(report, gradients)?;
-        }
-        let norms = norms(gradients)?;
+        let record = self.record.as_mut();
+        let write = || record.map_or(Ok(()), |record| record.step(report, gradients));
+        let (written, norms) = rayon::join(write, || norms(gradients));
+        let ((), norms) = (written?, norms?);
         self.meter.add(&norms);
         self.sums.add(&norms);
         Ok(())

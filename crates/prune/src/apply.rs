@@ -6,11 +6,11 @@ use checkpoint::{
     Checkpoint, CheckpointWriter, LayerTensor, ModelConfig, Module, Record, Staging, TensorSpec,
     TensorView, Weights, copy_companions, narrow, tensor_name,
 };
-use igia::{importance, weight_scores};
+use igia::importance;
 use merge::{Donor, keep_top, kept_count, merge_same_sign};
 use serde::{Deserialize, Serialize};
 
-use crate::scores::{not_scored, step_pairs};
+use crate::scores::{require_finite, step_pairs};
 use crate::{Merge, Plan, PruneError, Result};
 
 /// What [`apply`] needs to know.
@@ -176,10 +176,9 @@ fn merged(
 
 /// A donor's mask: its most important elements (method.md §5).
 fn kept_elements(record: &Record, layer: usize, module: Module, density: f64) -> Result<Vec<bool>> {
+    require_finite(record, layer, module)?;
     let gradients = record.all_gradients(layer, module)?;
     let pairs = step_pairs(&gradients);
-    // The kernel takes finite gradients for granted; this looks at every one.
-    weight_scores(&pairs).map_err(|source| not_scored(record, layer, module, source))?;
     let importance = importance(&pairs);
     Ok(keep_top(&importance, kept_count(density, importance.len())))
 }
@@ -317,6 +316,9 @@ mod tests {
         let at = bytes.windows(target.len()).position(|window| window == target).unwrap();
         bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
         fs_err::write(&file, bytes).unwrap();
-        check(&PruneSettings { record: Some(record), ..good }, "step 2: a gradient is not finite");
+        check(
+            &PruneSettings { record: Some(record), ..good },
+            "step 2, layer 5 mlp.down_proj cannot be scored: a gradient is not finite",
+        );
     }
 }

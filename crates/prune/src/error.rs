@@ -12,8 +12,8 @@ use igia::ScoreError;
 pub enum PruneError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    #[error("{}: layer {layer} {module} cannot be scored", path.display())]
-    Score { path: PathBuf, layer: usize, module: String, source: ScoreError },
+    #[error("{}: step {step}, layer {layer} {module} cannot be scored", path.display())]
+    Score { path: PathBuf, step: usize, layer: usize, module: String, source: ScoreError },
     #[error("{}: not a usable {kind}: {what}", path.display())]
     File { path: PathBuf, kind: &'static str, what: String },
     #[error(

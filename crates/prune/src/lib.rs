@@ -12,7 +12,7 @@ mod scores;
 pub use apply::{PruneReport, PruneSettings, Size, apply};
 pub use error::PruneError;
 pub use plan::{Merge, Plan, PlanSettings, Share};
-pub use scores::{Criterion, LayerScore, Scores, score};
+pub use scores::{Criterion, LayerScore, Scores, score, scores_of_norms};
 
 /// What every function here returns.
 pub type Result<T, E = PruneError> = std::result::Result<T, E>;

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::str::FromStr;
 
-use checkpoint::{CheckpointError, Module, Record, Staging, StepGradients};
-use igia::{StepPair, WeightScores, weight_scores};
+use checkpoint::{CheckpointError, Module, Record, RecordedPair, Staging};
+use igia::{StepPair, WeightScores, product_norm_squared};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::{PruneError, Result};
@@ -124,66 +125,87 @@ impl Scores {
 
 /// Scores every layer of a record.
 ///
+/// Gradients are read from the mapped files, all weights and steps in parallel; nothing is held
+/// but one number of each.
+///
 /// # Errors
 ///
 /// If the record lacks a layer's gradients or what the criterion needs, or a gradient is not
 /// finite.
 pub fn score(record: &Record, criterion: Criterion) -> Result<Scores> {
-    let layers = match criterion {
-        Criterion::Bi => {
-            let Some(activations) = record.activations() else {
-                return Err(PruneError::NoActivations);
-            };
-            activations
-                .block_influence
-                .iter()
-                .enumerate()
-                .map(|(layer, &score)| LayerScore { layer, score, modules: BTreeMap::new() })
-                .collect()
-        }
-        Criterion::Igia => gradient_scores(record, |scores| scores.igia)?,
-        Criterion::IgiaFro => gradient_scores(record, |scores| scores.igia_fro)?,
-    };
-    Ok(Scores::new(criterion, layers))
-}
-
-fn gradient_scores(record: &Record, pick: impl Fn(WeightScores) -> f64) -> Result<Vec<LayerScore>> {
-    let mut layers: Vec<LayerScore> = (0..record.num_layers())
-        .map(|layer| LayerScore { layer, score: 0.0, modules: BTreeMap::new() })
-        .collect();
-    for (layer, module) in record.pairs() {
-        let gradients = record.all_gradients(layer, module)?;
-        let scores = weight_scores(&step_pairs(&gradients))
-            .map_err(|source| not_scored(record, layer, module, source))?;
-        layers[layer].modules.insert(module, pick(scores));
+    if criterion == Criterion::Bi {
+        let activations = record.activations().ok_or(PruneError::NoActivations)?;
+        let layers = activations.block_influence.iter().enumerate();
+        let layers =
+            layers.map(|(layer, &score)| LayerScore { layer, score, modules: BTreeMap::new() });
+        return Ok(Scores::new(criterion, layers.collect()));
     }
-    for layer in &mut layers {
-        if layer.modules.is_empty() {
-            let what = format!("it has no gradients of layer {}", layer.layer);
+    let pairs: Vec<(usize, Module)> = record.pairs().collect();
+    let steps = record.num_steps();
+    let squares: Vec<f64> = (0..pairs.len() * steps)
+        .into_par_iter()
+        .map(|at| norm_squared(record, at % steps, pairs[at / steps]))
+        .collect::<Result<_>>()?;
+    let norms = pairs.into_iter().zip(squares.chunks(steps)).map(|(at, of)| (at, of.to_vec()));
+    let scores = scores_of_norms(&norms.collect(), criterion);
+    for layer in 0..record.num_layers() {
+        if scores.layers.get(layer).is_none_or(|found| found.layer != layer) {
+            let what = format!("it has no gradients of layer {layer}");
             return Err(PruneError::OtherModel { path: record.folder().to_owned(), what });
         }
-        layer.score = layer.modules.values().sum();
     }
-    Ok(layers)
+    Ok(scores)
+}
+
+/// Layer scores from the `‖G_i‖²` of each weight and step.
+///
+/// # Panics
+///
+/// If the criterion is block influence, which is not made of gradients.
+pub fn scores_of_norms(
+    norms: &BTreeMap<(usize, Module), Vec<f64>>,
+    criterion: Criterion,
+) -> Scores {
+    let mut layers: BTreeMap<usize, BTreeMap<Module, f64>> = BTreeMap::new();
+    for (&(layer, module), squares) in norms {
+        let WeightScores { igia, igia_fro } = WeightScores::of_steps(squares);
+        let score = match criterion {
+            Criterion::Igia => igia,
+            Criterion::IgiaFro => igia_fro,
+            Criterion::Bi => panic!("block influence is not made of gradients"),
+        };
+        layers.entry(layer).or_default().insert(module, score);
+    }
+    let layers = layers.into_iter().map(|(layer, modules)| LayerScore {
+        layer,
+        score: modules.values().sum(),
+        modules,
+    });
+    Scores::new(criterion, layers.collect())
+}
+
+/// `‖G‖²` of one weight at one step, counted from 0.
+fn norm_squared(record: &Record, step: usize, (layer, module): (usize, Module)) -> Result<f64> {
+    let pair = record.gradients(step, layer, module)?;
+    product_norm_squared(&pair.b, &pair.a).map_err(|source| PruneError::Score {
+        path: record.step_path(step).to_owned(),
+        step: step + 1,
+        layer,
+        module: module.to_string(),
+        source,
+    })
+}
+
+/// Refuses gradients that are not finite, which the kernels take for granted.
+pub(crate) fn require_finite(record: &Record, layer: usize, module: Module) -> Result<()> {
+    (0..record.num_steps())
+        .into_par_iter()
+        .try_for_each(|step| norm_squared(record, step, (layer, module)).map(|_| ()))
 }
 
 /// A weight's gradients as the arithmetic takes them.
-pub(crate) fn step_pairs(gradients: &[StepGradients]) -> Vec<StepPair<'_>> {
+pub(crate) fn step_pairs<'a>(gradients: &'a [RecordedPair<'_>]) -> Vec<StepPair<'a>> {
     gradients.iter().map(|pair| StepPair { b: pair.b.view(), a: pair.a.view() }).collect()
-}
-
-/// Names the step's file where the arithmetic knows only the step's number.
-pub(crate) fn not_scored(
-    record: &Record,
-    layer: usize,
-    module: Module,
-    source: igia::ScoreError,
-) -> PruneError {
-    let path = match source {
-        igia::ScoreError::NotFinite { step, .. } => record.step_path(step - 1),
-        _ => record.folder(),
-    };
-    PruneError::Score { path: path.to_owned(), layer, module: module.to_string(), source }
 }
 
 pub(crate) fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {

@@ -89,9 +89,8 @@ pub(crate) fn run(args: CollectArgs, printer: &mut Printer) -> anyhow::Result<Ou
         scores.write(path)?;
         text.push_str(&format!("\n{}", ranking_text(&scores)));
     }
-    let steps: Vec<_> = found.steps.iter().map(|step| step.report).collect();
     let block_influence = &found.activations.block_influence;
-    let (record, steps, stability) = (out, json!(steps), found.stability);
+    let (record, steps, stability) = (out, json!(found.steps), found.stability);
     Outcome::new(
         text,
         &json!({"record": record, "scores": scores, "steps": steps, "stability": stability, "block_influence": block_influence}),

@@ -1,0 +1,150 @@
+//! Gram matrices `X·Xᵀ` of gradients, in f64, summed in one order whatever the machine.
+//!
+//! The product of two f32 is exact in f64, so only the order of the sums matters: it is fixed here
+//! by lanes and tiles of a given size, which the compiler turns into whatever vectors there are.
+
+use pulp::Arch;
+
+/// Partial sums of a dot product that run side by side.
+const LANES: usize = 8;
+/// Rows whose products with as many others are summed together.
+const TILE: usize = 4;
+
+/// `X·Xᵀ` of a row-major `[r, n]` matrix: `[r, r]`, upper triangle.
+pub(crate) fn of_rows(x: &[f32], rank: usize, sums: &mut [f64]) {
+    let columns = x.len() / rank.max(1);
+    Arch::new().dispatch(|| {
+        let row = |i: usize| x.get(i * columns..(i + 1) * columns).unwrap_or(&[]);
+        for i in (0..rank).step_by(TILE) {
+            let left = std::array::from_fn(|k| row((i + k).min(rank - 1)));
+            for j in (i..rank).step_by(TILE) {
+                let right = std::array::from_fn(|k| row((j + k).min(rank - 1)));
+                let found = tile_of_rows(left, right);
+                for (k, l) in pairs_in_tile(i, j, rank) {
+                    sums[(i + k) * rank + j + l] = found[k][l];
+                }
+            }
+        }
+    });
+}
+
+/// `Xᵀ·X` of a row-major `[n, r]` matrix: `[r, r]`, upper triangle.
+pub(crate) fn of_columns(x: &[f32], rank: usize, sums: &mut [f64]) {
+    Arch::new().dispatch(|| {
+        for i in (0..rank).step_by(LANES) {
+            for j in (i..rank).step_by(LANES) {
+                let found = tile_of_columns(x, rank, i, j);
+                for k in 0..LANES.min(rank - i) {
+                    for l in 0..LANES.min(rank - j) {
+                        sums[(i + k) * rank + j + l] = found[k][l];
+                    }
+                }
+            }
+        }
+    });
+}
+
+fn pairs_in_tile(i: usize, j: usize, rank: usize) -> impl Iterator<Item = (usize, usize)> {
+    let (rows, columns) = (TILE.min(rank - i), TILE.min(rank - j));
+    (0..rows).flat_map(move |k| (0..columns).map(move |l| (k, l)))
+}
+
+#[inline(always)]
+fn tile_of_rows(left: [&[f32]; TILE], right: [&[f32]; TILE]) -> [[f64; TILE]; TILE] {
+    let mut sums = [[[0.0_f64; LANES]; TILE]; TILE];
+    let (left_chunks, right_chunks) =
+        (left.map(|row| row.as_chunks::<LANES>().0), right.map(|row| row.as_chunks::<LANES>().0));
+    let count = left_chunks[0].len();
+    // So that no bound is checked inside.
+    let left_chunks = left_chunks.map(|row| &row[..count]);
+    let right_chunks = right_chunks.map(|row| &row[..count]);
+    for at in 0..count {
+        let wide = |chunk: &[f32; LANES]| chunk.map(f64::from);
+        let right: [[f64; LANES]; TILE] = std::array::from_fn(|l| wide(&right_chunks[l][at]));
+        for k in 0..TILE {
+            let left = wide(&left_chunks[k][at]);
+            for l in 0..TILE {
+                for lane in 0..LANES {
+                    sums[k][l][lane] += left[lane] * right[l][lane];
+                }
+            }
+        }
+    }
+    let rest = |row: &[f32]| -> [f64; LANES] {
+        let tail = row.as_chunks::<LANES>().1;
+        std::array::from_fn(|lane| tail.get(lane).copied().map_or(0.0, f64::from))
+    };
+    for k in 0..TILE {
+        for l in 0..TILE {
+            let (left, right) = (rest(left[k]), rest(right[l]));
+            for lane in 0..LANES {
+                sums[k][l][lane] += left[lane] * right[lane];
+            }
+        }
+    }
+    sums.map(|row| row.map(sum_of_lanes))
+}
+
+#[inline(always)]
+fn tile_of_columns(x: &[f32], rank: usize, i: usize, j: usize) -> [[f64; LANES]; LANES] {
+    let mut sums = [[0.0_f64; LANES]; LANES];
+    let full = i + LANES <= rank && j + LANES <= rank;
+    for row in x.chunks_exact(rank) {
+        let part = |first: usize| -> [f64; LANES] {
+            match full {
+                true => std::array::from_fn(|lane| f64::from(row[first + lane])),
+                false => std::array::from_fn(|lane| {
+                    row.get(first + lane).copied().map_or(0.0, f64::from)
+                }),
+            }
+        };
+        let (left, right) = (part(i), part(j));
+        for k in 0..LANES {
+            for l in 0..LANES {
+                sums[k][l] += left[k] * right[l];
+            }
+        }
+    }
+    sums
+}
+
+/// Pairs of lanes, then pairs of pairs.
+#[inline(always)]
+fn sum_of_lanes(lanes: [f64; LANES]) -> f64 {
+    let pairs: [f64; LANES / 2] = std::array::from_fn(|i| lanes[2 * i] + lanes[2 * i + 1]);
+    (pairs[0] + pairs[1]) + (pairs[2] + pairs[3])
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        // Whole numbers, so that every order of summation gives the same bits.
+        #[test]
+        fn agree_with_the_plain_sums(
+            (rank, columns) in (1..21_usize, 1..70_usize), seed in any::<u32>(),
+        ) {
+            let value = |i: usize| {
+                ((i as u32).wrapping_mul(2_654_435_761).wrapping_add(seed) >> 28) as f32 - 7.0
+            };
+            let x: Vec<f32> = (0..rank * columns).map(value).collect();
+            let transposed: Vec<f32> =
+                (0..rank * columns).map(|at| x[at % rank * columns + at / rank]).collect();
+            let (mut rows, mut columns_found) = (vec![0.0; rank * rank], vec![0.0; rank * rank]);
+            of_rows(&x, rank, &mut rows);
+            of_columns(&transposed, rank, &mut columns_found);
+            for i in 0..rank {
+                for j in i..rank {
+                    let expected: f64 = (0..columns)
+                        .map(|n| f64::from(x[i * columns + n]) * f64::from(x[j * columns + n]))
+                        .sum();
+                    prop_assert_eq!(rows[i * rank + j], expected);
+                    prop_assert_eq!(columns_found[i * rank + j], expected);
+                }
+            }
+        }
+    }
+}
