@@ -1,6 +1,7 @@
 //! The one place where raw pointers pass between tensors and the rest: mapped weights in, values
 //! out, and the CUDA half of libtorch loaded when it is there.
 
+use std::error::Error;
 use std::sync::{Arc, OnceLock};
 
 use checkpoint::{Dtype, MappedFile, TensorView};
@@ -96,7 +97,11 @@ pub(crate) fn load_cuda() -> &'static Result<(), String> {
                 std::mem::forget(library);
                 Ok(())
             }
-            Err(error) => Err(format!("libtorch_cuda.so could not be loaded ({error})")),
+            Err(error) => Err(format!(
+                "libtorch's CUDA part could not be loaded ({}); build against one that has it: \
+                 PyTorch 2.11.0 with CUDA installed, then `cargo xtask setup`",
+                error.source().map_or_else(|| error.to_string(), ToString::to_string)
+            )),
         }
     })
 }

@@ -1,5 +1,6 @@
 //! The decoder that Llama, Mistral and Qwen share.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,12 +9,13 @@ use checkpoint::{Adapter, Checkpoint, MappedFile, ModelConfig, Module, tensor_na
 use tch::{Device, Kind, Tensor};
 
 use crate::attention::{Attention, Heads, attend_cached};
-use crate::bridge::load;
+use crate::bridge::{kind as stored_kind, load};
 use crate::head::Head;
 use crate::layer::{Layer, Saved};
 use crate::linear::Linear;
 use crate::lora::Lora;
 use crate::norm::Norm;
+use crate::offload::Passage;
 use crate::pack::Packed;
 use crate::parameter::Parameter;
 use crate::rope::Rotation;
@@ -31,8 +33,10 @@ pub struct Model {
     pub(crate) norm: Norm,
     /// `None` if the head is the embedding.
     pub(crate) head: Option<Parameter>,
-    // Weights read from mapped files must not outlive the mappings.
-    _files: Vec<Arc<MappedFile>>,
+    /// Whether the layers' frozen weights are on the device only while a pass is at them.
+    pub(crate) offloaded: bool,
+    /// Weights read from mapped files must not outlive the mappings.
+    pub(crate) files: Arc<[Arc<MappedFile>]>,
 }
 
 /// Which weights of a model train, besides adapters.
@@ -77,20 +81,47 @@ impl Model {
     ///
     /// Whatever [`Checkpoint::open`] refuses, or if the device cannot be used.
     pub fn load(folder: &Path, device: DeviceChoice, compute: ComputeType) -> Result<Self> {
+        Self::load_to(folder, (device.resolve()?, compute), false)
+    }
+
+    /// As [`Model::load`], but the layers' frozen linear weights stay mapped from the file and pass
+    /// through the device, the next layer's read while one computes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Model::load`].
+    pub fn load_offloaded(
+        folder: &Path,
+        device: DeviceChoice,
+        compute: ComputeType,
+    ) -> Result<Self> {
+        Self::load_to(folder, (device.resolve()?, compute), true)
+    }
+
+    fn load_to(
+        folder: &Path,
+        (device, compute): (Device, ComputeType),
+        offloaded: bool,
+    ) -> Result<Self> {
         let checkpoint = Checkpoint::open(folder)?;
-        let (device, kind) = (device.resolve()?, compute.kind());
-        let mut files = Vec::new();
-        let mut tensor = |name: &str| -> Result<Parameter> {
-            let loaded = load(&checkpoint.tensor(name)?, device, kind)?;
-            files.extend(loaded.file);
+        let kind = compute.kind();
+        let files = RefCell::new(Vec::new());
+        let place = |name: &str, stays: bool| -> Result<Parameter> {
+            let view = checkpoint.tensor(name)?;
+            let loaded = match stays {
+                true => load(&view, Device::Cpu, stored_kind(view.dtype()?))?,
+                false => load(&view, device, kind)?,
+            };
+            files.borrow_mut().extend(loaded.file);
             Ok(Parameter::frozen(loaded.tensor))
         };
+        let tensor = |name: &str| place(name, false);
         let config = checkpoint.config().clone();
         let norm = |weight: Parameter| Norm { weight, epsilon: config.rms_norm_eps };
         let embedding = tensor("model.embed_tokens.weight")?;
         let mut layers = Vec::new();
         for layer in 0..config.num_layers {
-            let mut of_layer = |rest: &str| tensor(&format!("model.layers.{layer}.{rest}"));
+            let of_layer = |rest: &str| tensor(&format!("model.layers.{layer}.{rest}"));
             let input_norm = norm(of_layer("input_layernorm.weight")?);
             let post_norm = norm(of_layer("post_attention_layernorm.weight")?);
             let qk_norms = match config.qk_norm {
@@ -102,7 +133,7 @@ impl Model {
             };
             let mut linears = BTreeMap::new();
             for module in Module::ALL {
-                let weight = tensor(&tensor_name(layer, module))?;
+                let weight = place(&tensor_name(layer, module), offloaded)?;
                 let bias = match config.has_bias(module) {
                     true => Some(tensor(&format!("model.layers.{layer}.{module}.bias"))?),
                     false => None,
@@ -118,7 +149,8 @@ impl Model {
             false => Some(tensor("lm_head.weight")?),
         };
         let folder = folder.to_owned();
-        Ok(Self { folder, config, device, kind, embedding, layers, norm, head, _files: files })
+        let files = files.into_inner().into();
+        Ok(Self { folder, config, device, kind, embedding, layers, norm, head, offloaded, files })
     }
 
     /// Where it was loaded from.
@@ -201,7 +233,7 @@ impl Model {
     ///
     /// If there are fewer layers than are to train, or memory runs out.
     pub(crate) fn make_trainable(&mut self, what: Trainable) -> Result<()> {
-        let Self { layers, embedding, head, norm, .. } = self;
+        let Self { layers, embedding, head, norm, device, .. } = self;
         let first = match what {
             Trainable::All => 0,
             Trainable::HeadAndLast(count) => layers.len().checked_sub(count).ok_or_else(|| {
@@ -229,7 +261,7 @@ impl Model {
                 k.weight.train()?;
             }
             for linear in layer.linears.values_mut() {
-                linear.weight.train()?;
+                linear.weight.train_on(*device)?;
                 if let Some(bias) = &mut linear.bias {
                     bias.train()?;
                 }
@@ -301,7 +333,10 @@ impl Model {
         };
         let mut x = self.embed(&batch.tokens)?;
         let mut kept: Vec<(Tensor, Option<Saved>)> = Vec::new();
-        for (number, layer) in self.layers.iter().enumerate() {
+        let (up, down) = (0..self.layers.len(), (lowest..self.layers.len()).rev());
+        let mut passage = Passage::new(self, up.clone().chain(down.clone()));
+        for number in up {
+            let layer = passage.next()?;
             let (out, saved) =
                 layer.forward(&x, &rotation, |heads| attention(number).forward(heads))?;
             let real = batch.num_tokens() as i64;
@@ -314,8 +349,9 @@ impl Model {
         let (loss, gradient) = self.head().loss(&x, batch, scale)?;
         drop(x);
         let mut gradient = Some(gradient);
-        for (number, layer) in self.layers.iter().enumerate().skip(lowest).rev() {
+        for number in down {
             let (Some((x, saved)), Some(of_output)) = (kept.pop(), gradient.take()) else { break };
+            let layer = passage.next()?;
             let saved = match saved {
                 Some(saved) => saved,
                 None => layer.forward(&x, &rotation, |heads| attention(number).forward(heads))?.1,
@@ -362,7 +398,9 @@ impl Model {
     ) -> Result<Tensor> {
         let (rotation, attention) = self.prepare(batch)?;
         let mut x = self.embed(&batch.tokens)?;
-        for (number, layer) in self.layers.iter().enumerate() {
+        let mut passage = Passage::new(self, 0..self.layers.len());
+        for number in 0..self.layers.len() {
+            let layer = passage.next()?;
             let attention = &attention[&self.config.windows[number]];
             let (out, _) = layer.forward(&x, &rotation, |heads| attention.forward(heads))?;
             watch(number, &x, &out)?;
@@ -376,7 +414,9 @@ impl Model {
         let rotation = Rotation::new(&self.config, &batch.positions, (self.kind, self.device))?;
         let before = cache.len() as i64;
         let mut x = self.embed(&batch.tokens)?;
-        for (number, layer) in self.layers.iter().enumerate() {
+        let mut passage = Passage::new(self, 0..self.layers.len());
+        for number in 0..self.layers.len() {
+            let layer = passage.next()?;
             let mask = self.cached_mask(before, batch.num_tokens() as i64, number)?;
             let attention = |heads: &Heads| {
                 let Heads { queries, keys, values } = heads;

@@ -52,13 +52,22 @@ impl DeviceChoice {
     }
 }
 
-/// How many GPUs libtorch can use, or why none.
-fn usable_gpus() -> Result<usize, String> {
+/// How many GPUs libtorch can use; `Err` says why none, and what to do.
+///
+/// # Errors
+///
+/// If its CUDA part is not there, or sees no GPU.
+pub fn usable_gpus() -> Result<usize, String> {
     load_cuda().clone()?;
     match usize::try_from(Cuda::device_count()) {
         Ok(count) if count > 0 => Ok(count),
-        _ => Err("libtorch sees no NVIDIA GPU or driver".into()),
+        _ => Err("libtorch has its CUDA part but sees no GPU; does `nvidia-smi` answer?".into()),
     }
+}
+
+/// On how many threads libtorch computes on the CPU.
+pub fn num_threads() -> usize {
+    usize::try_from(tch::get_num_threads()).unwrap_or(1)
 }
 
 impl FromStr for DeviceChoice {

@@ -16,7 +16,7 @@ pub enum FinetuneError {
     Dataset(#[from] DatasetError),
     #[error("libtorch refused an operation")]
     Torch(#[from] tch::TchError),
-    #[error("no CUDA device can be used: {0}; take `--device cpu`, or see `cargo xtask doctor`")]
+    #[error("no CUDA device can be used: {0}; take `--device cpu`, or see `gradpruner doctor`")]
     NoCuda(String),
     #[error(
         "step {step}: the {what} is not finite ({found}); rows {rows:?} of the training file \

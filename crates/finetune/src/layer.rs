@@ -8,7 +8,9 @@ use tch::Tensor;
 use crate::Result;
 use crate::attention::{Attention, Heads};
 use crate::linear::{Linear, Siblings};
+use crate::lora::Lora;
 use crate::norm::Norm;
+use crate::parameter::Parameter;
 use crate::rope::Rotation;
 
 /// Attention and MLP, each on a normalised input, each added to it.
@@ -128,8 +130,33 @@ impl Layer {
         self.linears.values().any(|linear| {
             linear.lora.is_some()
                 || linear.weight.trains()
-                || linear.bias.as_ref().is_some_and(crate::parameter::Parameter::trains)
+                || linear.bias.as_ref().is_some_and(Parameter::trains)
         }) || self.input_norm.weight.trains()
+    }
+
+    /// The linear weights that do not train.
+    pub(crate) fn frozen(&self) -> BTreeMap<Module, Tensor> {
+        let frozen = self.linears.iter().filter(|(_, linear)| !linear.weight.trains());
+        frozen.map(|(&module, linear)| (module, linear.weight.value.shallow_clone())).collect()
+    }
+
+    /// The same layer with other handles on [`Layer::frozen`]'s weights.
+    pub(crate) fn with_frozen(&self, mut weights: BTreeMap<Module, Tensor>) -> Self {
+        let linears = self.linears.iter().map(|(&module, linear)| {
+            let weight = match weights.remove(&module) {
+                Some(weight) => Parameter::frozen(weight),
+                None => linear.weight.share(),
+            };
+            let bias = linear.bias.as_ref().map(Parameter::share);
+            (module, Linear { weight, bias, lora: linear.lora.as_ref().map(Lora::share) })
+        });
+        Self {
+            input_norm: self.input_norm.share(),
+            post_norm: self.post_norm.share(),
+            qk_norms: self.qk_norms.as_ref().map(|(q, k)| (q.share(), k.share())),
+            linears: linears.collect(),
+            head_dim: self.head_dim,
+        }
     }
 
     fn siblings<const N: usize>(&self, modules: [Module; N]) -> Siblings<'_, N> {

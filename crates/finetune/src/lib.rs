@@ -20,6 +20,7 @@ mod linear;
 mod lora;
 mod memory;
 mod norm;
+mod offload;
 mod optimizer;
 mod pack;
 mod parameter;
@@ -31,7 +32,7 @@ mod train;
 
 pub use collect::{CollectSettings, Collected, RecordSink, collect};
 pub use decoder::{KvCache, Model};
-pub use device::{ComputeType, DeviceChoice};
+pub use device::{ComputeType, DeviceChoice, num_threads, usable_gpus};
 pub use error::FinetuneError;
 pub use estimate::{BatchShape, MemoryEstimate, Workload, largest_batch, product_rate};
 pub use evaluate::{EvalReport, EvalSettings, GeneratedText, evaluate};

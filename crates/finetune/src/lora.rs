@@ -64,6 +64,11 @@ impl Lora {
         Ok(Self { a: trained(a)?, b: trained(b)?, scale })
     }
 
+    /// Another handle on the same matrices.
+    pub(crate) fn share(&self) -> Self {
+        Self { a: self.a.share(), b: self.b.share(), scale: self.scale }
+    }
+
     /// The inner dimension `r`.
     pub(crate) fn rank(&self) -> i64 {
         self.a.value.size().first().copied().unwrap_or(0)

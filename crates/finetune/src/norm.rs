@@ -14,6 +14,11 @@ pub(crate) struct Norm {
 }
 
 impl Norm {
+    /// Another handle on the same weight.
+    pub(crate) fn share(&self) -> Self {
+        Self { weight: self.weight.share(), epsilon: self.epsilon }
+    }
+
     /// In f32, rounded to `x`'s type before the weight as the families' reference code does.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let kind = x.f_kind()?;

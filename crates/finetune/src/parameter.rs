@@ -1,6 +1,6 @@
 //! A weight, and the gradient it gathers while it trains.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::Result;
 
@@ -26,12 +26,23 @@ impl Parameter {
         Ok(parameter)
     }
 
-    /// Makes it train.
+    /// Makes it train where it is.
     pub(crate) fn train(&mut self) -> Result<()> {
+        self.train_on(self.value.device())
+    }
+
+    /// Makes it train on a device.
+    pub(crate) fn train_on(&mut self, device: Device) -> Result<()> {
         // A copy: a mapped file must not be written to.
-        self.value = self.value.f_to_kind(Kind::Float)?.f_detach_copy()?;
+        self.value = self.value.f_to_device(device)?.f_to_kind(Kind::Float)?.f_detach_copy()?;
         self.gradient = Some(self.value.f_zeros_like()?);
         Ok(())
+    }
+
+    /// Another handle on the same value and gradient.
+    pub(crate) fn share(&self) -> Self {
+        let gradient = self.gradient.as_ref().map(Tensor::shallow_clone);
+        Self { value: self.value.shallow_clone(), gradient }
     }
 
     /// Whether it trains.

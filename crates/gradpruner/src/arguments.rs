@@ -19,12 +19,16 @@ pub(crate) struct ComputeArgs {
     /// Memory to stay within, such as 8GB [default: what is free]
     #[arg(long, value_parser = size)]
     memory: Option<u64>,
+    /// Keep frozen layers in the computer's memory and stream them through the GPU; on the CPU they
+    /// are read from the mapped file anyway
+    #[arg(long)]
+    offload: bool,
 }
 
 impl ComputeArgs {
     pub(crate) fn settings(self) -> ComputeSettings {
-        let Self { device, dtype, memory } = self;
-        ComputeSettings { device, dtype, memory }
+        let Self { device, dtype, memory, offload } = self;
+        ComputeSettings { device, dtype, memory, offload }
     }
 }
 

@@ -151,7 +151,8 @@ pub fn estimate(
 ) -> Result<Estimate> {
     let (device, compute) = settings.compute.parse()?;
     let on_cpu = device.is_cpu()?;
-    let rate = product_rate(config, device, compute)? * OF_PRODUCT_RATE;
+    let rate = product_rate((config.hidden_size, config.intermediate_size), device, compute)?
+        * OF_PRODUCT_RATE;
     let count = share(&settings.prune)?.of(config.num_layers).min(config.num_layers);
     let retained: Vec<usize> = (0..config.num_layers - count).collect();
     let pruned = ModelConfig::from_json(config.with_layers(&retained), Path::new("config.json"))?;
@@ -451,6 +452,7 @@ mod tests {
                 device: "cpu".into(),
                 dtype: "bf16".into(),
                 memory: Some(memory),
+                offload: false,
             };
             let mut train = train.clone();
             fit(&config, &mut train, &compute, &rows).map(|()| train.remat)

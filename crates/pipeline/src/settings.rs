@@ -148,6 +148,9 @@ pub struct ComputeSettings {
     /// Bytes of memory to stay within; `None` for what is free.
     #[serde(default)]
     pub memory: Option<u64>,
+    /// Keep frozen layers in the computer's memory and stream them through the GPU.
+    #[serde(default)]
+    pub offload: bool,
 }
 
 impl ComputeSettings {
@@ -318,8 +321,12 @@ impl RunFile {
 }
 
 /// What changes no result, and so may differ when a run goes on.
-const FREE: [&str; 3] =
-    ["settings.compute.memory", "settings.training.remat", "settings.training.save_every"];
+const FREE: [&str; 4] = [
+    "settings.compute.memory",
+    "settings.compute.offload",
+    "settings.training.remat",
+    "settings.training.save_every",
+];
 
 /// The keys two tables disagree on.
 fn differences(found: &toml::Table, expected: &toml::Table, prefix: &str) -> Vec<String> {

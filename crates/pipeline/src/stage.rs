@@ -260,9 +260,13 @@ pub fn evaluate_model(
     })?)
 }
 
-fn load(model: &Path, compute: &ComputeSettings) -> Result<Model> {
-    let (device, compute) = compute.parse()?;
-    Ok(Model::load(model, device, compute)?)
+fn load(model: &Path, settings: &ComputeSettings) -> Result<Model> {
+    let (device, compute) = settings.parse()?;
+    Ok(match settings.offload {
+        // On the CPU the weights are read from the mapped file in either case.
+        true if !device.is_cpu()? => Model::load_offloaded(model, device, compute)?,
+        _ => Model::load(model, device, compute)?,
+    })
 }
 
 /// Loads a model folder, and an adapter onto it if one is given.

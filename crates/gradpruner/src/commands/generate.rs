@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use ::finetune::generate;
+use ::finetune::{generate, peak_memory_bytes};
 use anyhow::Context;
 use checkpoint::locate;
 use dataset::{Encoder, Message};
@@ -78,5 +78,13 @@ pub(crate) fn run(args: GenerateArgs, printer: &mut Printer) -> anyhow::Result<O
         found.prompt_seconds
     ));
     let text = encoder.text(&found.tokens, true)?;
-    Outcome::new("", &json!({"text": text, "tokens": found.tokens, "seconds": found.seconds}))
+    Outcome::new(
+        "",
+        &json!({
+            "text": text,
+            "tokens": found.tokens,
+            "seconds": found.seconds,
+            "peak_memory_bytes": peak_memory_bytes(),
+        }),
+    )
 }

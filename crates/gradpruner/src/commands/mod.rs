@@ -3,6 +3,7 @@
 mod collect;
 mod completions;
 mod convert;
+mod doctor;
 mod estimate;
 mod eval;
 mod finetune;
@@ -39,6 +40,8 @@ pub(crate) enum Command {
     Inspect(inspect::InspectArgs),
     /// Turn a GGUF file into a folder in Hugging Face layout
     Convert(convert::ConvertArgs),
+    /// Say what this machine offers, and why a GPU is not used
+    Doctor(doctor::DoctorArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -57,6 +60,7 @@ impl Command {
             Self::Generate(args) => generate::run(args, printer),
             Self::Inspect(args) => inspect::run(args),
             Self::Convert(args) => convert::run(args, printer),
+            Self::Doctor(args) => doctor::run(args),
             Self::Completions(args) => completions::run(args),
         }
     }
