@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use super::costs::{self, step_seconds};
 use super::measure::{Measured, measure, median, python};
 use crate::fetch::remove;
 use crate::models::{Build, fetch};
@@ -51,9 +52,18 @@ pub(crate) fn run(repeats: usize) -> Result<()> {
         let what = format!("{name}, multiple choice, hellaswag");
         benches.evaluation(&what, model, &sets.join("hellaswag/test.jsonl"))?;
     }
+    let rows =
+        benches.first_rows(&sets.join("vader_reviews/train.jsonl"), "vader_reviews", 13 * 16)?;
+    let shares = costs::run(&benches.program, (&smollm2, &rows), &benches.folder, repeats)?;
+    benches.lines.extend(shares);
     let larger = fetch("qwen2.5-coder-1.5b", Build::Release)?;
     let rows = sets.join("vader_reviews/train.jsonl");
-    benches.collecting("Qwen2.5-Coder-1.5B, collect, vader_reviews, batch 4", &larger, &rows)?;
+    for (model, name) in
+        [(&smollm2, "SmolLM2-135M"), (&qwen, "Qwen2.5-Coder-0.5B"), (&larger, "Qwen2.5-Coder-1.5B")]
+    {
+        let what = format!("{name}, collect, vader_reviews, batch {BATCH}");
+        benches.collecting(&what, model, &rows)?;
+    }
     let path = benches.folder.join("finetune.json");
     fs_err::write(&path, serde_json::to_string_pretty(&benches.lines)?)?;
     say(&format!("written to {}", path.strip_prefix(root()).unwrap_or(&path).display()));
@@ -82,11 +92,7 @@ impl Benches {
             }
             let ours = measure(&mut ours)?;
             // The first step of either compiles its products.
-            let seconds: f64 = fs_err::read_to_string(&metrics)?
-                .lines()
-                .skip(1)
-                .filter_map(|line| serde_json::from_str::<Value>(line).ok()?["seconds"].as_f64())
-                .sum();
+            let seconds = step_seconds(&metrics)?;
             let steps = ours.output["report"]["steps"].as_f64().context("no steps")? - 1.0;
             let ours_rate = steps * BATCH as f64 / seconds;
             let theirs = measure(&mut theirs)?;
@@ -101,7 +107,34 @@ impl Benches {
             ]);
         }
         self.add(what, &pairs);
+        let foretold = self.foretold(model, rows, if again { &["--remat"] } else { &[] })?;
+        self.compare_peak(foretold);
         Ok(())
+    }
+
+    /// What `estimate` says of the memory of a fine-tuning as [`Benches::training`] runs it.
+    fn foretold(&self, model: &Path, rows: &Path, more: &[&str]) -> Result<f64> {
+        let mut command = Command::new(&self.program);
+        command.arg("estimate").arg("--model").arg(model).arg("--train").arg(rows);
+        command.args(["--prune", "0", "--restart", "--epochs", "1", "--rank", "8"]);
+        command.args(["--accumulate", "1", "--batch", &BATCH.to_string(), "--json"]).args(more);
+        let found = measure(&mut command)?.output;
+        let stages = found["stages"].as_array().context("no stages")?;
+        let stage = stages.iter().find(|stage| stage["stage"] == "finetune");
+        let memory = stage.and_then(|stage| stage["memory"].as_object()).context("no memory")?;
+        Ok(memory.values().filter_map(Value::as_f64).sum())
+    }
+
+    /// Adds the foretold peak to the last line.
+    fn compare_peak(&mut self, foretold: f64) {
+        let Some(line) = self.lines.last_mut() else { return };
+        let found = line["peak_memory_bytes"][0].as_f64().unwrap_or(f64::NAN);
+        say(&format!(
+            "  `estimate` says {:.2} GB, {:+.0} % of what was measured",
+            foretold / 1e9,
+            (foretold / found - 1.0) * 100.0
+        ));
+        line["estimated_peak_bytes"] = json!(foretold);
     }
 
     fn evaluation(&mut self, what: &str, model: &Path, rows: &Path) -> Result<()> {
@@ -137,8 +170,13 @@ impl Benches {
         let scores = self.folder.join("scores.json");
         remove(&scores)?;
         ours.arg("collect").arg("--model").arg(model).arg("--train").arg(rows);
-        ours.args(["--steps", "4", "--json", "--scores"]).arg(&scores);
-        let Measured { anonymous_bytes, .. } = measure(&mut ours)?;
+        let record = self.folder.join("record");
+        remove(&record)?;
+        ours.args(["--steps", "12", "--json", "--scores"]).arg(&scores).arg("--out").arg(&record);
+        let Measured { anonymous_bytes, output } = measure(&mut ours)?;
+        let hook = hook_share(&output).context("no steps")?;
+        say(&format!("{what}: the hook takes {:.1} % of a step", hook * 100.0));
+        self.lines.push(json!({"what": what, "hook_share": hook}));
         say(&format!("{what}: {:.2} GB anonymous at most", anonymous_bytes as f64 / 1e9));
         self.lines.push(json!({"what": what, "anonymous_bytes": anonymous_bytes}));
         Ok(())
@@ -204,4 +242,11 @@ impl Benches {
         fs_err::write(&path, rows.join("\n"))?;
         Ok(path)
     }
+}
+
+/// The median share of a collected step's time that its hook takes; the first step is not counted.
+fn hook_share(collected: &Value) -> Option<f64> {
+    let steps = collected["steps"].as_array()?;
+    let share = |step: &Value| Some(step["hook_seconds"].as_f64()? / step["seconds"].as_f64()?);
+    Some(median(&steps.iter().skip(1).filter_map(share).collect::<Vec<_>>()))
 }

@@ -1,5 +1,6 @@
 //! The benchmarks.
 
+mod costs;
 mod finetune;
 mod measure;
 
