@@ -3,7 +3,7 @@
 use expect_test::{Expect, expect};
 use serde_json::json;
 
-use crate::support::{CHEAP, Desk};
+use crate::support::{CHEAP, Desk, text};
 
 /// Runs a command that must fail as expected and leave the folder as it was.
 fn check(desk: &Desk, arguments: &str, expected: &Expect) {
@@ -166,6 +166,111 @@ fn a_plan_that_cannot_hold() {
             exit 1
             error: cannot use `plan.json`
               because: the plan cannot hold: layer 0 cannot be merged: no layer stands before it
+        "#]],
+    );
+}
+
+/// A desk with a plan that merges and a golden record of the tiny model.
+fn pruning_desk() -> Desk {
+    let desk = Desk::new();
+    for (name, at) in [("record", "r"), ("model", "model")] {
+        let _ = fs_err::remove_dir_all(desk.at(at));
+        testkit::copy_folder(&testkit::fixture(&format!("tiny_llama/{name}")), &desk.at(at));
+    }
+    let plan = fs_err::read_to_string(testkit::fixture("tiny_llama/plan.json")).unwrap();
+    desk.write("plan.json", &plan);
+    desk
+}
+
+const PRUNE: &str = "prune --model model --plan plan.json --record r --out o";
+
+/// The first write beyond a limit on the size of files fails, as on a disk that is full.
+#[test]
+fn a_disk_that_fills_up_midway() {
+    let desk = pruning_desk();
+    let before = desk.listing();
+    let program = env!("CARGO_BIN_EXE_gradpruner");
+    let mut command = std::process::Command::new("sh");
+    let script = format!("trap '' XFSZ; ulimit -f 256; exec {program} {PRUNE}");
+    let output = command.arg("-c").arg(script).current_dir(desk.at("")).output().unwrap();
+    expect![[r#"
+        error: cannot prune `model`
+          because: failed to copy from `model/model.safetensors` to `.o.partial/model.safetensors`: File too large (os error 27)
+    "#]]
+    .assert_eq(&text(&output.stderr));
+    assert_eq!((output.status.code(), desk.listing()), (Some(1), before));
+}
+
+#[test]
+fn targets_that_cannot_be_written() {
+    let desk = pruning_desk();
+    desk.write("file", "precious");
+    let under = |target: &str| PRUNE.replace("--out o", &format!("--out {target}"));
+    check(
+        &desk,
+        &under("file/o"),
+        &expect![[r#"
+            exit 1
+            error: cannot prune `model`
+              because: failed to create directory `file/.o.partial`: Not a directory (os error 20)
+        "#]],
+    );
+    check(
+        &desk,
+        &under("r"),
+        &expect![[r#"
+            exit 1
+            error: cannot prune `model`
+              because: r exists already; remove it or choose another name
+        "#]],
+    );
+}
+
+#[test]
+fn a_record_that_is_not_finite() {
+    let desk = pruning_desk();
+    let file = desk.at("r/step-00002.safetensors");
+    let mut bytes = fs_err::read(&file).unwrap();
+    let (_, target) = testkit::tensor_bytes(&file, "layers.4.self_attn.k_proj.lora_A");
+    let at = bytes.windows(target.len()).position(|window| window == target).unwrap();
+    bytes[at + 4..at + 8].copy_from_slice(&f32::INFINITY.to_le_bytes());
+    fs_err::write(&file, bytes).unwrap();
+    check(
+        &desk,
+        "score r",
+        &expect![[r#"
+            exit 1
+            error: cannot score `r`
+              because: r/step-00002.safetensors: step 2, layer 4 self_attn.k_proj cannot be scored
+              because: a gradient is not finite (NaN); the loss overflowed there, lower the learning rate or compute in f32
+        "#]],
+    );
+}
+
+#[test]
+fn a_record_of_another_model() {
+    let desk = pruning_desk();
+    fs_err::remove_dir_all(desk.at("r")).unwrap();
+    testkit::copy_folder(&testkit::fixture("tiny_qwen2/record"), &desk.at("r"));
+    check(
+        &desk,
+        PRUNE,
+        &expect![[r#"
+            exit 1
+            error: cannot prune `model`
+              because: r: the record does not fit the model: layer 0 self_attn.q_proj is (48, 48) there and (64, 64) in the model
+        "#]],
+    );
+    // Steps that disagree: one of another record among them.
+    let other = fs_err::read(testkit::fixture("tiny_llama/record/step-00002.safetensors")).unwrap();
+    fs_err::write(desk.at("r/step-00002.safetensors"), other).unwrap();
+    check(
+        &desk,
+        "score r",
+        &expect![[r#"
+            exit 1
+            error: cannot score `r`
+              because: r/step-00002.safetensors: not a usable gradient record: layer 0 self_attn.q_proj has another shape or rank than in r/step-00001.safetensors
         "#]],
     );
 }

@@ -44,6 +44,9 @@ enum Task {
         /// How often each pair against PyTorch is run
         #[arg(long, default_value_t = 3)]
         repeats: usize,
+        /// Widths of the 8 B shape, as a share, for kernels: 0.1 for small machines
+        #[arg(long, default_value_t = 1.0)]
+        scale: f64,
     },
 }
 
@@ -56,6 +59,6 @@ fn main() -> Result<()> {
         Task::Demo => demo::run(),
         Task::Test => test::run(),
         Task::Layers => layers::run(),
-        Task::Bench { what, repeats } => bench::run(what, repeats),
+        Task::Bench { what, repeats, scale } => bench::run(what, repeats, scale),
     }
 }

@@ -47,6 +47,16 @@ pub enum CheckpointError {
     Adapter { path: PathBuf, what: String },
     #[error("{} exists already; remove it or choose another name", path.display())]
     Exists { path: PathBuf },
+    #[error(
+        "{}: changed while it was read; leave it as it is meanwhile, and begin again",
+        path.display()
+    )]
+    Changed { path: PathBuf },
+    #[error(
+        "{}: {:.1} GB are to be written and {:.1} GB are free; make room or choose another disk",
+        folder.display(), *needed as f64 / 1e9, *free as f64 / 1e9
+    )]
+    NoRoom { folder: PathBuf, needed: u64, free: u64 },
     #[error("there is no `{name}` here; a hub name has the form `owner/model`")]
     NoModel { name: String },
     #[error(

@@ -6,6 +6,7 @@
 
 mod adapter;
 mod config;
+mod copying;
 mod digest;
 mod disk;
 mod dtype;
@@ -33,7 +34,7 @@ pub use record::{
     RecordedPair, StepEntry, StepGradients, StepReport,
 };
 pub use staging::{Staging, remove_if_there};
-pub use weights::{Checkpoint, TensorView, Weights};
+pub use weights::{Checkpoint, TensorReader, TensorView, Weights};
 pub use writer::{CheckpointWriter, TensorSpec, copy_companions};
 
 /// What every function here returns.

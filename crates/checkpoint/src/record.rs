@@ -208,6 +208,15 @@ impl Record {
         Ok(())
     }
 
+    /// Whether every step's file is still the one that was mapped.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Changed`] for one that is not.
+    pub fn require_unchanged(&self) -> Result<()> {
+        self.steps.iter().try_for_each(|step| step.weights.require_unchanged())
+    }
+
     /// Where it is.
     pub fn folder(&self) -> &Path {
         &self.folder
@@ -416,9 +425,7 @@ impl RecordWriter {
                 let matrix = matrix.as_standard_layout();
                 let values = matrix.as_slice().unwrap_or(&[]);
                 match self.dtype {
-                    Dtype::F32 if cfg!(target_endian = "little") => {
-                        out.write_all(bytemuck::cast_slice(values))?;
-                    }
+                    Dtype::F32 => out.write_all(bytemuck::cast_slice(values))?,
                     dtype => out.write_all(&crate::narrow(values, dtype))?,
                 }
             }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use fs_err::os::unix::fs::FileExt;
 use safetensors::SafeTensors;
 use serde::Deserialize;
 
@@ -124,6 +125,17 @@ impl Weights {
         self.tensors.values().map(|place| place.range.len() as u64).sum()
     }
 
+    /// Whether every file is still the one that was mapped.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Changed`] for one that is not.
+    pub fn require_unchanged(&self) -> Result<()> {
+        let files: BTreeMap<&Path, &MappedFile> =
+            self.tensors.values().map(|place| (place.file.path(), &*place.file)).collect();
+        files.values().try_for_each(|file| file.reopen().map(|_| ()))
+    }
+
     /// The files that hold them.
     pub fn files(&self) -> Vec<PathBuf> {
         let mut files: Vec<_> =
@@ -148,6 +160,11 @@ impl<'a> TensorView<'a> {
     /// Its little-endian, row-major bytes.
     pub fn bytes(&self) -> &'a [u8] {
         &self.place.file.bytes()[self.place.range.clone()]
+    }
+
+    /// Where its bytes begin in its file.
+    pub fn offset(&self) -> u64 {
+        self.place.range.start as u64
     }
 
     /// The mapped file it lies in, to keep the mapping alive beyond the checkpoint.
@@ -189,7 +206,6 @@ impl<'a> TensorView<'a> {
     /// As [`TensorView::dtype`].
     pub fn f32s(&self) -> Result<Cow<'a, [f32]>> {
         if self.dtype()? == Dtype::F32
-            && cfg!(target_endian = "little")
             && let Ok(values) = bytemuck::try_cast_slice(self.bytes())
         {
             return Ok(Cow::Borrowed(values));
@@ -197,9 +213,36 @@ impl<'a> TensorView<'a> {
         Ok(Cow::Owned(self.to_f32()?))
     }
 
+    /// Another way to its bytes: read from the file, not through the mapping.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Changed`] if the file is no longer the one that was mapped.
+    pub fn reader(&self) -> Result<TensorReader> {
+        Ok(TensorReader { file: self.place.file.reopen()?, first: self.offset() })
+    }
+
     /// The file it lies in.
     pub fn path(&self) -> &'a Path {
         self.place.file.path()
+    }
+}
+
+/// Reads parts of one tensor's bytes from its file.
+#[derive(Debug)]
+pub struct TensorReader {
+    file: fs_err::File,
+    first: u64,
+}
+
+impl TensorReader {
+    /// Fills `part` with the tensor's bytes from `offset` on.
+    ///
+    /// # Errors
+    ///
+    /// If the file ends early or cannot be read.
+    pub fn read(&self, offset: u64, part: &mut [u8]) -> Result<()> {
+        Ok(self.file.read_exact_at(part, self.first + offset)?)
     }
 }
 

@@ -14,8 +14,8 @@ use crate::head::LOGIT_BYTES;
 use crate::pack::TOKEN_STEP;
 use crate::{ComputeType, DeviceChoice, Method, Result, TrainSettings};
 
-/// Bytes of the program with libtorch's code: 0.08 GB of its own and 0.08 GB mapped.
-const PROGRAM: u64 = 160 << 20;
+/// Bytes of the program with libtorch's code, and of what oneDNN compiles and packs.
+const PROGRAM: u64 = 224 << 20;
 /// Blocks of scores that attention holds at a time, and small things.
 const ATTENTION: u64 = 64 << 20;
 /// Epochs looked through for the largest batch.

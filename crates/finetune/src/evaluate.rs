@@ -232,7 +232,7 @@ impl Tally {
     }
 
     fn examples(&mut self, model: &Model, batch: &[Example]) -> Result<()> {
-        let packed = Packed::examples(&batch.iter().collect::<Vec<_>>(), model.device)?;
+        let packed = Packed::examples_rounded(&batch.iter().collect::<Vec<_>>(), model.device)?;
         if packed.num_predicted() > 0 {
             let found = values(&model.log_likelihoods(&packed)?)?;
             self.negative_log_likelihood -= found.iter().map(|&x| f64::from(x)).sum::<f64>();

@@ -48,15 +48,7 @@ impl Packed {
     /// As [`Packed::examples`], with tokens after the last row that nothing sees, up to a multiple
     /// of [`TOKEN_STEP`].
     pub(crate) fn examples_rounded(examples: &[&Example], device: Device) -> Result<Self> {
-        let mut builder = Self::rows_of(examples);
-        let real = builder.tokens.len();
-        if let (Some(row), Some(&last)) = (builder.rows.last_mut(), builder.positions.last()) {
-            let more = real.next_multiple_of(TOKEN_STEP) - real;
-            builder.tokens.extend(std::iter::repeat_n(0, more));
-            builder.positions.extend((last + 1..).take(more));
-            row.length += more as i64;
-        }
-        Ok(Packed { real, ..builder.build(device)? })
+        Self::rows_of(examples).build_rounded(device)
     }
 
     fn rows_of(examples: &[&Example]) -> Builder {
@@ -78,7 +70,8 @@ impl Packed {
         builder
     }
 
-    /// Packs multiple-choice rows: a prompt, then its choices side by side.
+    /// Packs multiple-choice rows: a prompt, then its choices side by side; rounded as
+    /// [`Packed::examples_rounded`].
     ///
     /// Predicted are the choices' tokens, in order, row by row.
     pub(crate) fn questions(questions: &[&Question], device: Device) -> Result<Self> {
@@ -109,7 +102,7 @@ impl Packed {
             }
             builder.rows.push(PackedRow { length, branches });
         }
-        builder.build(device)
+        builder.build_rounded(device)
     }
 
     /// One row of tokens whose first stands at `position`; its last token predicts.
@@ -207,6 +200,21 @@ struct Builder {
 }
 
 impl Builder {
+    /// Builds with tokens after the last row, on a branch of their own, that nothing sees.
+    fn build_rounded(mut self, device: Device) -> Result<Packed> {
+        let real = self.tokens.len();
+        if let (Some(row), Some(&last)) = (self.rows.last_mut(), self.positions.last()) {
+            let more = real.next_multiple_of(TOKEN_STEP) - real;
+            self.tokens.extend(std::iter::repeat_n(0, more));
+            self.positions.extend((last + 1..).take(more));
+            row.length += more as i64;
+            if let Some(&last) = row.branches.last() {
+                row.branches.extend(std::iter::repeat_n(last + 1, more));
+            }
+        }
+        Ok(Packed { real, ..self.build(device)? })
+    }
+
     fn build(self, device: Device) -> Result<Packed> {
         let on_device = |values: &[i64]| Tensor::f_from_slice(values)?.f_to_device(device);
         Ok(Packed {

@@ -67,7 +67,7 @@ pub fn save_checkpoint(model: &Model, target: &Path, shard_bytes: u64) -> Result
         model.named_weights().into_iter().filter(|(_, weight)| weight.trains()).collect();
     let views: Vec<_> = source.weights().iter().collect();
     let specs = views.iter().map(|view| TensorSpec::like(view, view.name())).collect();
-    let mut writer = CheckpointWriter::new(staging.path(), specs, shard_bytes);
+    let writer = CheckpointWriter::create(staging.path(), specs, shard_bytes)?;
     for view in &views {
         let name = view.name();
         let lora = LayerTensor::parse(name).and_then(|tensor| {
@@ -76,11 +76,11 @@ pub fn save_checkpoint(model: &Model, target: &Path, shard_bytes: u64) -> Result
         if let Some(lora) = lora {
             let wide = crate::bridge::load(view, model.device, Kind::Float)?;
             let merged = wide.tensor.f_add(&lora.delta()?)?;
-            writer.append(name, &bytes(&merged, view.dtype()?)?)?;
+            writer.write(name, &bytes(&merged, view.dtype()?)?)?;
         } else if let Some(weight) = trained.get(name) {
-            writer.append(name, &bytes(&weight.value, view.dtype()?)?)?;
+            writer.write(name, &bytes(&weight.value, view.dtype()?)?)?;
         } else {
-            writer.append(name, view.bytes())?;
+            writer.copy(name, view)?;
         }
     }
     writer.finish()?;

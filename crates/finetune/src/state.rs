@@ -72,9 +72,9 @@ pub(crate) fn save(folder: &Path, step: usize, owner: &Owner, adamw: &AdamW) -> 
             TensorSpec::new(name, Dtype::F32, &shape)
         })
         .collect();
-    let mut writer = CheckpointWriter::new(staging.path(), specs, u64::MAX);
+    let writer = CheckpointWriter::create(staging.path(), specs, u64::MAX)?;
     for (name, tensor) in &named {
-        writer.append(name, &bytes(tensor, Dtype::F32)?)?;
+        writer.write(name, &bytes(tensor, Dtype::F32)?)?;
     }
     writer.finish()?;
     staging.commit()?;

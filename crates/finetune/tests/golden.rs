@@ -77,9 +77,9 @@ fn f16_weights_are_read() {
     let views: Vec<_> = source.weights().iter().collect();
     let spec = |view: &TensorView<'_>| TensorSpec::new(view.name(), Dtype::F16, view.shape());
     let specs = views.iter().map(spec).collect();
-    let mut writer = CheckpointWriter::new(folder.path(), specs, u64::MAX);
+    let writer = CheckpointWriter::create(folder.path(), specs, u64::MAX).unwrap();
     for view in &views {
-        writer.append(view.name(), &narrow(&view.to_f32().unwrap(), Dtype::F16)).unwrap();
+        writer.write(view.name(), &narrow(&view.to_f32().unwrap(), Dtype::F16)).unwrap();
     }
     writer.finish().unwrap();
     let text: Vec<u32> = (1..30).collect();

@@ -4,7 +4,8 @@
 //! and step `i`, the gradients `∇A_i` (`r × in`) and `∇B_i` (`out × r`). Their product
 //! `G_i = ∇B_i·∇A_i` stands in for the gradient of `W` (GradPruner, arXiv 2601.19503):
 //!
-//! - [`importance`]: the IGIA-Matrix `F = mean_i G_i ∘ G_i`, every weight's importance;
+//! - [`importance`]: the IGIA-Matrix `F = mean_i G_i ∘ G_i`, every weight's importance, and
+//!   [`ImportanceRows`], some rows of it;
 //! - [`product_norm_squared`]: `‖G_i‖²`, without forming it, and [`WeightScores`], sums of these.
 
 mod error;
@@ -14,5 +15,5 @@ pub mod reference;
 mod score;
 
 pub use error::ScoreError;
-pub use matrix::importance;
+pub use matrix::{ImportanceRows, importance};
 pub use score::{StepPair, WeightScores, product_norm_squared};

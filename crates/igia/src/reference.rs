@@ -13,14 +13,20 @@ fn simulated_gradient(pair: &StepPair<'_>) -> Array2<f64> {
     })
 }
 
-/// `F = (1/t) Σ_i G_i ∘ G_i`, with every `G_i` formed.
+/// `F = (1/t) Σ_i G_i ∘ G_i`, element by element, each product fused with its addition.
 pub fn importance(steps: &[StepPair<'_>]) -> Vec<f32> {
-    let sum = steps
-        .iter()
-        .map(|pair| simulated_gradient(pair).mapv(|g| g * g))
-        .reduce(|sum, squares| sum + squares)
-        .unwrap_or_default();
-    sum.iter().map(|&f| (f / steps.len() as f64) as f32).collect()
+    let Some(first) = steps.first() else { return Vec::new() };
+    let (rows, columns) = (first.b.nrows(), first.a.ncols());
+    let mean = 1.0 / steps.len() as f32;
+    let element = |n: usize| {
+        let sum = steps.iter().fold(0.0, |sum: f32, pair| {
+            let (row, column) = (pair.b.row(n / columns), pair.a.column(n % columns));
+            let product = row.iter().zip(column).fold(0.0, |sum: f32, (&b, &a)| b.mul_add(a, sum));
+            product.mul_add(product, sum)
+        });
+        sum * mean
+    };
+    (0..rows * columns).map(element).collect()
 }
 
 /// `‖G‖²_F`, with `G` formed.

@@ -1,14 +1,18 @@
 //! Importance and weights to merged weights: exact masks and the same-sign merge.
 //!
-//! Kernels only. Weights come as f32 and go as f32; rounding to the stored type, once, is the
-//! caller's. Equal input gives equal bytes at any thread count.
+//! Kernels only. Weights are read and written in their stored type, computed with in f32 and
+//! rounded once. Equal input gives equal bytes at any thread count and on any processor.
 
+mod element;
 mod mask;
 pub mod reference;
 mod same_sign;
+mod top;
 
-pub use mask::{keep_top, kept_count};
-pub use same_sign::{Donor, merge_same_sign};
+pub use element::Element;
+pub use mask::Mask;
+pub use same_sign::{Donor, merge_part, merge_same_sign};
+pub use top::{Scores, keep_top, keep_top_of, kept_count};
 
 /// The README's example runs.
 #[cfg(doctest)]

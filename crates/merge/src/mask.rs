@@ -1,71 +1,81 @@
-//! Which elements of a donor are kept (method.md §5).
+//! Which elements of a weight are kept, a bit each.
 
-use std::cmp::Ordering;
-
-/// How many of `size` elements a density keeps: `⌊density · size⌋`.
-///
-/// # Examples
-///
-/// ```
-/// assert_eq!(gradpruner_merge::kept_count(0.2, 64), 12);
-/// ```
-pub fn kept_count(density: f64, size: usize) -> usize {
-    ((density * size as f64).floor() as usize).min(size)
+/// A bit for every element of a weight, row-major.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mask {
+    /// Bit `i % 64` of word `i / 64` is element `i`; bits beyond the last element are zero.
+    words: Vec<u64>,
+    len: usize,
 }
 
-/// Marks the `count` largest scores; of equal scores, those that come first (method.md §5).
-///
-/// `scores`: `[n]`, one weight's IGIA-Matrix in row-major order, f32. Returns `[n]`.
-/// Time `O(n)`, memory `5·n` bytes.
-///
-/// # Panics
-///
-/// If `count > n`, or a score is infinite or NaN: whoever read the record has refused it.
-pub fn keep_top(scores: &[f32], count: usize) -> Vec<bool> {
-    assert!(count <= scores.len(), "cannot keep {count} of {} scores", scores.len());
-    assert!(scores.iter().all(|score| score.is_finite()), "scores must be finite");
-    let Some(last) = count.checked_sub(1) else {
-        return vec![false; scores.len()];
-    };
-    let mut ranked = scores.to_vec();
-    let (_, &mut threshold, _) = ranked.select_nth_unstable_by(last, |x, y| y.total_cmp(x));
-    let above = scores.iter().filter(|score| score.total_cmp(&threshold).is_gt()).count();
-    let mut ties_left = count - above;
-    let keep = |score: &f32| match score.total_cmp(&threshold) {
-        Ordering::Greater => true,
-        Ordering::Equal if 0 < ties_left => {
-            ties_left -= 1;
-            true
+impl Mask {
+    pub(crate) fn from_words(words: Vec<u64>, len: usize) -> Self {
+        debug_assert_eq!(words.len(), len.div_ceil(64));
+        Self { words, len }
+    }
+
+    /// How many elements the weight has.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the weight has none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// How many elements are kept.
+    pub fn count(&self) -> usize {
+        self.words.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
+    /// Whether element `index` is kept.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such element.
+    pub fn get(&self, index: usize) -> bool {
+        assert!(index < self.len, "element {index} of {}", self.len);
+        self.words[index / 64] >> (index % 64) & 1 == 1
+    }
+
+    /// Every element in turn.
+    pub fn iter(&self) -> impl Iterator<Item = bool> {
+        (0..self.len).map(|index| self.get(index))
+    }
+
+    /// The bits, 64 elements a word, the first in the lowest.
+    pub fn words(&self) -> &[u64] {
+        &self.words
+    }
+}
+
+impl FromIterator<bool> for Mask {
+    fn from_iter<I: IntoIterator<Item = bool>>(kept: I) -> Self {
+        let (mut words, mut len) = (Vec::new(), 0);
+        for kept in kept {
+            if len % 64 == 0 {
+                words.push(0);
+            }
+            if let Some(word) = words.last_mut() {
+                *word |= u64::from(kept) << (len % 64);
+            }
+            len += 1;
         }
-        Ordering::Equal | Ordering::Less => false,
-    };
-    scores.iter().map(keep).collect()
+        Self { words, len }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
-    use crate::reference;
 
-    proptest! {
-        // Few distinct values, so that most cases have ties at the threshold.
-        #[test]
-        fn agrees_with_reference(
-            (scores, count) in prop::collection::vec(0..4_u8, 0..40)
-                .prop_flat_map(|scores| { let n = scores.len(); (Just(scores), 0..=n) }),
-        ) {
-            let scores: Vec<f32> = scores.into_iter().map(f32::from).collect();
-            prop_assert_eq!(keep_top(&scores, count), reference::keep_top(&scores, count));
-        }
-
-        // Law: scaling all scores by a power of two keeps every mask.
-        #[test]
-        fn scaling_changes_nothing(scores in prop::collection::vec(0.0_f32..1.0, 1..40)) {
-            let scaled: Vec<f32> = scores.iter().map(|score| score * 1024.0).collect();
-            let count = kept_count(0.3, scores.len());
-            prop_assert_eq!(keep_top(&scores, count), keep_top(&scaled, count));
-        }
+    #[test]
+    fn bits_are_elements() {
+        let kept: Vec<bool> = (0..130).map(|index| index % 3 == 0).collect();
+        let mask: Mask = kept.iter().copied().collect();
+        assert_eq!((mask.len(), mask.count(), mask.words().len()), (130, 44, 3));
+        assert!(mask.iter().eq(kept));
+        assert!(mask.get(129) && !mask.get(128));
     }
 }

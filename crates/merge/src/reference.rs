@@ -1,25 +1,25 @@
 //! The formulas of method.md written out, to test and time the kernels against.
 
-use crate::Donor;
+use crate::{Donor, Mask};
 
 /// Sorts all positions by rank and marks the first `count`.
-pub fn keep_top(scores: &[f32], count: usize) -> Vec<bool> {
+pub fn keep_top(scores: &[f32], count: usize) -> Mask {
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_by(|&i, &j| scores[j].total_cmp(&scores[i]).then(i.cmp(&j)));
     let mut mask = vec![false; scores.len()];
     for &i in &order[..count] {
         mask[i] = true;
     }
-    mask
+    mask.into_iter().collect()
 }
 
 /// Element by element, each donor in turn.
-pub fn merge_same_sign(receiver: &[f32], donors: &[Donor<'_>]) -> Vec<f32> {
+pub fn merge_same_sign(receiver: &[f32], donors: &[Donor<'_, f32>]) -> Vec<f32> {
     (0..receiver.len())
         .map(|n| {
             donors.iter().fold(receiver[n], |sum, donor| {
                 let same_sign = f64::from(receiver[n]) * f64::from(donor.weight[n]) > 0.0;
-                if donor.kept[n] && same_sign { sum + donor.weight[n] } else { sum }
+                if donor.kept.get(n) && same_sign { sum + donor.weight[n] } else { sum }
             })
         })
         .collect()

@@ -1,17 +1,21 @@
 //! The same-sign merge (method.md §6).
 
+use pulp::Arch;
 use rayon::prelude::*;
 
-/// Elements a thread works on at a time.
-const BLOCK: usize = 1 << 14;
+use crate::element::LANES;
+use crate::{Element, Mask};
 
-/// A merged layer's weight and which of its elements are kept.
+/// Elements a thread works on at a time.
+const BLOCK: usize = 1 << 16;
+
+/// A merged layer's weight, or a part of it, and which elements are kept.
 #[derive(Debug, Clone, Copy)]
-pub struct Donor<'a> {
+pub struct Donor<'a, E> {
     /// `W_j`, `[n]`.
-    pub weight: &'a [f32],
-    /// `S_j`, `[n]`.
-    pub kept: &'a [bool],
+    pub weight: &'a [E],
+    /// `S_j` of the whole weight.
+    pub kept: &'a Mask,
 }
 
 /// Adds to each receiver element the kept donor elements of the same sign:
@@ -21,7 +25,8 @@ pub struct Donor<'a> {
 /// ```
 ///
 /// Donors are added in the order given. Signs are those of the original `W`; zero agrees with
-/// nothing. f32 throughout.
+/// nothing. Arithmetic in f32, rounded once to the stored type; an element that nothing is added
+/// to keeps its bits. One pass over receiver and donors.
 ///
 /// # Panics
 ///
@@ -30,38 +35,94 @@ pub struct Donor<'a> {
 /// # Examples
 ///
 /// ```
-/// use gradpruner_merge::{Donor, merge_same_sign};
+/// use gradpruner_merge::{Donor, Mask, merge_same_sign};
 ///
-/// let donor = Donor { weight: &[1.0, 1.0, 1.0], kept: &[true, true, false] };
-/// assert_eq!(merge_same_sign(&[2.0, -2.0, 2.0], &[donor]), [3.0, -2.0, 2.0]);
+/// let kept = Mask::from_iter([true, true, false]);
+/// let donor = Donor { weight: &[0.5, -0.5, 0.5], kept: &kept };
+/// assert_eq!(merge_same_sign(&[1.0, 1.0, 1.0], &[donor]), [1.5, 1.0, 1.0]);
 /// ```
-pub fn merge_same_sign(receiver: &[f32], donors: &[Donor<'_>]) -> Vec<f32> {
+pub fn merge_same_sign<E: Element>(receiver: &[E], donors: &[Donor<'_, E>]) -> Vec<E> {
     for donor in donors {
-        let lengths = (donor.weight.len(), donor.kept.len());
-        assert_eq!(lengths, (receiver.len(), receiver.len()), "lengths must agree");
+        assert_eq!(donor.kept.len(), receiver.len(), "a mask as long as the receiver");
     }
-    let mut merged = receiver.to_vec();
+    let mut merged = vec![E::default(); receiver.len()];
+    merge_part(0, receiver, donors, &mut merged);
+    merged
+}
+
+/// [`merge_same_sign`] for the elements from `first` on, into memory that is there already.
+///
+/// `receiver`, each donor's `weight` and `merged` are these elements alone; the masks are whole.
+///
+/// # Panics
+///
+/// If lengths differ, a mask ends before the part does, or `first` is no multiple of 64.
+pub fn merge_part<E: Element>(
+    first: usize,
+    receiver: &[E],
+    donors: &[Donor<'_, E>],
+    merged: &mut [E],
+) {
+    assert_eq!(first % LANES, 0, "parts begin at whole words of the masks");
+    assert_eq!(merged.len(), receiver.len(), "the result is as long as the receiver");
+    for donor in donors {
+        assert_eq!(donor.weight.len(), receiver.len(), "a donor as long as the receiver");
+        assert!(first + receiver.len() <= donor.kept.len(), "a mask of the whole weight");
+    }
     merged.par_chunks_mut(BLOCK).enumerate().for_each(|(block, merged)| {
-        let range = block * BLOCK..block * BLOCK + merged.len();
-        let receiver = &receiver[range.clone()];
+        let from = block * BLOCK;
+        Arch::new().dispatch(|| merge_block(first, from, receiver, donors, merged));
+    });
+}
+
+#[inline(always)]
+fn merge_block<E: Element>(
+    first: usize,
+    from: usize,
+    receiver: &[E],
+    donors: &[Donor<'_, E>],
+    merged: &mut [E],
+) {
+    let count = merged.len();
+    for (at, merged) in (from..from + count).step_by(LANES).zip(merged.chunks_mut(LANES)) {
+        let own = lanes(receiver, at);
+        let wide = E::widen(&own);
+        let (mut sums, mut changed) = (wide, [0_u32; LANES]);
         for donor in donors {
-            let (weight, kept) = (&donor.weight[range.clone()], &donor.kept[range.clone()]);
-            for (((sum, &own), &theirs), &kept) in
-                merged.iter_mut().zip(receiver).zip(weight).zip(kept)
-            {
-                // Compared, not multiplied: a product of tiny values would round to zero.
-                let agree = (own > 0.0 && theirs > 0.0) || (own < 0.0 && theirs < 0.0);
-                if kept && agree {
-                    *sum += theirs;
-                }
+            let theirs = E::widen(&lanes(donor.weight, at));
+            let word = donor.kept.words()[(first + at) / LANES];
+            let halves = [word as u32, (word >> 32) as u32];
+            for lane in 0..LANES {
+                let kept = halves[lane / 32] >> (lane % 32) & 1;
+                let agree = (wide[lane] > 0.0 && theirs[lane] > 0.0)
+                    || (wide[lane] < 0.0 && theirs[lane] < 0.0);
+                let taken = kept & u32::from(agree);
+                sums[lane] = if taken == 1 { sums[lane] + theirs[lane] } else { sums[lane] };
+                changed[lane] |= taken;
             }
         }
-    });
-    merged
+        let rounded = E::narrow(&sums);
+        for ((to, lane), own) in merged.iter_mut().zip(0..LANES).zip(own) {
+            *to = if changed[lane] == 1 { rounded[lane] } else { own };
+        }
+    }
+}
+
+/// The elements from `at` on; zeros, which agree with nothing, beyond the last.
+#[inline(always)]
+fn lanes<E: Element>(elements: &[E], at: usize) -> [E; LANES] {
+    let rest = &elements[at..];
+    if let Some(whole) = rest.first_chunk::<LANES>() {
+        return *whole;
+    }
+    let mut some = [E::default(); LANES];
+    some[..rest.len()].copy_from_slice(rest);
+    some
 }
 
 #[cfg(test)]
 mod tests {
+    use half::{bf16, f16};
     use proptest::prelude::*;
 
     use super::*;
@@ -71,28 +132,72 @@ mod tests {
         #[test]
         fn agrees_with_reference(
             elements in prop::collection::vec(
-                (-2..3_i8, -2..3_i8, any::<bool>(), -2..3_i8, any::<bool>()), 0..60),
+                (-2..3_i8, -2..3_i8, any::<bool>(), -2..3_i8, any::<bool>()), 0..200),
+            cut in 0..3_usize,
         ) {
             let column = |pick: fn(&(i8, i8, bool, i8, bool)) -> i8| -> Vec<f32> {
                 elements.iter().map(|row| f32::from(pick(row)) * 0.7).collect()
             };
             let (receiver, one, two) = (column(|r| r.0), column(|r| r.1), column(|r| r.3));
-            let kept_one: Vec<_> = elements.iter().map(|row| row.2).collect();
-            let kept_two: Vec<_> = elements.iter().map(|row| row.4).collect();
+            let kept_one: Mask = elements.iter().map(|row| row.2).collect();
+            let kept_two: Mask = elements.iter().map(|row| row.4).collect();
             let donors = [
                 Donor { weight: &one, kept: &kept_one },
                 Donor { weight: &two, kept: &kept_two },
             ];
-            prop_assert_eq!(
-                merge_same_sign(&receiver, &donors),
-                reference::merge_same_sign(&receiver, &donors)
-            );
+            let expected = reference::merge_same_sign(&receiver, &donors);
+            prop_assert_eq!(merge_same_sign(&receiver, &donors), expected.clone());
+
+            // In two parts.
+            let cut = (cut * 64).min(receiver.len() / 64 * 64);
+            let mut found = vec![0.0; receiver.len()];
+            for range in [0..cut, cut..receiver.len()] {
+                let donors = donors.map(|donor| {
+                    Donor { weight: &donor.weight[range.clone()], ..donor }
+                });
+                let (first, part) = (range.start, &receiver[range.clone()]);
+                merge_part(first, part, &donors, &mut found[range]);
+            }
+            prop_assert_eq!(found, expected);
+        }
+
+        // Of all bit patterns of the short types, rounding included.
+        #[test]
+        fn agrees_with_reference_in_stored_types(
+            elements in prop::collection::vec((any::<u16>(), any::<u16>(), any::<bool>()), 0..200),
+        ) {
+            let column = |pick: fn(&(u16, u16, bool)) -> u16| -> Vec<u16> {
+                elements.iter().map(pick).collect()
+            };
+            let (receiver, weight) = (column(|row| row.0), column(|row| row.1));
+            let kept: Mask = elements.iter().map(|row| row.2).collect();
+            macro_rules! check {
+                ($stored:ty) => {
+                    let stored = |bits: &[u16]| -> Vec<$stored> {
+                        bits.iter().map(|&bits| <$stored>::from_bits(bits)).collect()
+                    };
+                    let (receiver, weight) = (stored(&receiver), stored(&weight));
+                    let found =
+                        merge_same_sign(&receiver, &[Donor { weight: &weight, kept: &kept }]);
+                    for (at, found) in found.into_iter().enumerate() {
+                        let (own, theirs) = (receiver[at].to_f32(), weight[at].to_f32());
+                        let agree = (own > 0.0 && theirs > 0.0) || (own < 0.0 && theirs < 0.0);
+                        let expected = match kept.get(at) && agree {
+                            true => <$stored>::from_f32(own + theirs),
+                            false => receiver[at],
+                        };
+                        prop_assert_eq!(found.to_bits(), expected.to_bits());
+                    }
+                };
+            }
+            check!(bf16);
+            check!(f16);
         }
 
         // Law: merging nothing changes no byte.
         #[test]
-        fn nothing_kept_nothing_changed(weight in prop::collection::vec(any::<f32>(), 0..40)) {
-            let kept = vec![false; weight.len()];
+        fn nothing_kept_nothing_changed(weight in prop::collection::vec(any::<f32>(), 0..140)) {
+            let kept: Mask = weight.iter().map(|_| false).collect();
             let merged = merge_same_sign(&weight, &[Donor { weight: &weight, kept: &kept }]);
             let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             prop_assert_eq!(bits(&merged), bits(&weight));
@@ -101,7 +206,8 @@ mod tests {
 
     #[test]
     fn tiny_values_agree_too() {
-        let donor = Donor { weight: &[1e-30], kept: &[true] };
-        assert_eq!(merge_same_sign(&[1e-30], &[donor]), [2e-30]);
+        let kept = Mask::from_iter([true]);
+        let donor = Donor { weight: &[1e-30], kept: &kept };
+        assert_eq!(merge_same_sign(&[1e-30_f32], &[donor]), [2e-30]);
     }
 }

@@ -235,6 +235,7 @@ impl<'a> Run<'a> {
             record: Some(self.at("record")),
             target,
             shard_bytes: self.settings.shard_bytes,
+            verify: false,
         };
         let report = apply(&settings, &mut |done, total| {
             (self.observe)(Event::Tensors { done, total });

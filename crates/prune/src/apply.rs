@@ -1,16 +1,17 @@
-//! Carrying out a plan: the pruned checkpoint, tensor by tensor (method.md §5–§7).
+//! Carrying out a plan: the pruned checkpoint, tensor by tensor (method.md §7).
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 
 use checkpoint::{
     Checkpoint, CheckpointWriter, LayerTensor, ModelConfig, Module, Record, Staging, TensorSpec,
-    TensorView, Weights, copy_companions, narrow, tensor_name,
+    TensorView, Weights, copy_companions,
 };
-use igia::importance;
-use merge::{Donor, keep_top, kept_count, merge_same_sign};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::scores::{require_finite, step_pairs};
+use crate::merging::Merging;
 use crate::{Merge, Plan, PruneError, Result};
 
 /// What [`apply`] needs to know.
@@ -26,6 +27,8 @@ pub struct PruneSettings {
     pub target: PathBuf,
     /// Most bytes of tensors in one file.
     pub shard_bytes: u64,
+    /// Read the result back and compare every tensor with what the plan makes of the source.
+    pub verify: bool,
 }
 
 /// How large a model is.
@@ -63,23 +66,27 @@ pub struct PruneReport {
     pub merges: Vec<Merge>,
     pub before: Size,
     pub after: Size,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verified_tensors: Option<usize>,
 }
 
 /// Writes the pruned checkpoint. `observe` sees how many of how many tensors are written.
 ///
 /// Retained layers are renumbered in order, receivers take their donors in, the configuration
-/// follows, and all else is byte for byte the source. Held in memory are one weight, its donors
-/// and their importance.
+/// follows, and all else is byte for byte the source: the kernel copies it from file to file while
+/// the receivers are computed. Held in memory are the importance of one weight, 256 MiB at most,
+/// its donors' masks and a block of each.
 ///
 /// # Errors
 ///
-/// If the model, the plan and the record do not fit each other, a gradient is not finite, the
-/// target exists, or the disk refuses; nothing is left under the target's name then.
+/// If the model, the plan and the record do not fit each other, a gradient is not finite, a source
+/// changes meanwhile, the target exists, or the disk is full or refuses; nothing is left under the
+/// target's name then.
 pub fn apply(
     settings: &PruneSettings,
     observe: &mut dyn FnMut(usize, usize),
 ) -> Result<PruneReport> {
-    let PruneSettings { model, plan, record, target, shard_bytes } = settings;
+    let PruneSettings { model, plan, record, target, shard_bytes, verify } = settings;
     plan.check()?;
     let source = Checkpoint::open(model)?;
     let config = source.config();
@@ -98,44 +105,170 @@ pub fn apply(
         require_same_model(record, config)?;
     }
 
-    let retained = plan.retained();
+    let work = Work::new(&source, plan, record.as_ref());
     let staging = Staging::folder(target)?;
     copy_companions(model, staging.path())?;
-    let raw = serde_json::Value::Object(config.with_layers(&retained));
+    let raw = serde_json::Value::Object(config.with_layers(&plan.retained()));
     let text = format!("{raw:#}\n");
     fs_err::write(staging.path().join("config.json"), text)
         .map_err(checkpoint::CheckpointError::from)?;
-
-    let kept: Vec<(TensorView<'_>, String)> = source
-        .weights()
-        .iter()
-        .filter_map(|view| Some((view, new_name(view.name(), &retained)?)))
-        .collect();
-    let specs = kept.iter().map(|(view, name)| TensorSpec::like(view, name)).collect();
-    let mut writer = CheckpointWriter::new(staging.path(), specs, *shard_bytes);
-    for (done, (view, name)) in kept.iter().enumerate() {
-        observe(done, kept.len());
-        match receiver_of(view, plan) {
-            Some((layer, module)) => {
-                let record = record.as_ref().ok_or(PruneError::NoRecord)?;
-                tracing::info!(layer, %module, donors = ?plan.donors_of(layer), "merging");
-                writer.append(name, &merged(&source, view, plan, record, (layer, module))?)?;
-            }
-            None => writer.append(name, view.bytes())?,
-        }
-    }
+    let writer = CheckpointWriter::create(staging.path(), work.specs(), *shard_bytes)?;
+    work.write(&writer, observe)?;
     writer.finish()?;
+    source.weights().require_unchanged()?;
+    if let Some(record) = &record {
+        record.require_unchanged()?;
+    }
+    let verified_tensors = match verify {
+        true => Some(work.verify(&Checkpoint::open(staging.path())?, observe)?),
+        false => None,
+    };
     staging.commit()?;
 
     let pruned = Checkpoint::open(target)?;
     Ok(PruneReport {
         target: target.clone(),
-        retained,
+        retained: plan.retained(),
         pruned: plan.pruned.clone(),
         merges: plan.merges.clone(),
         before: Size::of(config, source.weights()),
         after: Size::of(pruned.config(), pruned.weights()),
+        verified_tensors,
     })
+}
+
+/// What becomes of each tensor of the source.
+struct Work<'a> {
+    source: &'a Checkpoint,
+    plan: &'a Plan,
+    record: Option<&'a Record>,
+    /// Tensors that stay as they are, in the order they lie on disk, and their new names.
+    copied: Vec<(TensorView<'a>, String)>,
+    /// Linear weights that others are merged into.
+    receivers: Vec<(TensorView<'a>, String, (usize, Module))>,
+    /// All of them, in the order they lie on disk.
+    specs: Vec<TensorSpec>,
+}
+
+impl<'a> Work<'a> {
+    fn new(source: &'a Checkpoint, plan: &'a Plan, record: Option<&'a Record>) -> Self {
+        let retained = plan.retained();
+        let (mut copied, mut receivers, mut specs) = (Vec::new(), Vec::new(), Vec::new());
+        for view in source.weights().iter() {
+            let Some(name) = new_name(view.name(), &retained) else { continue };
+            specs.push(TensorSpec::like(&view, &name));
+            match receiver_of(&view, plan) {
+                Some(place) => receivers.push((view, name, place)),
+                None => copied.push((view, name)),
+            }
+        }
+        Self { source, plan, record, copied, receivers, specs }
+    }
+
+    fn specs(&self) -> Vec<TensorSpec> {
+        self.specs.clone()
+    }
+
+    /// Copies on one thread and merges on others meanwhile.
+    fn write(
+        &self,
+        writer: &CheckpointWriter,
+        observe: &mut dyn FnMut(usize, usize),
+    ) -> Result<()> {
+        let (total, failed) = (self.specs.len(), AtomicBool::new(false));
+        let (done, progress) = mpsc::channel();
+        let step = |result: Result<()>, done: &mpsc::Sender<()>| {
+            failed.fetch_or(result.is_err(), Ordering::Relaxed);
+            // Whoever counts them has gone only if the other thread has failed.
+            let _ = done.send(());
+            result
+        };
+        let copy = |done: mpsc::Sender<()>| -> Result<()> {
+            for (view, name) in &self.copied {
+                if failed.load(Ordering::Relaxed) {
+                    break;
+                }
+                step(writer.copy(name, view).map_err(PruneError::from), &done)?;
+            }
+            Ok(())
+        };
+        let merge = |done: mpsc::Sender<()>| -> Result<()> {
+            let mut merging = self.merging()?;
+            for (view, name, place) in &self.receivers {
+                if failed.load(Ordering::Relaxed) {
+                    break;
+                }
+                let (layer, module) = place;
+                tracing::info!(layer, %module, donors = ?self.plan.donors_of(*layer), "merging");
+                let Some(merging) = &mut merging else { break };
+                let mut take = |offset, part: &[u8]| Ok(writer.write_part(name, offset, part)?);
+                step(merging.merged(view, *place, &mut take), &done)?;
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let (copies, merges) = (done.clone(), done);
+            let copying = scope.spawn(move || copy(copies));
+            let merging = scope.spawn(move || merge(merges));
+            for (count, ()) in progress.into_iter().enumerate() {
+                observe(count + 1, total);
+            }
+            let join = |worker: std::thread::ScopedJoinHandle<'_, Result<()>>| {
+                worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            join(copying).and(join(merging))
+        })
+    }
+
+    fn merging(&self) -> Result<Option<Merging<'a>>> {
+        match (self.receivers.is_empty(), self.record) {
+            (true, _) => Ok(None),
+            (false, Some(record)) => Ok(Some(Merging::new(self.source, record, self.plan))),
+            (false, None) => Err(PruneError::NoRecord),
+        }
+    }
+
+    /// Compares every tensor of the result with what the plan makes of the source; returns how many
+    /// there are.
+    fn verify(&self, found: &Checkpoint, observe: &mut dyn FnMut(usize, usize)) -> Result<usize> {
+        let total = self.specs.len();
+        let differs = |name: &str| PruneError::Differs { name: name.to_owned() };
+        let mut done = 0;
+        if found.weights().iter().count() != total {
+            return Err(differs("model.safetensors.index.json"));
+        }
+        for (view, name) in &self.copied {
+            if !same_bytes(found.tensor(name)?.bytes(), view.bytes()) {
+                return Err(differs(name));
+            }
+            done += 1;
+            observe(done, total);
+        }
+        let mut merging = self.merging()?;
+        for (view, name, place) in &self.receivers {
+            let Some(merging) = &mut merging else { break };
+            let written = found.tensor(name)?;
+            let mut compare = |offset: u64, part: &[u8]| {
+                let from = offset as usize;
+                match written.bytes().get(from..from + part.len()) {
+                    Some(written) if same_bytes(written, part) => Ok(()),
+                    _ => Err(differs(name)),
+                }
+            };
+            merging.merged(view, *place, &mut compare)?;
+            done += 1;
+            observe(done, total);
+        }
+        Ok(done)
+    }
+}
+
+/// Bytes that a thread compares at a time.
+const COMPARED: usize = 1 << 22;
+
+fn same_bytes(found: &[u8], expected: &[u8]) -> bool {
+    found.len() == expected.len()
+        && found.par_chunks(COMPARED).zip(expected.par_chunks(COMPARED)).all(|(x, y)| x == y)
 }
 
 /// The name a tensor has in the pruned checkpoint; `None` if its layer is pruned.
@@ -154,35 +287,6 @@ fn receiver_of(view: &TensorView<'_>, plan: &Plan) -> Option<(usize, Module)> {
     (!plan.donors_of(tensor.layer).is_empty()).then_some((tensor.layer, module))
 }
 
-/// A receiver's weight with its donors merged in, in its stored type.
-fn merged(
-    source: &Checkpoint,
-    receiver: &TensorView<'_>,
-    plan: &Plan,
-    record: &Record,
-    (layer, module): (usize, Module),
-) -> Result<Vec<u8>> {
-    let mut donors = Vec::new();
-    for &donor in plan.donors_of(layer) {
-        let weight = source.tensor(&tensor_name(donor, module))?.to_f32()?;
-        let kept = kept_elements(record, donor, module, plan.density)?;
-        donors.push((weight, kept));
-    }
-    let donors: Vec<Donor<'_>> =
-        donors.iter().map(|(weight, kept)| Donor { weight, kept }).collect();
-    let merged = merge_same_sign(&receiver.to_f32()?, &donors);
-    Ok(narrow(&merged, receiver.dtype()?))
-}
-
-/// A donor's mask: its most important elements (method.md §5).
-fn kept_elements(record: &Record, layer: usize, module: Module, density: f64) -> Result<Vec<bool>> {
-    require_finite(record, layer, module)?;
-    let gradients = record.all_gradients(layer, module)?;
-    let pairs = step_pairs(&gradients);
-    let importance = importance(&pairs);
-    Ok(keep_top(&importance, kept_count(density, importance.len())))
-}
-
 fn require_same_model(record: &Record, config: &ModelConfig) -> Result<()> {
     let fail =
         |what: String| Err(PruneError::OtherModel { path: record.folder().to_owned(), what });
@@ -194,8 +298,10 @@ fn require_same_model(record: &Record, config: &ModelConfig) -> Result<()> {
         ));
     }
     for (layer, module) in record.pairs() {
-        let (found, expected) = (record.shape(layer, module), config.linear_shape(module));
-        if found != Some(expected) {
+        let expected = config.linear_shape(module);
+        if let Some(found) = record.shape(layer, module)
+            && found != expected
+        {
             return fail(format!(
                 "layer {layer} {module} is {found:?} there and {expected:?} in the model"
             ));
@@ -209,6 +315,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::scores::tests::rewrite_short;
 
     fn settings(name: &str, target: &Path) -> PruneSettings {
         PruneSettings {
@@ -217,34 +324,8 @@ mod tests {
             record: Some(testkit::fixture(&format!("{name}/record"))),
             target: target.to_owned(),
             shard_bytes: u64::MAX,
+            verify: true,
         }
-    }
-
-    #[test]
-    fn golden_importance_and_masks() {
-        for name in testkit::GOLDEN {
-            let record = Record::open(&testkit::fixture(&format!("{name}/record"))).unwrap();
-            let file = testkit::fixture(&format!("{name}/igia.safetensors"));
-            for tensor in testkit::tensor_names(&file) {
-                let (layer, module) = place(&tensor);
-                let gradients = record.all_gradients(layer, module).unwrap();
-                let found = importance(&step_pairs(&gradients));
-                let (_, expected) = testkit::tensor_f32(&file, &tensor);
-                assert!(testkit::relative_deviation(&found, &expected) < 1e-5, "{name} {tensor}");
-            }
-            let file = testkit::fixture(&format!("{name}/masks.safetensors"));
-            for tensor in testkit::tensor_names(&file) {
-                let (layer, module) = place(&tensor);
-                let found = kept_elements(&record, layer, module, 0.2).unwrap();
-                let (_, expected) = testkit::tensor_bytes(&file, &tensor);
-                assert!(found.iter().map(|&kept| u8::from(kept)).eq(expected), "{name} {tensor}");
-            }
-        }
-    }
-
-    fn place(tensor: &str) -> (usize, Module) {
-        let (layer, module) = tensor.strip_prefix("layers.").unwrap().split_once('.').unwrap();
-        (layer.parse().unwrap(), module.parse().unwrap())
     }
 
     #[test]
@@ -320,5 +401,71 @@ mod tests {
             &PruneSettings { record: Some(record), ..good },
             "step 2, layer 5 mlp.down_proj cannot be scored: a gradient is not finite",
         );
+    }
+
+    /// Source and record in a folder of their own, to be broken.
+    fn breakable(folder: &Path) -> PruneSettings {
+        let mut settings = settings("tiny_llama", &folder.join("out"));
+        let (model, record) = (folder.join("model"), folder.join("record"));
+        testkit::copy_folder(&settings.model, &model);
+        testkit::copy_folder(&testkit::fixture("tiny_llama/record"), &record);
+        (settings.model, settings.record) = (model, Some(record));
+        settings
+    }
+
+    #[test]
+    fn a_source_that_changes_meanwhile_is_refused() {
+        for changed in ["model/model.safetensors", "record/step-00003.safetensors"] {
+            let folder = testkit::temporary_folder();
+            let settings = breakable(folder.path());
+            let file = folder.path().join(changed);
+            let mut touched = false;
+            let mut touch = |_, _| {
+                if !std::mem::replace(&mut touched, true) {
+                    let mut bytes = fs_err::read(&file).unwrap();
+                    bytes.push(0);
+                    fs_err::write(&file, bytes).unwrap();
+                }
+            };
+            let error = apply(&settings, &mut touch).unwrap_err().to_string();
+            assert!(error.contains("changed while it was read"), "{error}");
+            assert!(!settings.target.exists() && !folder.path().join(".out.partial").exists());
+        }
+    }
+
+    #[test]
+    fn a_record_without_a_donors_module_is_refused() {
+        let folder = testkit::temporary_folder();
+        let settings = breakable(folder.path());
+        let whole = Record::open(&testkit::fixture("tiny_llama/record")).unwrap();
+        let path = folder.path().join("part");
+        rewrite_short(&whole, &path, &|module| module != Module::UpProj);
+        let settings = PruneSettings { record: Some(path), ..settings };
+        let error = apply(&settings, &mut |_, _| {}).unwrap_err().to_string();
+        assert!(error.contains("no gradients of layer"), "{error}");
+        assert!(error.contains("mlp.up_proj") && !settings.target.exists(), "{error}");
+    }
+
+    #[test]
+    fn verifying_finds_a_changed_byte() {
+        let folder = testkit::temporary_folder();
+        let settings = breakable(folder.path());
+        assert_eq!(apply(&settings, &mut |_, _| {}).unwrap().verified_tensors, Some(30));
+        let (source, found) = (&settings.model, &settings.target);
+        let source = Checkpoint::open(source).unwrap();
+        let record = Record::open(settings.record.as_ref().unwrap()).unwrap();
+        let work = Work::new(&source, &settings.plan, Some(&record));
+        let file = found.join("model.safetensors");
+        let whole = fs_err::read(&file).unwrap();
+        for name in ["model.norm.weight", "model.layers.2.mlp.down_proj.weight"] {
+            let offset = Checkpoint::open(found).unwrap().tensor(name).unwrap().offset() as usize;
+            let mut bytes = whole.clone();
+            bytes[offset + 3] ^= 1;
+            // Replaced, not written to: the file is mapped.
+            fs_err::write(folder.path().join("changed"), bytes).unwrap();
+            fs_err::rename(folder.path().join("changed"), &file).unwrap();
+            let error = work.verify(&Checkpoint::open(found).unwrap(), &mut |_, _| {});
+            assert!(error.unwrap_err().to_string().contains(name));
+        }
     }
 }

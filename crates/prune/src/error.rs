@@ -21,6 +21,10 @@ pub enum PruneError {
          criterion igia"
     )]
     NoActivations,
+    #[error(
+        "`{name}` was written otherwise than the plan makes it of the source; is the disk sound?"
+    )]
+    Differs { name: String },
     #[error("the plan cannot hold: {0}")]
     Plan(String),
     #[error("{}: the record does not fit the model: {what}", path.display())]

@@ -148,6 +148,7 @@ pub fn score(record: &Record, criterion: Criterion) -> Result<Scores> {
         .collect::<Result<_>>()?;
     let norms = pairs.into_iter().zip(squares.chunks(steps)).map(|(at, of)| (at, of.to_vec()));
     let scores = scores_of_norms(&norms.collect(), criterion);
+    record.require_unchanged()?;
     for layer in 0..record.num_layers() {
         if scores.layers.get(layer).is_none_or(|found| found.layer != layer) {
             let what = format!("it has no gradients of layer {layer}");
@@ -222,8 +223,34 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use checkpoint::{DataSource, Dtype, ModelSource, RecordWriter, StepGradients};
+
     use super::*;
+
+    /// Writes a record's gradients of some modules as BF16.
+    pub(crate) fn rewrite_short(record: &Record, target: &Path, keep: &dyn Fn(Module) -> bool) {
+        let mut writer = RecordWriter::create(target, Dtype::BF16).unwrap();
+        let manifest = record.manifest().unwrap().clone();
+        for (step, entry) in manifest.steps.iter().enumerate() {
+            let pairs: Vec<_> = record
+                .pairs()
+                .filter(|&(_, module)| keep(module))
+                .map(|(layer, module)| {
+                    let pair = record.gradients(step, layer, module).unwrap();
+                    let (a, b) = (pair.a.into_owned(), pair.b.into_owned());
+                    ((layer, module), StepGradients { a, b })
+                })
+                .collect();
+            writer.step(entry.report, &pairs).unwrap();
+        }
+        let name = String::new;
+        let sources = (
+            ModelSource { name: name(), config_sha256: name() },
+            DataSource { path: name(), sha256: name(), rows: 0 },
+        );
+        writer.finish(manifest.num_layers, manifest.lora, 0, sources, None).unwrap();
+    }
 
     #[test]
     fn golden_scores() {
@@ -242,6 +269,31 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    /// A record stored as BF16 has the scores of its rounded gradients.
+    #[test]
+    fn short_gradients_are_scored_as_they_are_stored() {
+        let folder = testkit::temporary_folder();
+        let path = folder.path().join("record");
+        let whole = Record::open(&testkit::fixture("tiny_qwen2/record")).unwrap();
+        rewrite_short(&whole, &path, &|_| true);
+        let short = Record::open(&path).unwrap();
+        short.verify().unwrap();
+        let rounded = |x: f32| half::bf16::from_f32(x).to_f32();
+        let found = score(&short, Criterion::Igia).unwrap();
+        for (layer, module) in whole.pairs() {
+            let squares: f64 = (0..whole.num_steps())
+                .map(|step| {
+                    let pair = whole.gradients(step, layer, module).unwrap();
+                    let (b, a) = (pair.b.mapv(rounded), pair.a.mapv(rounded));
+                    igia::reference::product_norm_squared(&StepPair { b: b.view(), a: a.view() })
+                })
+                .sum();
+            let expected = squares / whole.num_steps() as f64;
+            let found = found.layers[layer].modules[&module];
+            assert!((found - expected).abs() <= 1e-12 * expected, "layer {layer} {module}");
         }
     }
 

@@ -173,7 +173,7 @@ impl Benches {
         let record = self.folder.join("record");
         remove(&record)?;
         ours.args(["--steps", "12", "--json", "--scores"]).arg(&scores).arg("--out").arg(&record);
-        let Measured { anonymous_bytes, output } = measure(&mut ours)?;
+        let Measured { anonymous_bytes, output, .. } = measure(&mut ours)?;
         let hook = hook_share(&output).context("no steps")?;
         say(&format!("{what}: the hook takes {:.1} % of a step", hook * 100.0));
         self.lines.push(json!({"what": what, "hook_share": hook}));

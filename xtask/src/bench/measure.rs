@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -18,12 +18,15 @@ pub(crate) struct Measured {
     pub(crate) output: Value,
     /// The most memory that belongs to no file, in bytes, looked at twenty times a second.
     pub(crate) anonymous_bytes: u64,
+    /// From its start to its end.
+    pub(crate) seconds: f64,
 }
 
 /// Runs a command that prints one JSON object.
 pub(crate) fn measure(command: &mut Command) -> Result<Measured> {
     let shown = format!("{command:?}");
     say(&shown);
+    let started = Instant::now();
     let spawned = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
     let mut child = spawned.with_context(|| format!("cannot run {shown}"))?;
     let mut stdout = child.stdout.take().context("the command has no output")?;
@@ -42,16 +45,28 @@ pub(crate) fn measure(command: &mut Command) -> Result<Measured> {
         });
         let mut text = String::new();
         let read = stdout.read_to_string(&mut text);
-        let status = child.wait();
+        let status = child.wait().map(|status| (status, started.elapsed()));
         over.store(true, Ordering::Relaxed);
         (read.map(|_| text), status)
     });
-    ensure!(status?.success(), "failed: {shown}");
+    let (status, taken) = status?;
+    ensure!(status.success(), "failed: {shown}");
     let text = text?;
     // Libraries may print before the object.
     let start = text.find("\n{").map_or(0, |at| at + 1);
     let output = serde_json::from_str(&text[start..]).with_context(|| format!("from {shown}"))?;
-    Ok(Measured { output, anonymous_bytes: most.into_inner() })
+    let (anonymous_bytes, seconds) = (most.into_inner(), taken.as_secs_f64());
+    Ok(Measured { output, anonymous_bytes, seconds })
+}
+
+/// Runs a command whose output is of no interest; how long it took, in seconds.
+pub(crate) fn drop_output(command: &mut Command) -> Result<f64> {
+    let started = Instant::now();
+    let shown = format!("{command:?}");
+    let status = command.stdout(Stdio::null()).status();
+    let status = status.with_context(|| format!("cannot run {shown}"))?;
+    ensure!(status.success(), "failed: {shown}");
+    Ok(started.elapsed().as_secs_f64())
 }
 
 /// Python with PyTorch, transformers, PEFT and lm-evaluation-harness, installed unless it is there.

@@ -2,26 +2,25 @@
 
 mod costs;
 mod finetune;
+mod kernels;
 mod measure;
 
 use anyhow::Result;
 use clap::ValueEnum;
 
-use crate::root::{cargo, run as run_command};
-
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Bench {
-    /// The kernels, by criterion; each result is asserted before it is timed
+    /// The kernels by criterion, then all stages in the shape of an 8 B model: 40 GB of disk
     Kernels,
     /// Training, evaluation and memory against PyTorch in an environment of its own
     Finetune,
 }
 
 /// Runs one of them.
-pub(crate) fn run(bench: Bench, repeats: usize) -> Result<()> {
+pub(crate) fn run(bench: Bench, repeats: usize, scale: f64) -> Result<()> {
     match bench {
-        Bench::Kernels => run_command(&mut cargo(&["bench", "--package", "gradpruner-benches"])),
+        Bench::Kernels => kernels::run(scale),
         Bench::Finetune => finetune::run(repeats),
     }
 }

@@ -59,7 +59,7 @@ pub fn convert(
     let specs: Vec<_> =
         tensors.iter().map(|(name, shape)| TensorSpec::new(name, Dtype::BF16, shape)).collect();
     let size_bytes = specs.iter().map(|spec| spec.size_bytes() as u64).sum();
-    let mut writer = CheckpointWriter::new(staging.path(), specs, shard_bytes);
+    let writer = CheckpointWriter::create(staging.path(), specs, shard_bytes)?;
     for (done, (name, shape)) in tensors.iter().enumerate() {
         observe(done, tensors.len());
         let stored = if name == "model.embed_tokens.weight" {
@@ -67,7 +67,7 @@ pub fn convert(
         } else {
             gguf_name(name)
         };
-        writer.append(name, &source.tensor(&stored, shape, &config)?)?;
+        writer.write(name, &source.tensor(&stored, shape, &config)?)?;
     }
     writer.finish()?;
     staging.commit()?;

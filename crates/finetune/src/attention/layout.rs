@@ -60,12 +60,14 @@ impl Layout {
                 }
                 (count, tokens, width) = (count + 1, tokens + more.length, wider);
             }
-            if !row.branches() {
-                width = (width + WIDTH_STEP - 1) / WIDTH_STEP * WIDTH_STEP;
-            }
+            width = (width + WIDTH_STEP - 1) / WIDTH_STEP * WIDTH_STEP;
             let rows = &batch.rows[next..next + count];
             let lengths: Vec<i64> = rows.iter().map(|row| row.length).collect();
-            let branching = if row.branches() { batch.mask(row, first, window)? } else { None };
+            let branching = match row.branches() {
+                true => batch.mask(row, first, window)?.map(|seen| widened(&seen, width)),
+                false => None,
+            };
+            let branching = branching.transpose()?;
             groups.push(Group {
                 rows: count as i64,
                 width,
@@ -123,6 +125,16 @@ fn blocks(
         blocks.push(Block { query, queries, key, keys: end - key, hidden });
     }
     Ok(blocks)
+}
+
+/// `seen` of a row, `[length, length]`, with padding to `[width, width]`: nothing sees it, and it
+/// sees the first token, since it must see something.
+fn widened(seen: &Tensor, width: i64) -> Result<Tensor> {
+    let (length, _) = seen.size2()?;
+    let wide = Tensor::f_zeros([width, width], (Kind::Bool, seen.device()))?;
+    wide.f_narrow(0, 0, length)?.f_narrow(1, 0, length)?.f_copy_(seen)?;
+    let _ = wide.f_narrow(0, length, width - length)?.f_narrow(1, 0, 1)?.f_fill_(1)?;
+    Ok(wide)
 }
 
 /// 0 where `seen`, −∞ elsewhere.

@@ -102,12 +102,14 @@ mod tests {
             Packed::questions(&[&question, &question], Device::Cpu).unwrap(),
         ];
         for (pack, window) in packs.iter().flat_map(|pack| [(pack, None), (pack, Some(4))]) {
+            // Filling included.
+            let tokens = pack.tokens.numel() as i64;
             let random = |heads: i64| {
-                let size = [pack.num_tokens() as i64, heads, 8];
+                let size = [tokens, heads, 8];
                 Tensor::randn(size, (Kind::Float, Device::Cpu))
             };
             let heads = Heads { queries: random(6), keys: random(2), values: random(2) };
-            let gradient = random(6).reshape([pack.num_tokens() as i64, 48]);
+            let gradient = random(6).reshape([tokens, 48]);
             let of = |attention: &Attention| {
                 let back = attention.backward(&heads, &gradient).unwrap();
                 let out = attention.forward(&heads).unwrap();

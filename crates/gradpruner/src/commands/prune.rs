@@ -13,7 +13,7 @@ use crate::printer::{Outcome, Printer};
 /// Write the pruned checkpoint of a plan.
 ///
 /// Kept layers are copied byte for byte and renumbered, merged layers go into the layer before
-/// them; one weight at a time is held in memory.
+/// them. A few hundred megabytes are held in memory, whatever the model's size.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   gradpruner prune --model SmolLM2-135M --plan plan.json --record record --out pruned")]
@@ -33,10 +33,13 @@ pub(crate) struct PruneArgs {
     /// Most bytes of tensors in one file
     #[arg(long, default_value = "5GB", value_parser = size)]
     shard_size: u64,
+    /// Read the result back and compare every tensor with what the plan makes of the source
+    #[arg(long)]
+    verify: bool,
 }
 
 pub(crate) fn run(args: PruneArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
-    let PruneArgs { model, plan, record, out, shard_size } = args;
+    let PruneArgs { model, plan, record, out, shard_size, verify } = args;
     let context = || format!("cannot prune `{model}`");
     let settings = PruneSettings {
         model: locate(&model).with_context(context)?,
@@ -44,6 +47,7 @@ pub(crate) fn run(args: PruneArgs, printer: &mut Printer) -> anyhow::Result<Outc
         record,
         target: out,
         shard_bytes: shard_size,
+        verify,
     };
     printer.event(Event::Started(Stage::Prune));
     let report = apply(&settings, &mut |done, total| printer.event(Event::Tensors { done, total }))
@@ -52,13 +56,16 @@ pub(crate) fn run(args: PruneArgs, printer: &mut Printer) -> anyhow::Result<Outc
 }
 
 fn text(report: &PruneReport) -> String {
-    let PruneReport { target, before, after, .. } = report;
+    let PruneReport { target, before, after, verified_tensors, .. } = report;
     let line = |name: &str, before: u64, after: u64, unit: f64, suffix: &str| {
         let (x, y) = (before as f64 / unit, after as f64 / unit);
         format!("\n{name:<13}{x:>9.1}{suffix} → {y:>8.1}{suffix}  −{:.1} %", 100.0 * (1.0 - y / x))
     };
+    let verified = verified_tensors.map_or_else(String::new, |count| {
+        format!("\nverified     {count} tensors are what the plan makes of the source")
+    });
     format!(
-        "layers       {:>9} → {:>8}{}{}{}\nwritten to   {}",
+        "layers       {:>9} → {:>8}{}{}{}\nwritten to   {}{verified}",
         before.num_layers,
         after.num_layers,
         line("parameters", before.parameters, after.parameters, 1e6, " M"),

@@ -1,0 +1,199 @@
+//! Donors into a receiver: one weight at a time, a block of it in memory (method.md §5, §6).
+
+use checkpoint::{
+    Checkpoint, Dtype, Module, Record, TensorReader, TensorView, narrow, tensor_name, widen,
+};
+use half::{bf16, f16};
+use igia::ImportanceRows;
+use merge::{Donor, Element, Mask, Scores, keep_top, keep_top_of, kept_count, merge_part};
+use rayon::prelude::*;
+
+use crate::scores::{require_finite, step_pairs};
+use crate::{Plan, Result};
+
+/// Elements of a weight that are merged at a time.
+const BLOCK: usize = 1 << 21;
+/// Bytes of importance that are held; a larger weight's is computed anew for each pass over it.
+const HELD_BYTES: usize = 256 << 20;
+/// Rows of importance that are computed at a time where it is not held: parts begin at multiples
+/// of 64 elements, whatever the columns.
+const ROWS: usize = 192;
+
+/// Merges the weights that a plan wants merged.
+pub(crate) struct Merging<'a> {
+    source: &'a Checkpoint,
+    record: &'a Record,
+    plan: &'a Plan,
+    held_bytes: usize,
+    /// Importance of the weight at hand; kept, since memory taken anew costs as much as the work.
+    importance: Vec<f32>,
+}
+
+impl<'a> Merging<'a> {
+    pub(crate) fn new(source: &'a Checkpoint, record: &'a Record, plan: &'a Plan) -> Self {
+        Self { source, record, plan, held_bytes: HELD_BYTES, importance: Vec::new() }
+    }
+
+    /// Which elements of a donor are kept: its most important ones (method.md §5).
+    pub(crate) fn kept(&mut self, donor: usize, module: Module) -> Result<Mask> {
+        require_finite(self.record, donor, module)?;
+        let gradients = self.record.all_gradients(donor, module)?;
+        let pairs = step_pairs(&gradients);
+        let rows = ImportanceRows::new(&pairs);
+        let (out, columns) = rows.dim();
+        let size = out * columns;
+        let count = kept_count(self.plan.density, size);
+        if size_of::<f32>() * size > self.held_bytes {
+            return Ok(keep_top_of(&Computed(rows), count));
+        }
+        if self.importance.len() < size {
+            self.importance.resize(size, 0.0);
+        }
+        rows.compute(0, &mut self.importance[..size]);
+        Ok(keep_top(&self.importance[..size], count))
+    }
+
+    /// Hands on the bytes of a receiver with its donors merged in, part by part, each with its
+    /// offset.
+    pub(crate) fn merged(
+        &mut self,
+        receiver: &TensorView<'_>,
+        (layer, module): (usize, Module),
+        take: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let (source, plan) = (self.source, self.plan);
+        let mut donors = Vec::new();
+        for &donor in plan.donors_of(layer) {
+            let weight = source.tensor(&tensor_name(donor, module))?;
+            donors.push((weight, self.kept(donor, module)?));
+        }
+        let one_type =
+            donors.iter().all(|(weight, _)| weight.stored_dtype() == receiver.stored_dtype());
+        match receiver.dtype()? {
+            dtype if !one_type => merge_mixed(receiver, dtype, &donors, take),
+            Dtype::F32 => merge_stored::<f32>(receiver, &donors, take),
+            Dtype::F16 => merge_stored::<f16>(receiver, &donors, take),
+            Dtype::BF16 => merge_stored::<bf16>(receiver, &donors, take),
+        }
+    }
+}
+
+/// A donor's weight and what of it is kept.
+type Giving<'a> = (TensorView<'a>, Mask);
+
+/// Merges weights of one stored type, a block at a time.
+fn merge_stored<E: Element + bytemuck::Pod>(
+    receiver: &TensorView<'_>,
+    donors: &[Giving<'_>],
+    take: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
+) -> Result<()> {
+    let own = receiver.reader()?;
+    let theirs: Vec<TensorReader> =
+        donors.iter().map(|(weight, _)| weight.reader()).collect::<Result<_, _>>()?;
+    let size = receiver.shape().iter().product::<usize>();
+    let mut blocks = vec![vec![E::default(); BLOCK.min(size)]; donors.len() + 2];
+    for first in (0..size).step_by(BLOCK) {
+        let count = BLOCK.min(size - first);
+        let offset = (first * size_of::<E>()) as u64;
+        let mut parts = blocks.iter_mut().map(|block| &mut block[..count]);
+        let (Some(merged), Some(receiver)) = (parts.next(), parts.next()) else { break };
+        own.read(offset, bytemuck::cast_slice_mut(receiver))?;
+        let mut giving = Vec::new();
+        for ((weight, reader), (_, kept)) in parts.zip(&theirs).zip(donors) {
+            reader.read(offset, bytemuck::cast_slice_mut(weight))?;
+            giving.push(Donor { weight, kept });
+        }
+        merge_part(first, receiver, &giving, merged);
+        take(offset, bytemuck::cast_slice(merged))?;
+    }
+    Ok(())
+}
+
+/// Merges weights of several stored types, as f32.
+fn merge_mixed(
+    receiver: &TensorView<'_>,
+    dtype: Dtype,
+    donors: &[Giving<'_>],
+    take: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
+) -> Result<()> {
+    let size = receiver.shape().iter().product::<usize>();
+    let values = |view: &TensorView<'_>, first: usize, count: usize| -> Result<Vec<f32>> {
+        let dtype = view.dtype()?;
+        let mut bytes = vec![0; count * dtype.size()];
+        view.reader()?.read((first * dtype.size()) as u64, &mut bytes)?;
+        Ok(widen(&bytes, dtype))
+    };
+    for first in (0..size).step_by(BLOCK) {
+        let count = BLOCK.min(size - first);
+        let own = values(receiver, first, count)?;
+        let theirs = donors
+            .iter()
+            .map(|(weight, _)| values(weight, first, count))
+            .collect::<Result<Vec<_>>>()?;
+        let giving: Vec<Donor<'_, f32>> =
+            theirs.iter().zip(donors).map(|(weight, (_, kept))| Donor { weight, kept }).collect();
+        let mut merged = vec![0.0; count];
+        merge_part(first, &own, &giving, &mut merged);
+        take((first * dtype.size()) as u64, &narrow(&merged, dtype))?;
+    }
+    Ok(())
+}
+
+/// Importance that is computed when it is asked for.
+struct Computed<'a, 'b>(ImportanceRows<'a, 'b>);
+
+impl Scores for Computed<'_, '_> {
+    fn count(&self) -> usize {
+        let (rows, columns) = self.0.dim();
+        rows * columns
+    }
+
+    fn parts(&self, see: &(dyn Fn(usize, &[f32]) + Sync)) {
+        let (rows, columns) = self.0.dim();
+        (0..rows.div_ceil(ROWS)).into_par_iter().for_each_init(Vec::new, |part, number| {
+            let first = number * ROWS;
+            part.resize(ROWS.min(rows - first) * columns, 0.0);
+            self.0.compute(first, part);
+            see(first * columns, part);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden_importance_and_masks() {
+        for name in testkit::GOLDEN {
+            let at = |file: &str| testkit::fixture(&format!("{name}/{file}"));
+            let record = Record::open(&at("record")).unwrap();
+            let file = at("igia.safetensors");
+            for tensor in testkit::tensor_names(&file) {
+                let (layer, module) = place(&tensor);
+                let gradients = record.all_gradients(layer, module).unwrap();
+                let found = igia::importance(&step_pairs(&gradients));
+                let (_, expected) = testkit::tensor_f32(&file, &tensor);
+                assert!(testkit::relative_deviation(&found, &expected) < 1e-5, "{name} {tensor}");
+            }
+            let source = Checkpoint::open(&at("model")).unwrap();
+            let plan = Plan::read(&at("plan.json")).unwrap();
+            let mut merging = Merging::new(&source, &record, &plan);
+            let file = at("masks.safetensors");
+            for tensor in testkit::tensor_names(&file) {
+                let (layer, module) = place(&tensor);
+                let (_, expected) = testkit::tensor_bytes(&file, &tensor);
+                for held_bytes in [HELD_BYTES, 0] {
+                    merging.held_bytes = held_bytes;
+                    let found = merging.kept(layer, module).unwrap();
+                    assert!(found.iter().map(u8::from).eq(expected.clone()), "{name} {tensor}");
+                }
+            }
+        }
+    }
+
+    fn place(tensor: &str) -> (usize, Module) {
+        let (layer, module) = tensor.strip_prefix("layers.").unwrap().split_once('.').unwrap();
+        (layer.parse().unwrap(), module.parse().unwrap())
+    }
+}
