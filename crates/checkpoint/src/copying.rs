@@ -93,15 +93,16 @@ fn by_hand(
 mod tests {
     use super::*;
 
+    type Copy = fn((&fs_err::File, u64), (&fs_err::File, u64), u64) -> io::Result<()>;
+
     #[test]
     fn either_way_the_same_bytes() {
         let folder = testkit::temporary_folder();
-        let bytes: Vec<u8> = (0..3 * BUFFER + 77).map(|at| (at * 7 >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..3 * BUFFER + 77).map(|at| (at * 7 / 8) as u8).collect();
         let path = folder.path().join("source");
         fs_err::write(&path, &bytes).unwrap();
         let source = fs_err::File::open(&path).unwrap();
         let (from, size) = (13, 3 * BUFFER as u64 + 1);
-        type Copy = fn((&fs_err::File, u64), (&fs_err::File, u64), u64) -> io::Result<()>;
         let ways: [(&str, Copy, u64); 3] =
             [("kernel", copy_range, 5), ("shared", copy_range, BLOCK + 13), ("hand", by_hand, 5)];
         for (name, copy, to) in ways {

@@ -3,7 +3,7 @@
 //! The product of two f32 is exact in f64, so only the order of the sums matters: it is fixed here
 //! by lanes and tiles of a given size, which the compiler turns into whatever vectors there are.
 
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 
 /// Partial sums of a dot product that run side by side.
 const LANES: usize = 8;
@@ -12,8 +12,23 @@ const TILE: usize = 4;
 
 /// `X·Xᵀ` of a row-major `[r, n]` matrix: `[r, r]`, upper triangle.
 pub(crate) fn of_rows(x: &[f32], rank: usize, sums: &mut [f64]) {
-    let columns = x.len() / rank.max(1);
-    Arch::new().dispatch(|| {
+    Arch::new().dispatch(OfRows { x, rank, sums });
+}
+
+struct OfRows<'a> {
+    x: &'a [f32],
+    rank: usize,
+    sums: &'a mut [f64],
+}
+
+impl WithSimd for OfRows<'_> {
+    type Output = ();
+
+    // A closure would not be inlined where the instructions are chosen, and so not use them.
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { x, rank, sums } = self;
+        let columns = x.len() / rank.max(1);
         let row = |i: usize| x.get(i * columns..(i + 1) * columns).unwrap_or(&[]);
         for i in (0..rank).step_by(TILE) {
             let left = std::array::from_fn(|k| row((i + k).min(rank - 1)));
@@ -25,12 +40,26 @@ pub(crate) fn of_rows(x: &[f32], rank: usize, sums: &mut [f64]) {
                 }
             }
         }
-    });
+    }
 }
 
 /// `Xᵀ·X` of a row-major `[n, r]` matrix: `[r, r]`, upper triangle.
 pub(crate) fn of_columns(x: &[f32], rank: usize, sums: &mut [f64]) {
-    Arch::new().dispatch(|| {
+    Arch::new().dispatch(OfColumns { x, rank, sums });
+}
+
+struct OfColumns<'a> {
+    x: &'a [f32],
+    rank: usize,
+    sums: &'a mut [f64],
+}
+
+impl WithSimd for OfColumns<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { x, rank, sums } = self;
         for i in (0..rank).step_by(LANES) {
             for j in (i..rank).step_by(LANES) {
                 let found = tile_of_columns(x, rank, i, j);
@@ -41,7 +70,7 @@ pub(crate) fn of_columns(x: &[f32], rank: usize, sums: &mut [f64]) {
                 }
             }
         }
-    });
+    }
 }
 
 fn pairs_in_tile(i: usize, j: usize, rank: usize) -> impl Iterator<Item = (usize, usize)> {
@@ -59,46 +88,56 @@ fn tile_of_rows(left: [&[f32]; TILE], right: [&[f32]; TILE]) -> [[f64; TILE]; TI
     let left_chunks = left_chunks.map(|row| &row[..count]);
     let right_chunks = right_chunks.map(|row| &row[..count]);
     for at in 0..count {
-        let wide = |chunk: &[f32; LANES]| chunk.map(f64::from);
-        let right: [[f64; LANES]; TILE] = std::array::from_fn(|l| wide(&right_chunks[l][at]));
-        for k in 0..TILE {
-            let left = wide(&left_chunks[k][at]);
-            for l in 0..TILE {
+        let mut wide = [[0.0; LANES]; TILE];
+        for (wide, chunks) in wide.iter_mut().zip(right_chunks) {
+            widen(&chunks[at], wide);
+        }
+        for (sums, chunks) in sums.iter_mut().zip(left_chunks) {
+            let mut own = [0.0; LANES];
+            widen(&chunks[at], &mut own);
+            for (sums, wide) in sums.iter_mut().zip(&wide) {
                 for lane in 0..LANES {
-                    sums[k][l][lane] += left[lane] * right[l][lane];
+                    sums[lane] += own[lane] * wide[lane];
                 }
             }
         }
     }
-    let rest = |row: &[f32]| -> [f64; LANES] {
-        let tail = row.as_chunks::<LANES>().1;
-        std::array::from_fn(|lane| tail.get(lane).copied().map_or(0.0, f64::from))
-    };
+    let mut found = [[0.0; TILE]; TILE];
     for k in 0..TILE {
         for l in 0..TILE {
             let (left, right) = (rest(left[k]), rest(right[l]));
             for lane in 0..LANES {
                 sums[k][l][lane] += left[lane] * right[lane];
             }
+            found[k][l] = sum_of_lanes(sums[k][l]);
         }
     }
-    sums.map(|row| row.map(sum_of_lanes))
+    found
+}
+
+#[inline(always)]
+fn widen(chunk: &[f32; LANES], wide: &mut [f64; LANES]) {
+    for lane in 0..LANES {
+        wide[lane] = f64::from(chunk[lane]);
+    }
+}
+
+/// What does not fill the lanes, with zeros after it.
+fn rest(row: &[f32]) -> [f64; LANES] {
+    let mut wide = [0.0; LANES];
+    for (wide, &value) in wide.iter_mut().zip(row.as_chunks::<LANES>().1) {
+        *wide = f64::from(value);
+    }
+    wide
 }
 
 #[inline(always)]
 fn tile_of_columns(x: &[f32], rank: usize, i: usize, j: usize) -> [[f64; LANES]; LANES] {
     let mut sums = [[0.0_f64; LANES]; LANES];
-    let full = i + LANES <= rank && j + LANES <= rank;
     for row in x.chunks_exact(rank) {
-        let part = |first: usize| -> [f64; LANES] {
-            match full {
-                true => std::array::from_fn(|lane| f64::from(row[first + lane])),
-                false => std::array::from_fn(|lane| {
-                    row.get(first + lane).copied().map_or(0.0, f64::from)
-                }),
-            }
-        };
-        let (left, right) = (part(i), part(j));
+        let (mut left, mut right) = ([0.0; LANES], [0.0; LANES]);
+        part(row, i, &mut left);
+        part(row, j, &mut right);
         for k in 0..LANES {
             for l in 0..LANES {
                 sums[k][l] += left[k] * right[l];
@@ -106,6 +145,15 @@ fn tile_of_columns(x: &[f32], rank: usize, i: usize, j: usize) -> [[f64; LANES];
         }
     }
     sums
+}
+
+/// The values from `first` on, with zeros beyond the last.
+#[inline(always)]
+fn part(row: &[f32], first: usize, wide: &mut [f64; LANES]) {
+    match row[first..].first_chunk::<LANES>() {
+        Some(whole) => widen(whole, wide),
+        None => *wide = rest(&row[first..]),
+    }
 }
 
 /// Pairs of lanes, then pairs of pairs.

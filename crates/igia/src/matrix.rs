@@ -226,7 +226,7 @@ mod tests {
             let pairs: Vec<_> = (0..steps as u32)
                 .map(|step| {
                     let salt = salt.wrapping_add(step * 1000);
-                    (matrix(out, rank, salt), matrix(rank, columns, salt ^ 77))
+                    (matrix(out, rank, salt), matrix(rank, columns, salt ^ 0x77))
                 })
                 .collect();
             let pairs: Vec<_> =

@@ -7,6 +7,7 @@ mod element;
 mod mask;
 pub mod reference;
 mod same_sign;
+mod sampled;
 mod top;
 
 pub use element::Element;

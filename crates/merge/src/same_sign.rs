@@ -1,9 +1,9 @@
 //! The same-sign merge (method.md §6).
 
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use crate::element::LANES;
+use crate::element::{LANES, Wide};
 use crate::{Element, Mask};
 
 /// Elements a thread works on at a time.
@@ -71,41 +71,103 @@ pub fn merge_part<E: Element>(
     }
     merged.par_chunks_mut(BLOCK).enumerate().for_each(|(block, merged)| {
         let from = block * BLOCK;
-        Arch::new().dispatch(|| merge_block(first, from, receiver, donors, merged));
+        Arch::new().dispatch(Block { first, from, receiver, donors, merged });
     });
 }
 
-#[inline(always)]
-fn merge_block<E: Element>(
+/// Some elements, to be merged with whatever vectors there are.
+struct Block<'a, E> {
+    /// The part's first element in the weight.
     first: usize,
+    /// The block's first element in the part.
     from: usize,
-    receiver: &[E],
-    donors: &[Donor<'_, E>],
-    merged: &mut [E],
-) {
-    let count = merged.len();
-    for (at, merged) in (from..from + count).step_by(LANES).zip(merged.chunks_mut(LANES)) {
-        let own = lanes(receiver, at);
-        let wide = E::widen(&own);
-        let (mut sums, mut changed) = (wide, [0_u32; LANES]);
-        for donor in donors {
-            let theirs = E::widen(&lanes(donor.weight, at));
-            let word = donor.kept.words()[(first + at) / LANES];
-            let halves = [word as u32, (word >> 32) as u32];
-            for lane in 0..LANES {
-                let kept = halves[lane / 32] >> (lane % 32) & 1;
-                let agree = (wide[lane] > 0.0 && theirs[lane] > 0.0)
-                    || (wide[lane] < 0.0 && theirs[lane] < 0.0);
-                let taken = kept & u32::from(agree);
-                sums[lane] = if taken == 1 { sums[lane] + theirs[lane] } else { sums[lane] };
-                changed[lane] |= taken;
+    /// The part.
+    receiver: &'a [E],
+    donors: &'a [Donor<'a, E>],
+    /// The block.
+    merged: &'a mut [E],
+}
+
+impl<E: Element> WithSimd for Block<'_, E> {
+    type Output = ();
+
+    // A closure would not be inlined where the instructions are chosen, and so not use them.
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        self.merge(simd);
+    }
+}
+
+impl<E: Element> Block<'_, E> {
+    #[inline(always)]
+    fn merge<S: Simd>(self, simd: S) {
+        let Self { first, from, receiver, donors, merged } = self;
+        let count = merged.len();
+        for (at, merged) in (from..from + count).step_by(LANES).zip(merged.chunks_mut(LANES)) {
+            let own = lanes(receiver, at);
+            let wide = E::widen(&own);
+            let mut sums = wide;
+            for donor in donors {
+                let kept = donor.kept.words()[(first + at) / LANES];
+                let theirs = E::widen(&lanes(donor.weight, at));
+                add_agreeing::<S, E>(simd, &mut sums, (&wide, &theirs), kept);
+            }
+            let rounded = E::narrow(&sums, &own);
+            match merged.as_chunks_mut::<LANES>().0 {
+                [whole] => *whole = rounded,
+                _ => merged.copy_from_slice(&rounded[..merged.len()]),
             }
         }
-        let rounded = E::narrow(&sums);
-        for ((to, lane), own) in merged.iter_mut().zip(0..LANES).zip(own) {
-            *to = if changed[lane] == 1 { rounded[lane] } else { own };
+    }
+}
+
+/// Adds those of `theirs` that are kept and of the sign of `own`.
+#[inline(always)]
+fn add_agreeing<S: Simd, E: Element>(
+    simd: S,
+    sums: &mut Wide,
+    (own, theirs): (&Wide, &Wide),
+    kept: u64,
+) {
+    let (of_half, of_lane) = E::PLACES;
+    let (bits, _) = S::as_simd_u32s(if of_lane == 1 { &EVERY } else { &EVERY_OTHER });
+    let zero = simd.splat_f32s(0.0);
+    for half in 0..2 {
+        let (sums, _) = S::as_mut_simd_f32s(&mut sums[half]);
+        let (own, _) = S::as_simd_f32s(&own[half]);
+        let (theirs, _) = S::as_simd_f32s(&theirs[half]);
+        for vector in 0..sums.len() {
+            let (sum, own, theirs) = (&mut sums[vector], own[vector], theirs[vector]);
+            let word = kept >> (half * of_half + vector * S::F32_LANES * of_lane);
+            let unkept = simd.equal_u32s(
+                simd.and_u32s(simd.splat_u32s(word as u32), bits[0]),
+                simd.splat_u32s(0),
+            );
+            let agree = simd.or_m32s(
+                simd.and_m32s(
+                    simd.greater_than_f32s(own, zero),
+                    simd.greater_than_f32s(theirs, zero),
+                ),
+                simd.and_m32s(simd.less_than_f32s(own, zero), simd.less_than_f32s(theirs, zero)),
+            );
+            let added = simd.select_f32s(agree, simd.add_f32s(*sum, theirs), *sum);
+            *sum = simd.select_f32s(unkept, *sum, added);
         }
     }
+}
+
+/// The bit of each lane where lanes are neighbours, and where every other element is a lane.
+const EVERY: [u32; 16] = bits(1);
+const EVERY_OTHER: [u32; 16] = bits(2);
+
+const fn bits(step: usize) -> [u32; 16] {
+    let mut bits = [0; 16];
+    let mut lane = 0;
+    while lane < bits.len() {
+        bits[lane] = 1 << (step * lane);
+        lane += 1;
+    }
+    bits
 }
 
 /// The elements from `at` on; zeros, which agree with nothing, beyond the last.

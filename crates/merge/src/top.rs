@@ -3,10 +3,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use pulp::Arch;
 use rayon::prelude::*;
 
-use crate::Mask;
+use crate::{Mask, sampled};
 
 /// How many of `size` elements a density keeps: `⌊density · size⌋`.
 ///
@@ -45,10 +44,9 @@ impl Scores for [f32] {
 
 /// Marks the `count` largest scores; of equal scores, those that come first (method.md §5).
 ///
-/// `scores`: `[n]`, one weight's IGIA-Matrix in row-major order, f32. Three passes over them, no
-/// sort: a histogram of the upper halves of their bits says in which sixteen bits the threshold
-/// begins, one of the lower halves what it is, and the third marks. Time `O(n)`, memory `n / 4`
-/// bytes and half a megabyte a thread. The same mask at any thread count.
+/// `scores`: `[n]`, one weight's IGIA-Matrix in row-major order, f32. One pass over them if a sample
+/// says well enough where the threshold is, else as [`keep_top_of`]. Time `O(n)`, memory a few bits
+/// a score. The same mask at any thread count, whatever the sample.
 ///
 /// # Panics
 ///
@@ -61,10 +59,14 @@ impl Scores for [f32] {
 /// assert!(kept.iter().eq([false, true, true, false]));
 /// ```
 pub fn keep_top(scores: &[f32], count: usize) -> Mask {
-    keep_top_of(scores, count)
+    sampled::keep_top(scores, count).unwrap_or_else(|| keep_top_of(scores, count))
 }
 
-/// [`keep_top`] of scores that need not all be there at once: they are gone through three times.
+/// [`keep_top`] of scores that need not all be there at once.
+///
+/// Three passes over them, no sort: a histogram of the upper halves of their bits says in which
+/// sixteen bits the threshold begins, one of the lower halves what it is, and the third marks.
+/// Memory `n / 4` bytes and half a megabyte a thread.
 ///
 /// # Panics
 ///
@@ -157,16 +159,14 @@ fn mark<S: Scores + ?Sized>(scores: &S, threshold: u32, mut ties: usize) -> Mask
     scores.parts(&|first, part| {
         assert_eq!(first % 64, 0, "parts begin at whole words");
         let places = above[first / 64..].iter().zip(&equal[first / 64..]);
-        Arch::new().dispatch(|| {
-            for (scores, (above, equal)) in part.chunks(64).zip(places) {
-                let (larger, same) = compare(scores, threshold);
-                // Each word belongs to one part, so no order among threads is wanted.
-                above.store(larger, Ordering::Relaxed);
-                if same != 0 {
-                    equal.store(same, Ordering::Relaxed);
-                }
+        for (scores, (above, equal)) in part.chunks(64).zip(places) {
+            let (larger, same) = compare(scores, threshold);
+            // Each word belongs to one part, so no order among threads is wanted.
+            above.store(larger, Ordering::Relaxed);
+            if same != 0 {
+                equal.store(same, Ordering::Relaxed);
             }
-        });
+        }
     });
     let words = above.into_iter().zip(equal).map(|(above, equal)| {
         let (mut word, mut equal) = (above.into_inner(), equal.into_inner());
@@ -182,7 +182,6 @@ fn mark<S: Scores + ?Sized>(scores: &S, threshold: u32, mut ties: usize) -> Mask
 }
 
 /// The bits of at most 64 scores that rank above the threshold, and of those that equal it.
-#[inline(always)]
 fn compare(scores: &[f32], threshold: u32) -> (u64, u64) {
     let (mut larger, mut same) = ([0_u8; 64], [0_u8; 64]);
     for (at, &score) in scores.iter().enumerate().take(64) {
@@ -194,7 +193,6 @@ fn compare(scores: &[f32], threshold: u32) -> (u64, u64) {
 }
 
 /// Bytes of 0 or 1 as bits, the first in the lowest.
-#[inline(always)]
 fn pack(bytes: [u8; 64]) -> u64 {
     let (eights, _) = bytes.as_chunks::<8>();
     eights.iter().enumerate().fold(0, |word, (at, &eight)| {
