@@ -20,21 +20,22 @@ pub struct TensorSpec {
     pub dtype: safetensors::Dtype,
     /// Its shape.
     pub shape: Vec<usize>,
-    /// Where its bytes lie in the file they are copied from.
-    source_offset: u64,
+    /// The file its bytes are copied from, and where they lie there.
+    source: Option<(PathBuf, u64)>,
 }
 
 impl TensorSpec {
     /// A tensor of floats.
     pub fn new(name: impl Into<String>, dtype: crate::Dtype, shape: &[usize]) -> Self {
         let (name, dtype) = (name.into(), dtype.to_safetensors());
-        Self { name, dtype, shape: shape.to_vec(), source_offset: 0 }
+        Self { name, dtype, shape: shape.to_vec(), source: None }
     }
 
     /// A tensor like `view`, under another name.
     pub fn like(view: &TensorView<'_>, name: impl Into<String>) -> Self {
         let (name, shape) = (name.into(), view.shape().to_vec());
-        Self { name, dtype: view.stored_dtype(), shape, source_offset: view.offset() }
+        let source = Some((view.path().to_owned(), view.offset()));
+        Self { name, dtype: view.stored_dtype(), shape, source }
     }
 
     /// How many bytes its data takes.
@@ -184,6 +185,16 @@ impl CheckpointWriter {
         write_json(&self.folder.join("model.safetensors.index.json"), &index)
     }
 
+    /// Which of the files, counted from 0, a tensor belongs in: writes to one file wait for each
+    /// other, writes to several do not.
+    ///
+    /// # Panics
+    ///
+    /// If the tensor was not announced.
+    pub fn shard_of(&self, name: &str) -> usize {
+        self.place(name).shard
+    }
+
     fn place(&self, name: &str) -> &Place {
         let Some(place) = self.places.get(name) else { panic!("`{name}` was not announced") };
         place
@@ -191,12 +202,18 @@ impl CheckpointWriter {
 }
 
 /// Tensors by shard, in order, at most `shard_bytes` a shard unless one alone is larger.
+///
+/// A shard takes from one file only: its bytes then lie at the same places within pages as there,
+/// which makes copying twice as fast, and lets file systems share them.
 fn grouped(tensors: Vec<TensorSpec>, shard_bytes: u64) -> Vec<Vec<TensorSpec>> {
     let mut groups: Vec<Vec<TensorSpec>> = vec![Vec::new()];
     let mut filled = 0;
     for tensor in tensors {
         let size = tensor.size_bytes() as u64;
-        if filled > 0 && filled + size > shard_bytes {
+        let file = |tensor: &TensorSpec| tensor.source.as_ref().map(|(file, _)| file.clone());
+        let last = groups.last().and_then(|group| group.last());
+        let other_file = last.is_some_and(|last| file(last) != file(&tensor));
+        if filled > 0 && (filled + size > shard_bytes || other_file) {
             groups.push(Vec::new());
             filled = 0;
         }
@@ -234,8 +251,8 @@ pub(crate) fn header(tensors: &[TensorSpec]) -> Vec<u8> {
     }
     let mut header = Value::Object(header).to_string().into_bytes();
     let least = 8 + header.len() as u64;
-    let data = match tensors.first().map_or(0, |tensor| tensor.source_offset) {
-        copied if copied > 0 && copied % 8 == 0 => {
+    let data = match tensors.first().and_then(|tensor| tensor.source.as_ref()) {
+        Some((_, copied)) if copied % 8 == 0 => {
             least + (copied % BLOCK + BLOCK - least % BLOCK) % BLOCK
         }
         _ => least.next_multiple_of(8),

@@ -9,6 +9,8 @@ use pulp::{Arch, Simd, WithSimd};
 const LANES: usize = 8;
 /// Rows whose products with as many others are summed together.
 const TILE: usize = 4;
+/// Rows that are widened before their products are summed.
+const ROWS: usize = 64;
 
 /// `X·Xᵀ` of a row-major `[r, n]` matrix: `[r, r]`, upper triangle.
 pub(crate) fn of_rows(x: &[f32], rank: usize, sums: &mut [f64]) {
@@ -34,7 +36,7 @@ impl WithSimd for OfRows<'_> {
             let left = std::array::from_fn(|k| row((i + k).min(rank - 1)));
             for j in (i..rank).step_by(TILE) {
                 let right = std::array::from_fn(|k| row((j + k).min(rank - 1)));
-                let found = tile_of_rows(left, right);
+                let found = tile_of_rows::<S>(left, right);
                 for (k, l) in pairs_in_tile(i, j, rank) {
                     sums[(i + k) * rank + j + l] = found[k][l];
                 }
@@ -62,7 +64,7 @@ impl WithSimd for OfColumns<'_> {
         let Self { x, rank, sums } = self;
         for i in (0..rank).step_by(LANES) {
             for j in (i..rank).step_by(LANES) {
-                let found = tile_of_columns(x, rank, i, j);
+                let found = tile_of_columns::<S>(x, rank, i, j);
                 for k in 0..LANES.min(rank - i) {
                     for l in 0..LANES.min(rank - j) {
                         sums[(i + k) * rank + j + l] = found[k][l];
@@ -79,7 +81,7 @@ fn pairs_in_tile(i: usize, j: usize, rank: usize) -> impl Iterator<Item = (usize
 }
 
 #[inline(always)]
-fn tile_of_rows(left: [&[f32]; TILE], right: [&[f32]; TILE]) -> [[f64; TILE]; TILE] {
+fn tile_of_rows<S: Simd>(left: [&[f32]; TILE], right: [&[f32]; TILE]) -> [[f64; TILE]; TILE] {
     let mut sums = [[[0.0_f64; LANES]; TILE]; TILE];
     let (left_chunks, right_chunks) =
         (left.map(|row| row.as_chunks::<LANES>().0), right.map(|row| row.as_chunks::<LANES>().0));
@@ -97,7 +99,7 @@ fn tile_of_rows(left: [&[f32]; TILE], right: [&[f32]; TILE]) -> [[f64; TILE]; TI
             widen(&chunks[at], &mut own);
             for (sums, wide) in sums.iter_mut().zip(&wide) {
                 for lane in 0..LANES {
-                    sums[lane] += own[lane] * wide[lane];
+                    sums[lane] = multiply_add::<S>(own[lane], wide[lane], sums[lane]);
                 }
             }
         }
@@ -132,15 +134,27 @@ fn rest(row: &[f32]) -> [f64; LANES] {
 }
 
 #[inline(always)]
-fn tile_of_columns(x: &[f32], rank: usize, i: usize, j: usize) -> [[f64; LANES]; LANES] {
+fn tile_of_columns<S: Simd>(x: &[f32], rank: usize, i: usize, j: usize) -> [[f64; LANES]; LANES] {
     let mut sums = [[0.0_f64; LANES]; LANES];
-    for row in x.chunks_exact(rank) {
-        let (mut left, mut right) = ([0.0; LANES], [0.0; LANES]);
-        part(row, i, &mut left);
-        part(row, j, &mut right);
-        for k in 0..LANES {
-            for l in 0..LANES {
-                sums[k][l] += left[k] * right[l];
+    // Widened some rows at a time, to memory: a factor is then loaded into all lanes, which takes
+    // less than spreading it from one register to another.
+    let (mut left, mut right) = ([[0.0; LANES]; ROWS], [[0.0; LANES]; ROWS]);
+    for rows in x.chunks(ROWS * rank) {
+        let count = rows.len() / rank;
+        for (row, wide) in rows.chunks_exact(rank).zip(&mut right) {
+            part(row, j, wide);
+        }
+        if i != j {
+            for (row, wide) in rows.chunks_exact(rank).zip(&mut left) {
+                part(row, i, wide);
+            }
+        }
+        let left = if i == j { &right } else { &left };
+        for (left, right) in left[..count].iter().zip(&right) {
+            for (&factor, sums) in left.iter().zip(&mut sums) {
+                for lane in 0..LANES {
+                    sums[lane] = multiply_add::<S>(factor, right[lane], sums[lane]);
+                }
             }
         }
     }
@@ -154,6 +168,13 @@ fn part(row: &[f32], first: usize, wide: &mut [f64; LANES]) {
         Some(whole) => widen(whole, wide),
         None => *wide = rest(&row[first..]),
     }
+}
+
+/// `x · y + sum` in one instruction where there is one: the product of two f32 is exact, so the bits
+/// are the same.
+#[inline(always)]
+fn multiply_add<S: Simd>(x: f64, y: f64, sum: f64) -> f64 {
+    if S::IS_SCALAR { x * y + sum } else { x.mul_add(y, sum) }
 }
 
 /// Pairs of lanes, then pairs of pairs.

@@ -1,8 +1,10 @@
 //! Carrying out a plan: the pruned checkpoint, tensor by tensor (method.md §7).
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
+use std::thread::available_parallelism;
 
 use checkpoint::{
     Checkpoint, CheckpointWriter, LayerTensor, ModelConfig, Module, Record, Staging, TensorSpec,
@@ -169,54 +171,67 @@ impl<'a> Work<'a> {
         self.specs.clone()
     }
 
-    /// Copies on one thread and merges on others meanwhile.
+    /// Copies on some threads and merges on others meanwhile.
     fn write(
         &self,
         writer: &CheckpointWriter,
         observe: &mut dyn FnMut(usize, usize),
     ) -> Result<()> {
-        let (total, failed) = (self.specs.len(), AtomicBool::new(false));
-        let (done, progress) = mpsc::channel();
+        let mut shards: BTreeMap<usize, Vec<&(TensorView<'a>, String)>> = BTreeMap::new();
+        for tensor in &self.copied {
+            shards.entry(writer.shard_of(&tensor.1)).or_default().push(tensor);
+        }
+        let copiers = available_parallelism().map_or(1, usize::from).min(shards.len());
+        let (waiting, failed) = (Mutex::new(shards), AtomicBool::new(false));
         let step = |result: Result<()>, done: &mpsc::Sender<()>| {
             failed.fetch_or(result.is_err(), Ordering::Relaxed);
-            // Whoever counts them has gone only if the other thread has failed.
+            // Whoever counts them stays until all who send are done.
             let _ = done.send(());
             result
         };
+        let next_shard = || waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_first();
         let copy = |done: mpsc::Sender<()>| -> Result<()> {
-            for (view, name) in &self.copied {
-                if failed.load(Ordering::Relaxed) {
-                    break;
+            while let Some((_, tensors)) = next_shard() {
+                for (view, name) in tensors {
+                    if failed.load(Ordering::Relaxed) {
+                        return Ok(());
+                    }
+                    step(writer.copy(name, view).map_err(PruneError::from), &done)?;
                 }
-                step(writer.copy(name, view).map_err(PruneError::from), &done)?;
             }
             Ok(())
         };
         let merge = |done: mpsc::Sender<()>| -> Result<()> {
-            let mut merging = self.merging()?;
+            let Some(mut merging) = self.merging()? else { return Ok(()) };
             for (view, name, place) in &self.receivers {
                 if failed.load(Ordering::Relaxed) {
                     break;
                 }
                 let (layer, module) = place;
                 tracing::info!(layer, %module, donors = ?self.plan.donors_of(*layer), "merging");
-                let Some(merging) = &mut merging else { break };
                 let mut take = |offset, part: &[u8]| Ok(writer.write_part(name, offset, part)?);
                 step(merging.merged(view, *place, &mut take), &done)?;
             }
             Ok(())
         };
         std::thread::scope(|scope| {
-            let (copies, merges) = (done.clone(), done);
-            let copying = scope.spawn(move || copy(copies));
-            let merging = scope.spawn(move || merge(merges));
+            let (done, progress) = mpsc::channel();
+            let mut workers: Vec<_> = (0..copiers)
+                .map(|_| {
+                    let done = done.clone();
+                    scope.spawn(|| copy(done))
+                })
+                .collect();
+            workers.push(scope.spawn(|| merge(done)));
             for (count, ()) in progress.into_iter().enumerate() {
-                observe(count + 1, total);
+                observe(count + 1, self.specs.len());
             }
-            let join = |worker: std::thread::ScopedJoinHandle<'_, Result<()>>| {
-                worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            };
-            join(copying).and(join(merging))
+            workers
+                .into_iter()
+                .map(|worker| {
+                    worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                })
+                .fold(Ok(()), Result::and)
         })
     }
 
@@ -312,6 +327,7 @@ fn require_same_model(record: &Record, config: &ModelConfig) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::path::Path;
 
     use super::*;
@@ -422,9 +438,9 @@ mod tests {
             let mut touched = false;
             let mut touch = |_, _| {
                 if !std::mem::replace(&mut touched, true) {
-                    let mut bytes = fs_err::read(&file).unwrap();
-                    bytes.push(0);
-                    fs_err::write(&file, bytes).unwrap();
+                    // Longer, not shorter for a while: the file is mapped.
+                    let mut file = fs_err::OpenOptions::new().append(true).open(&file).unwrap();
+                    file.write_all(&[0]).unwrap();
                 }
             };
             let error = apply(&settings, &mut touch).unwrap_err().to_string();

@@ -1,7 +1,7 @@
 //! Scoring, masking, merging and writing in the shape of an 8 B model, against the authors' way in
 //! PyTorch and against what the machine can do: its rates of products and of copying, and `cp`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
@@ -166,13 +166,17 @@ fn prune(program: &Path, folder: &Path, importance_flops: f64) -> Result<Line> {
         times.push(seconds);
         memory = memory.max(anonymous_bytes);
         remove(&copy)?;
+        fs_err::create_dir_all(&copy)?;
+        // The same bytes, or nearly: the source's first files.
+        let (files, bytes) = first_files(&folder.join("model"), size_of(&pruned)?)?;
+        let scaled = size_of(&pruned)? as f64 / bytes as f64;
         let started = Instant::now();
-        drop_output(Command::new("cp").arg("-r").arg(&pruned).arg(&copy))?;
-        copies.push(started.elapsed().as_secs_f64());
+        drop_output(Command::new("cp").args(&files).arg(&copy))?;
+        copies.push(started.elapsed().as_secs_f64() * scaled);
         // The result of `prune` is on the disk when it ends.
         let mut sync = Command::new("sh");
         drop_output(sync.arg("-c").arg("exec sync \"$0\"/*").arg(&copy))?;
-        synced.push(started.elapsed().as_secs_f64());
+        synced.push(started.elapsed().as_secs_f64() * scaled);
     }
     let config: Value =
         serde_json::from_str(&fs_err::read_to_string(folder.join("model/config.json"))?)?;
@@ -199,6 +203,31 @@ fn prune(program: &Path, folder: &Path, importance_flops: f64) -> Result<Line> {
             "ratio_without_sync": seconds / (copied + importance), "anonymous_bytes": memory,
         }),
     })
+}
+
+/// Bytes of a folder's files.
+fn size_of(folder: &Path) -> Result<u64> {
+    let mut size = 0;
+    for entry in fs_err::read_dir(folder)? {
+        size += entry?.metadata()?.len();
+    }
+    Ok(size)
+}
+
+/// A folder's first files with at least so many bytes, and how many they have.
+fn first_files(folder: &Path, least: u64) -> Result<(Vec<PathBuf>, u64)> {
+    let mut all: Vec<PathBuf> =
+        fs_err::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    all.retain(|path| path.extension().is_some_and(|ending| ending == "safetensors"));
+    all.sort();
+    let (mut files, mut bytes) = (Vec::new(), 0);
+    for path in all {
+        if bytes < least {
+            bytes += fs_err::metadata(&path)?.len();
+            files.push(path);
+        }
+    }
+    Ok((files, bytes))
 }
 
 fn number(value: &Value, path: &str) -> Result<f64> {
