@@ -1,11 +1,8 @@
 //! The first steps of a LoRA fine-tune, for their gradients (method.md §1).
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use checkpoint::{
-    Activations, DataSource, Dtype, LoraSettings as RecordedLora, Manifest, ModelSource, Module,
-    RecordWriter, StepGradients, StepReport,
-};
+use checkpoint::Activations;
 use dataset::Example;
 use tch::{Kind, Tensor};
 
@@ -116,56 +113,6 @@ impl BlockInfluence {
             .map(|(sum, &count)| 1.0 - sum / count.max(1) as f64)
             .collect();
         Activations::new(tokens, influence)
-    }
-}
-
-/// Writes gradients as a record on disk.
-#[derive(Debug)]
-pub struct RecordSink {
-    writer: RecordWriter,
-}
-
-impl RecordSink {
-    /// Begins a record at `target`.
-    ///
-    /// # Errors
-    ///
-    /// If `target` exists or its folder cannot be made.
-    pub fn create(target: &Path, dtype: Dtype) -> Result<Self> {
-        Ok(Self { writer: RecordWriter::create(target, dtype)? })
-    }
-
-    /// Completes the record; before this nothing stands under its name.
-    ///
-    /// # Errors
-    ///
-    /// If the settings are not LoRA or the disk refuses.
-    pub fn finish(
-        self,
-        num_layers: usize,
-        train: &TrainSettings,
-        sources: (ModelSource, DataSource),
-        activations: &Activations,
-    ) -> Result<Manifest> {
-        let Method::Lora(lora) = &train.method else {
-            return Err(FinetuneError::Settings("gradients are collected from LoRA".into()));
-        };
-        let lora = RecordedLora {
-            rank: lora.rank,
-            alpha: lora.alpha,
-            targets: lora.targets.iter().map(|module| module.short_name().into()).collect(),
-        };
-        Ok(self.writer.finish(num_layers, lora, train.seed, sources, Some(activations))?)
-    }
-}
-
-impl GradientSink for RecordSink {
-    fn step(
-        &mut self,
-        report: StepReport,
-        gradients: &[((usize, Module), StepGradients)],
-    ) -> Result<()> {
-        Ok(self.writer.step(report, gradients)?)
     }
 }
 

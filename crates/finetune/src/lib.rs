@@ -24,13 +24,14 @@ mod offload;
 mod optimizer;
 mod pack;
 mod parameter;
+mod record_sink;
 mod rope;
 mod save;
 mod schedule;
 mod state;
 mod train;
 
-pub use collect::{CollectSettings, Collected, RecordSink, collect};
+pub use collect::{CollectSettings, Collected, collect};
 pub use decoder::{KvCache, Model};
 pub use device::{ComputeType, DeviceChoice, num_threads, usable_gpus};
 pub use error::FinetuneError;
@@ -40,11 +41,12 @@ pub use generate::{Generation, generate};
 pub use lora::LoraSettings;
 pub use memory::{available_memory_bytes, peak_memory_bytes, reset_peak_memory};
 pub use optimizer::AdamWSettings;
+pub use record_sink::RecordSink;
 pub use save::{save_adapter, save_checkpoint, trained_adapter};
 pub use schedule::{Decay, Schedule};
 pub use train::{
-    Continuation, GradientSink, Method, StepMetrics, TrainReport, TrainSettings, Trainer,
-    encode_rows,
+    Continuation, GradientSink, Gradients, Method, StepMetrics, TrainReport, TrainSettings,
+    Trainer, encode_rows,
 };
 
 /// What every function here returns.

@@ -1,6 +1,7 @@
 //! The training loop: rows to gradients to updates, step by step.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use checkpoint::{Module, StepGradients, StepReport, remove_if_there};
@@ -74,34 +75,21 @@ impl TrainSettings {
     }
 }
 
+/// Every adapter's gradients at one step, in layer order.
+pub type Gradients = Vec<((usize, Module), StepGradients)>;
+
 /// Takes each step's adapter gradients, after clipping and before the optimizer's step.
 pub trait GradientSink {
-    /// One step's gradients, in layer order.
+    /// One step's gradients.
     ///
     /// # Errors
     ///
     /// If they cannot be kept or used.
-    fn step(
-        &mut self,
-        report: StepReport,
-        gradients: &[((usize, Module), StepGradients)],
-    ) -> Result<()>;
+    fn step(&mut self, report: StepReport, gradients: &Arc<Gradients>) -> Result<()>;
 
     /// Whether it has seen enough; [`collect`](crate::collect) stops then.
     fn enough(&self) -> bool {
         false
-    }
-}
-
-/// Two sinks get the same.
-impl<A: GradientSink, B: GradientSink> GradientSink for (A, B) {
-    fn step(
-        &mut self,
-        report: StepReport,
-        gradients: &[((usize, Module), StepGradients)],
-    ) -> Result<()> {
-        self.0.step(report, gradients)?;
-        self.1.step(report, gradients)
     }
 }
 
@@ -387,7 +375,7 @@ impl Trainer {
         let report = StepReport { loss, grad_norm, learning_rate, tokens };
         let hooked = Instant::now();
         if let Some(sink) = sink {
-            sink.step(report, &adapter_gradients(&self.model)?)?;
+            sink.step(report, &Arc::new(adapter_gradients(&self.model)?))?;
         }
         let hook_seconds = hooked.elapsed().as_secs_f64();
         self.adamw.update(learning_rate)?;
@@ -437,7 +425,7 @@ pub(crate) fn backward(
 }
 
 /// Every adapter's gradients as they are now, in layer order.
-pub(crate) fn adapter_gradients(model: &Model) -> Result<Vec<((usize, Module), StepGradients)>> {
+pub(crate) fn adapter_gradients(model: &Model) -> Result<Gradients> {
     let gradient = |x: &Parameter| matrix(x.gradient.as_ref().unwrap_or(&x.value));
     let mut found = Vec::new();
     for (number, layer) in model.layers.iter().enumerate() {
@@ -686,7 +674,7 @@ pub(crate) mod tests {
     /// Takes gradients and does nothing with them.
     struct Nothing;
     impl GradientSink for Nothing {
-        fn step(&mut self, _: StepReport, _: &[((usize, Module), StepGradients)]) -> Result<()> {
+        fn step(&mut self, _: StepReport, _: &Arc<Gradients>) -> Result<()> {
             Ok(())
         }
     }

@@ -1,14 +1,15 @@
 //! The stages that need the engine, each from files to files.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use checkpoint::{
     Activations, Adapter, DataSource, Dtype, Manifest, ModelConfig, ModelSource, sha256_file,
 };
 use dataset::{Encoder, Row, read_rows};
 use finetune::{
-    Continuation, EvalReport, GradientSink, Model, RecordSink, StepMetrics, TrainReport, Trainer,
-    collect, encode_rows, evaluate, save_adapter, save_checkpoint,
+    Continuation, EvalReport, GradientSink, Gradients, Model, RecordSink, StepMetrics, TrainReport,
+    Trainer, collect, encode_rows, evaluate, save_adapter, save_checkpoint,
 };
 use prune::{Criterion, Scores, Share};
 
@@ -136,12 +137,12 @@ impl GradientSink for Collector {
     fn step(
         &mut self,
         report: checkpoint::StepReport,
-        gradients: &[((usize, checkpoint::Module), checkpoint::StepGradients)],
+        gradients: &Arc<Gradients>,
     ) -> finetune::Result<()> {
-        let record = self.record.as_mut();
-        let write = || record.map_or(Ok(()), |record| record.step(report, gradients));
-        let (written, norms) = rayon::join(write, || norms(gradients));
-        let ((), norms) = (written?, norms?);
+        let norms = norms(gradients)?;
+        if let Some(record) = &mut self.record {
+            record.step(report, gradients)?;
+        }
         self.meter.add(&norms);
         self.sums.add(&norms);
         Ok(())
