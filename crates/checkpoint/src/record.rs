@@ -318,7 +318,11 @@ impl Step {
     fn require_pair(&self, layer: usize, module: Module) -> Result<()> {
         let shapes = self.views(layer, module).map(|(a, b)| (a.shape(), b.shape()));
         match shapes {
-            Some((&[rank, _], &[_, of_b])) if rank == of_b => Ok(()),
+            Some((&[rank, columns], &[rows, of_b]))
+                if rank == of_b && rank * columns * rows > 0 =>
+            {
+                Ok(())
+            }
             found => {
                 let what =
                     format!("layer {layer} {module} has shapes {found:?}, not r × in and out × r");

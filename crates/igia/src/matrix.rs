@@ -1,19 +1,25 @@
 //! The IGIA-Matrix of one weight (method.md §2), by blocks of rows.
 
+use ndarray::{ArrayViewMut1, s};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::StepPair;
 
-/// Columns of a panel: `∇A` of all steps in them stays in the first cache.
+/// Columns of a panel of `∇A`.
 const WIDTH: usize = 32;
 /// Rows whose sums are in registers together.
 const HEIGHT: usize = 6;
+/// A panel's line; a vector that lies across two lines of the cache takes twice as long to load.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
+struct Line([f32; WIDTH]);
+
 /// Rows that a thread works on at a time, for which each panel is loaded once.
 const BLOCK_ROWS: usize = 32 * HEIGHT;
 
-/// The gradients of one linear weight, laid out so that any rows of its IGIA-Matrix can be computed
-/// at the rate of the processor's multiplications.
+/// The gradients of one linear weight, laid out so that any rows of its IGIA-Matrix are computed from
+/// memory that lies in order.
 #[derive(Debug, Clone)]
 pub struct ImportanceRows<'a, 'b> {
     rows: usize,
@@ -21,7 +27,7 @@ pub struct ImportanceRows<'a, 'b> {
     rank: usize,
     steps: &'a [StepPair<'b>],
     /// Panel by panel, the steps' `∇A` one below the other; zeros beyond the last column.
-    panels: Vec<[f32; WIDTH]>,
+    panels: Vec<Line>,
 }
 
 impl<'a, 'b> ImportanceRows<'a, 'b> {
@@ -29,25 +35,26 @@ impl<'a, 'b> ImportanceRows<'a, 'b> {
     ///
     /// # Panics
     ///
-    /// If there are no steps, or they disagree in shape: whoever read the record has refused it.
+    /// If there are no steps, or they disagree in shape or are empty: whoever read the record has
+    /// refused it.
     pub fn new(steps: &'a [StepPair<'b>]) -> Self {
         let Some(first) = steps.first() else { panic!("there are no steps") };
         let (rows, rank) = first.b.dim();
         let (of_a, columns) = first.a.dim();
         assert_eq!(rank, of_a, "A and B must have one rank");
+        assert!(rows * rank * columns > 0, "gradients must not be empty");
         for pair in steps {
             assert_eq!((pair.b.dim(), pair.a.dim()), ((rows, rank), (rank, columns)));
         }
         let depth = steps.len() * rank;
-        let mut panels = vec![[0.0; WIDTH]; columns.div_ceil(WIDTH) * depth];
-        panels.par_chunks_mut(depth.max(1)).enumerate().for_each(|(panel, lines)| {
+        let mut panels = vec![Line([0.0; WIDTH]); columns.div_ceil(WIDTH) * depth];
+        panels.par_chunks_mut(depth).enumerate().for_each(|(panel, lines)| {
             let first = panel * WIDTH;
             let count = WIDTH.min(columns - first);
             let sources = steps.iter().flat_map(|pair| pair.a.rows());
             for (line, source) in lines.iter_mut().zip(sources) {
-                for (to, from) in line[..count].iter_mut().zip(source.iter().skip(first)) {
-                    *to = *from;
-                }
+                let part = source.slice(s![first..first + count]);
+                ArrayViewMut1::from(&mut line.0[..count]).assign(&part);
             }
         });
         Self { rows, columns, rank, steps, panels }
@@ -69,24 +76,25 @@ impl<'a, 'b> ImportanceRows<'a, 'b> {
     ///
     /// If `out` is not a number of whole rows, or reaches beyond the last.
     pub fn compute(&self, first: usize, out: &mut [f32]) {
-        assert_eq!(out.len() % self.columns.max(1), 0, "whole rows are computed");
-        assert!(first + out.len() / self.columns.max(1) <= self.rows, "beyond the last row");
-        let block = (BLOCK_ROWS * self.columns).max(1);
+        assert_eq!(out.len() % self.columns, 0, "whole rows are computed");
+        assert!(first + out.len() / self.columns <= self.rows, "beyond the last row");
+        let block = BLOCK_ROWS * self.columns;
         out.par_chunks_mut(block).enumerate().for_each(|(number, out)| {
             Arch::new().dispatch(self.block(first + number * BLOCK_ROWS, out));
         });
     }
 
     fn block<'c>(&'c self, first: usize, out: &'c mut [f32]) -> Block<'c> {
-        let count = out.len() / self.columns.max(1);
+        let count = out.len() / self.columns;
         let depth = self.steps.len() * self.rank;
         let mut factors = vec![[0.0; HEIGHT]; count.div_ceil(HEIGHT) * depth];
-        for (group, lines) in factors.chunks_mut(depth.max(1)).enumerate() {
+        for (group, lines) in factors.chunks_mut(depth).enumerate() {
             for within in 0..HEIGHT.min(count - group * HEIGHT) {
                 let row = first + group * HEIGHT + within;
-                let sources = self.steps.iter().flat_map(|pair| pair.b.row(row));
-                for (line, from) in lines.iter_mut().zip(sources) {
-                    line[within] = *from;
+                for (lines, pair) in lines.chunks_exact_mut(self.rank).zip(self.steps) {
+                    for (line, from) in lines.iter_mut().zip(pair.b.row(row)) {
+                        line[within] = *from;
+                    }
                 }
             }
         }
@@ -113,7 +121,7 @@ pub fn importance(steps: &[StepPair<'_>]) -> Vec<f32> {
 
 /// Some rows of the IGIA-Matrix, to be computed with whatever vectors there are.
 struct Block<'a> {
-    panels: &'a [[f32; WIDTH]],
+    panels: &'a [Line],
     /// `∇B` of the rows, [`HEIGHT`] rows at a time, in the order of the panels' lines.
     factors: Vec<[f32; HEIGHT]>,
     columns: usize,
@@ -143,24 +151,41 @@ impl WithSimd for Block<'_> {
 impl Block<'_> {
     #[inline(always)]
     fn compute<S: Simd, const M: usize, const N: usize>(self, simd: S) {
+        // The usual ranks are known when this is compiled, so that their loops can be unrolled.
+        match self.rank {
+            4 => self.compute_rank::<S, M, N, 4>(simd),
+            8 => self.compute_rank::<S, M, N, 8>(simd),
+            16 => self.compute_rank::<S, M, N, 16>(simd),
+            _ => self.compute_rank::<S, M, N, 0>(simd),
+        }
+    }
+
+    /// `R`: the rank, or 0 for any.
+    #[inline(always)]
+    fn compute_rank<S: Simd, const M: usize, const N: usize, const R: usize>(self, simd: S) {
         let Self { panels, factors, columns, rank, depth, mean, out } = self;
+        let rank = if R == 0 { rank } else { R };
         let mean = simd.splat_f32s(mean);
-        for (panel, lines) in panels.chunks_exact(depth.max(1)).enumerate() {
+        for (panel, lines) in panels.chunks_exact(depth).enumerate() {
             let first_column = panel * WIDTH;
             let width = WIDTH.min(columns - first_column);
-            for (group, factors) in factors.chunks_exact(depth.max(1)).enumerate() {
+            for (group, factors) in factors.chunks_exact(depth).enumerate() {
                 for row in (0..HEIGHT).step_by(M) {
                     for vector in (0..WIDTH / S::F32_LANES).step_by(N) {
-                        let sums = tile::<S, M, N>(simd, (lines, factors), rank, (row, vector));
-                        for (m, sums) in sums.into_iter().enumerate() {
+                        let place = (row, vector);
+                        let sums = squares::<S, M, N>(simd, (lines, factors), rank, place);
+                        for (m, sums) in sums.iter().enumerate() {
                             let from = vector * S::F32_LANES;
                             let at = (group * HEIGHT + row + m) * columns + first_column + from;
                             let count = width.saturating_sub(from).min(N * S::F32_LANES);
                             // Rows beyond the last are computed with zeros and not kept.
                             let Some(out) = out.get_mut(at..at + count) else { continue };
-                            let sums = sums.map(|sum| simd.mul_f32s(sum, mean));
-                            let sums: &[f32] = bytemuck::cast_slice(&sums);
-                            out.copy_from_slice(&sums[..count]);
+                            let mut means = *sums;
+                            for sum in &mut means {
+                                *sum = simd.mul_f32s(*sum, mean);
+                            }
+                            let means: &[f32] = bytemuck::cast_slice(&means);
+                            out.copy_from_slice(&means[..count]);
                         }
                     }
                 }
@@ -171,9 +196,9 @@ impl Block<'_> {
 
 /// The sums of squares of `M` rows and `N` vectors of columns, over all steps.
 #[inline(always)]
-fn tile<S: Simd, const M: usize, const N: usize>(
+fn squares<S: Simd, const M: usize, const N: usize>(
     simd: S,
-    (lines, factors): (&[[f32; WIDTH]], &[[f32; HEIGHT]]),
+    (lines, factors): (&[Line], &[[f32; HEIGHT]]),
     rank: usize,
     (row, vector): (usize, usize),
 ) -> [[S::f32s; N]; M] {
@@ -181,8 +206,16 @@ fn tile<S: Simd, const M: usize, const N: usize>(
     let mut sums = [[zero; N]; M];
     for (lines, factors) in lines.chunks_exact(rank).zip(factors.chunks_exact(rank)) {
         let mut products = [[zero; N]; M];
-        for (line, factors) in lines.iter().zip(factors) {
-            let (line, _) = S::as_simd_f32s(line);
+        // The first product is no addition to zero: that would take a copy of the zero.
+        let (line, _) = S::as_simd_f32s(&lines[0].0);
+        for m in 0..M {
+            let factor = simd.splat_f32s(factors[0][row + m]);
+            for n in 0..N {
+                products[m][n] = simd.mul_f32s(factor, line[vector + n]);
+            }
+        }
+        for (line, factors) in lines.iter().zip(factors).skip(1) {
+            let (line, _) = S::as_simd_f32s(&line.0);
             for m in 0..M {
                 let factor = simd.splat_f32s(factors[row + m]);
                 for n in 0..N {
