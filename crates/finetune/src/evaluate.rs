@@ -173,6 +173,11 @@ fn question_tokens(question: &Question) -> usize {
     question.prompt.len() + question.choices.iter().map(Vec::len).sum::<usize>()
 }
 
+/// Whether the right reply begins with the tokens of the right choice.
+fn continues(question: &Question) -> bool {
+    question.choices.get(question.answer).is_some_and(|choice| question.reply.starts_with(choice))
+}
+
 #[derive(Default)]
 struct Tally {
     rows: usize,
@@ -193,13 +198,16 @@ struct Tally {
 
 impl Tally {
     fn questions(&mut self, model: &Model, batch: &[Question]) -> Result<()> {
-        // The right reply with its end-of-turn token goes along as one more branch, for its
-        // perplexity.
+        // The right reply with its end-of-turn token goes along, for its perplexity: in place of the
+        // right choice, which it begins with, or, where its tokens are others, as one more branch.
         let with_reply: Vec<Question> = batch
             .iter()
             .map(|question| {
                 let mut question = question.clone();
-                question.choices.push(question.reply.clone());
+                match continues(&question) {
+                    true => question.choices[question.answer] = question.reply.clone(),
+                    false => question.choices.push(question.reply.clone()),
+                }
                 question
             })
             .collect();
@@ -207,16 +215,24 @@ impl Tally {
         let found = values(&model.log_likelihoods(&packed)?)?;
         let mut found = found.iter().map(|&value| f64::from(value));
         for question in batch {
+            let (mut of_reply, shared) = (None, continues(question));
             let scores: Vec<ChoiceScore> = question
                 .choices
                 .iter()
                 .zip(&question.size_bytes)
-                .map(|(choice, &size_bytes)| {
+                .enumerate()
+                .map(|(number, (choice, &size_bytes))| {
                     let log_likelihood = found.by_ref().take(choice.len()).sum();
+                    if shared && number == question.answer {
+                        let rest = question.reply.len() - choice.len();
+                        of_reply = Some(log_likelihood + found.by_ref().take(rest).sum::<f64>());
+                    }
                     ChoiceScore { log_likelihood, size_bytes }
                 })
                 .collect();
-            self.negative_log_likelihood -= found.by_ref().take(question.reply.len()).sum::<f64>();
+            let of_reply =
+                of_reply.unwrap_or_else(|| found.by_ref().take(question.reply.len()).sum());
+            self.negative_log_likelihood -= of_reply;
             self.labelled += question.reply.len();
             self.asked += 1;
             self.hits += usize::from(pick(&scores) == Some(question.answer));
