@@ -144,9 +144,11 @@ pub fn score(record: &Record, criterion: Criterion) -> Result<Scores> {
     let steps = record.num_steps();
     let squares: Vec<f64> = (0..pairs.len() * steps)
         .into_par_iter()
-        .map(|at| norm_squared(record, at % steps, pairs[at / steps]))
+        // Step by step, as the files lie on the disk.
+        .map(|at| norm_squared(record, at / pairs.len(), pairs[at % pairs.len()]))
         .collect::<Result<_>>()?;
-    let norms = pairs.into_iter().zip(squares.chunks(steps)).map(|(at, of)| (at, of.to_vec()));
+    let of_pair = |number: usize| squares.iter().skip(number).step_by(pairs.len()).copied();
+    let norms = pairs.iter().enumerate().map(|(number, &at)| (at, of_pair(number).collect()));
     let scores = scores_of_norms(&norms.collect(), criterion);
     record.require_unchanged()?;
     for layer in 0..record.num_layers() {

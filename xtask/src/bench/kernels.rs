@@ -30,8 +30,8 @@ struct Line {
     value: Value,
 }
 
-/// Runs criterion's benchmarks, then all stages; prints a table and writes
-/// `.cache/bench/kernels.json`.
+/// Runs criterion's benchmarks, then all stages; prints a table and writes it to
+/// `.cache/bench/kernels.md` and `kernels.json`.
 pub(crate) fn run(scale: f64) -> Result<()> {
     run_command(&mut cargo(&["bench", "--package", "gradpruner-benches"]))?;
     let program = Build::Release.program()?;
@@ -57,14 +57,18 @@ pub(crate) fn run(scale: f64) -> Result<()> {
     let mut lines = of_kernels(&kernels, &theirs)?;
     lines.push(score(&program, &folder, &theirs)?);
     lines.push(prune(&program, &folder, number(&kernels, "/importance/flops")?)?);
+    let mut table = "| stage | measured | bar |\n|---|---|---|\n".to_owned();
     for Line { stage, text, bar, .. } in &lines {
-        say(&format!("{stage:<16} {text}  (bar: {bar})"));
+        table.push_str(&format!("| {stage} | {text} | {bar} |\n"));
     }
+    let authors = number(&theirs, "/peak_memory_bytes")? / 1e9;
+    say(&format!("\n{table}\nThe authors' way takes {authors:.1} GB for one layer."));
     let values: serde_json::Map<String, Value> =
         lines.into_iter().map(|line| (line.stage.to_owned(), line.value)).collect();
     let all = json!({"scale": scale, "stages": values, "kernels": kernels, "pytorch": theirs});
     let path = cache("bench").join("kernels.json");
     fs_err::write(&path, serde_json::to_string_pretty(&all)?)?;
+    fs_err::write(path.with_extension("md"), table)?;
     say(&format!("written to {}", path.strip_prefix(root()).unwrap_or(&path).display()));
     Ok(())
 }
