@@ -205,7 +205,7 @@ impl Tally {
             .map(|question| {
                 let mut question = question.clone();
                 match continues(&question) {
-                    true => question.choices[question.answer] = question.reply.clone(),
+                    true => question.choices[question.answer].clone_from(&question.reply),
                     false => question.choices.push(question.reply.clone()),
                 }
                 question
