@@ -161,6 +161,8 @@ impl Scores for Computed<'_, '_> {
 
 #[cfg(test)]
 mod tests {
+    use checkpoint::{CheckpointWriter, TensorSpec};
+
     use super::*;
 
     #[test]
@@ -190,6 +192,55 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Donors stored in another type than their receiver, against the plain formula in f32.
+    #[test]
+    fn weights_of_several_types_meet_as_f32() {
+        let folder = testkit::temporary_folder();
+        let at = |file: &str| testkit::fixture(&format!("tiny_llama/{file}"));
+        let whole = Checkpoint::open(&at("model")).unwrap();
+        let plan = Plan::read(&at("plan.json")).unwrap();
+        let (receiver, module) = (plan.merges[0].into, Module::UpProj);
+        let short: Vec<String> =
+            plan.donors().iter().map(|&donor| tensor_name(donor, module)).collect();
+        let dtype_of = |view: &TensorView<'_>| match short.contains(&view.name().to_owned()) {
+            true => Dtype::F16,
+            false => Dtype::F32,
+        };
+        let spec =
+            |view: TensorView<'_>| TensorSpec::new(view.name(), dtype_of(&view), view.shape());
+        let specs = whole.weights().iter().map(spec).collect();
+        let writer = CheckpointWriter::create(folder.path(), specs, u64::MAX).unwrap();
+        for view in whole.weights().iter() {
+            let bytes = narrow(&view.to_f32().unwrap(), dtype_of(&view));
+            writer.write(view.name(), &bytes).unwrap();
+        }
+        writer.finish().unwrap();
+        fs_err::copy(at("model/config.json"), folder.path().join("config.json")).unwrap();
+
+        let (mixed, record) =
+            (Checkpoint::open(folder.path()).unwrap(), Record::open(&at("record")).unwrap());
+        let mut merging = Merging::new(&mixed, &record, &plan);
+        let view = mixed.tensor(&tensor_name(receiver, module)).unwrap();
+        let mut found = vec![0; view.bytes().len()];
+        let mut take = |offset: u64, part: &[u8]| {
+            found[offset as usize..][..part.len()].copy_from_slice(part);
+            Ok(())
+        };
+        merging.merged(&view, (receiver, module), &mut take).unwrap();
+        let donors: Vec<(Vec<f32>, Mask)> = plan
+            .donors_of(receiver)
+            .iter()
+            .map(|&donor| {
+                let weight = mixed.tensor(&tensor_name(donor, module)).unwrap();
+                (weight.to_f32().unwrap(), merging.kept(donor, module).unwrap())
+            })
+            .collect();
+        let donors: Vec<Donor<'_, f32>> =
+            donors.iter().map(|(weight, kept)| Donor { weight, kept }).collect();
+        let expected = merge::reference::merge_same_sign(&view.to_f32().unwrap(), &donors);
+        assert_eq!(found, narrow(&expected, Dtype::F32));
     }
 
     fn place(tensor: &str) -> (usize, Module) {
