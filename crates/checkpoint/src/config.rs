@@ -366,10 +366,15 @@ impl Keys<'_> {
             Family::Llama => false,
             Family::Qwen2 | Family::Qwen3 => self.flag("use_sliding_window", false),
         };
-        let window = self.number("sliding_window").map(|window| window as usize).filter(|_| used);
+        let window = self.number("sliding_window").map(|window| window as usize);
+        let window = window.filter(|&window| used && window > 0);
         let Some(types) = self.get("layer_types").and_then(Value::as_array) else {
             let first = match family {
-                Family::Qwen2 | Family::Qwen3 => self.count_or("max_window_layers", num_layers)?,
+                // 0 where every layer has a window, as after the first layers were pruned.
+                Family::Qwen2 | Family::Qwen3 => match self.get("max_window_layers") {
+                    Some(first) if first.as_u64() == Some(0) => 0,
+                    _ => self.count_or("max_window_layers", num_layers)?,
+                },
                 Family::Llama | Family::Mistral => 0,
             };
             return Ok((0..num_layers).map(|layer| window.filter(|_| first <= layer)).collect());
@@ -435,6 +440,16 @@ mod tests {
         assert_eq!(pruned["max_window_layers"], 1);
         assert_eq!(pruned["mlp_only_layers"], json!([1]));
         assert_eq!(parse(Value::Object(pruned)).unwrap().windows, [None, Some(8)]);
+    }
+
+    #[test]
+    fn windows_of_all_layers_and_of_none() {
+        let pruned = parse(qwen2()).unwrap().with_layers(&[2, 3]);
+        assert_eq!(pruned["max_window_layers"], 0);
+        assert_eq!(parse(Value::Object(pruned)).unwrap().windows, [Some(8); 2]);
+        let mut raw = qwen2();
+        raw["sliding_window"] = json!(0);
+        assert_eq!(parse(raw).unwrap().windows, [None; 4]);
     }
 
     #[test]

@@ -94,8 +94,10 @@ pub struct LayerTensor<'a> {
 impl<'a> LayerTensor<'a> {
     /// Takes a tensor's name apart; `None` for what stands outside the layers.
     pub fn parse(name: &'a str) -> Option<Self> {
-        let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
-        Some(Self { layer: layer.parse().ok()?, rest })
+        let (text, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+        let layer: usize = text.parse().ok()?;
+        // `01` is no layer: with another name it would be a second tensor of that name.
+        (layer.to_string() == text).then_some(Self { layer, rest })
     }
 
     /// The linear weight this is, if it is one.
@@ -156,5 +158,6 @@ mod tests {
         let parsed = LayerTensor::parse("model.layers.12.mlp.up_proj.weight").unwrap();
         assert_eq!((parsed.layer, parsed.module()), (12, Some(Module::UpProj)));
         assert_eq!(LayerTensor::parse("model.norm.weight"), None);
+        assert_eq!(LayerTensor::parse("model.layers.01.mlp.up_proj.weight"), None);
     }
 }

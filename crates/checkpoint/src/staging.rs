@@ -62,7 +62,8 @@ impl Staging {
     ///
     /// # Errors
     ///
-    /// If flushing or renaming fails; then nothing stands under the final name.
+    /// If flushing or renaming fails; then nothing stands under the final name. Or if the folder it
+    /// stands in cannot be flushed afterwards.
     pub fn commit(mut self) -> Result<()> {
         sync(&self.aside)?;
         fs_err::rename(&self.aside, &self.target)?;

@@ -23,6 +23,11 @@ pub enum FinetuneError {
          brought it about; lower the learning rate or compute in f32"
     )]
     NotFinite { step: usize, what: &'static str, found: f64, rows: Vec<usize> },
+    #[error(
+        "a log-likelihood is not a number: the model overflows; compute in f32, or look whether its \
+         weights are sound"
+    )]
+    NotANumber,
     #[error("no row has a token to learn from; is `--max-length {max_tokens}` too short?")]
     NothingToLearn { max_tokens: usize },
     #[error("{}: the adapter does not fit the model: {what}", path.display())]

@@ -11,7 +11,7 @@ use tch::no_grad_guard;
 
 use crate::bridge::values;
 use crate::pack::Packed;
-use crate::{Model, Result, generate};
+use crate::{FinetuneError, Model, Result, generate};
 
 /// How a model is evaluated.
 #[derive(Debug, Clone, PartialEq)]
@@ -173,6 +173,15 @@ fn question_tokens(question: &Question) -> usize {
     question.prompt.len() + question.choices.iter().map(Vec::len).sum::<usize>()
 }
 
+/// The log-likelihoods of a pack's labelled tokens, all of them numbers.
+fn log_likelihoods(model: &Model, packed: &Packed) -> Result<Vec<f32>> {
+    let found = values(&model.log_likelihoods(packed)?)?;
+    match found.iter().any(|value| value.is_nan()) {
+        true => Err(FinetuneError::NotANumber),
+        false => Ok(found),
+    }
+}
+
 /// Whether the right reply begins with the tokens of the right choice.
 fn continues(question: &Question) -> bool {
     question.choices.get(question.answer).is_some_and(|choice| question.reply.starts_with(choice))
@@ -212,7 +221,7 @@ impl Tally {
             })
             .collect();
         let packed = Packed::questions(&with_reply.iter().collect::<Vec<_>>(), model.device)?;
-        let found = values(&model.log_likelihoods(&packed)?)?;
+        let found = log_likelihoods(model, &packed)?;
         let mut found = found.iter().map(|&value| f64::from(value));
         for question in batch {
             let (mut of_reply, shared) = (None, continues(question));
@@ -250,7 +259,7 @@ impl Tally {
     fn examples(&mut self, model: &Model, batch: &[Example]) -> Result<()> {
         let packed = Packed::examples_rounded(&batch.iter().collect::<Vec<_>>(), model.device)?;
         if packed.num_predicted() > 0 {
-            let found = values(&model.log_likelihoods(&packed)?)?;
+            let found = log_likelihoods(model, &packed)?;
             self.negative_log_likelihood -= found.iter().map(|&x| f64::from(x)).sum::<f64>();
             self.labelled += found.len();
         }
@@ -269,7 +278,8 @@ impl Tally {
     ) -> Result<()> {
         let Some((last, asked)) = row.messages.split_last() else { return Ok(()) };
         let mut prompt = encoder.prompt(asked)?;
-        prompt.truncate(settings.max_tokens);
+        // The end is what is asked; a prompt that is too long loses its beginning.
+        prompt.drain(..prompt.len().saturating_sub(settings.max_tokens.max(1)));
         let reply = generate(model, &prompt, settings.max_new_tokens, &mut |_| {})?;
         self.new_tokens += reply.tokens.len();
         self.generate_seconds += reply.seconds;

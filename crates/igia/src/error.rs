@@ -12,4 +12,9 @@ pub enum ScoreError {
          compute in f32"
     )]
     NotFinite { found: f64 },
+    #[error(
+        "the gradients are too large for their squares to be summed in single precision \
+         ({found:.1e}); were they clipped?"
+    )]
+    TooLarge { found: f64 },
 }

@@ -76,8 +76,9 @@ pub struct PruneReport {
 ///
 /// Retained layers are renumbered in order, receivers take their donors in, the configuration
 /// follows, and all else is byte for byte the source: the kernel copies it from file to file while
-/// the receivers are computed. Held in memory are the importance of one weight, 256 MiB at most,
-/// its donors' masks and a block of each.
+/// the receivers are computed. Tensors of layers beyond the configuration's last are left out. Held
+/// in memory are the importance of one weight, 256 MiB at most, its gradients by `A` (by both, if
+/// they are not stored as f32), its donors' masks and a block of each.
 ///
 /// # Errors
 ///
@@ -121,13 +122,12 @@ pub fn apply(
     if let Some(record) = &record {
         record.require_unchanged()?;
     }
+    let pruned = Checkpoint::open(staging.path())?;
     let verified_tensors = match verify {
-        true => Some(work.verify(&Checkpoint::open(staging.path())?, observe)?),
+        true => Some(work.verify(&pruned, observe)?),
         false => None,
     };
     staging.commit()?;
-
-    let pruned = Checkpoint::open(target)?;
     Ok(PruneReport {
         target: target.clone(),
         retained: plan.retained(),
@@ -403,16 +403,23 @@ mod tests {
         plan.num_layers = 7;
         check(&PruneSettings { plan, ..good.clone() }, "it is for 7 layers, the model has 6");
 
-        // A NaN in a donor's gradient, found while the checkpoint is being written.
+        // A NaN in a donor's gradient, or a number whose square is beyond f32, found while the
+        // checkpoint is being written.
         let broken = testkit::temporary_folder();
         let record = broken.path().join("record");
-        testkit::copy_folder(&testkit::fixture("tiny_llama/record"), &record);
-        let file = record.join("step-00002.safetensors");
-        let mut bytes = fs_err::read(&file).unwrap();
-        let (_, target) = testkit::tensor_bytes(&file, "layers.5.mlp.down_proj.lora_B");
-        let at = bytes.windows(target.len()).position(|window| window == target).unwrap();
-        bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
-        fs_err::write(&file, bytes).unwrap();
+        let write = |value: f32| {
+            testkit::copy_folder(&testkit::fixture("tiny_llama/record"), &record);
+            let file = record.join("step-00002.safetensors");
+            let mut bytes = fs_err::read(&file).unwrap();
+            let (_, target) = testkit::tensor_bytes(&file, "layers.5.mlp.down_proj.lora_B");
+            let at = bytes.windows(target.len()).position(|window| window == target).unwrap();
+            bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+            fs_err::write(&file, bytes).unwrap();
+        };
+        write(1e30);
+        let reason = "step 2, layer 5 mlp.down_proj cannot be scored: the gradients are too large";
+        check(&PruneSettings { record: Some(record.clone()), ..good.clone() }, reason);
+        write(f32::NAN);
         check(
             &PruneSettings { record: Some(record), ..good },
             "step 2, layer 5 mlp.down_proj cannot be scored: a gradient is not finite",

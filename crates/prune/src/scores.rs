@@ -5,7 +5,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 use checkpoint::{CheckpointError, Module, Record, RecordedPair, Staging};
-use igia::{StepPair, WeightScores, product_norm_squared};
+use igia::{ScoreError, StepPair, WeightScores, product_norm_squared};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -190,20 +190,36 @@ pub fn scores_of_norms(
 /// `‖G‖²` of one weight at one step, counted from 0.
 fn norm_squared(record: &Record, step: usize, (layer, module): (usize, Module)) -> Result<f64> {
     let pair = record.gradients(step, layer, module)?;
-    product_norm_squared(&pair.b, &pair.a).map_err(|source| PruneError::Score {
-        path: record.step_path(step).to_owned(),
-        step: step + 1,
-        layer,
-        module: module.to_string(),
-        source,
-    })
+    product_norm_squared(&pair.b, &pair.a)
+        .map_err(|source| not_scored(record, step, (layer, module), source))
 }
 
-/// Refuses gradients that are not finite, which the kernels take for granted.
+fn not_scored(
+    record: &Record,
+    step: usize,
+    (layer, module): (usize, Module),
+    source: ScoreError,
+) -> PruneError {
+    let (path, module) = (record.step_path(step).to_owned(), module.to_string());
+    PruneError::Score { path, step: step + 1, layer, module, source }
+}
+
+/// Refuses gradients that are not finite, or whose squares would not be: the kernels take it for
+/// granted that they are.
 pub(crate) fn require_finite(record: &Record, layer: usize, module: Module) -> Result<()> {
-    (0..record.num_steps())
+    let squares: Vec<f64> = (0..record.num_steps())
         .into_par_iter()
-        .try_for_each(|step| norm_squared(record, step, (layer, module)).map(|_| ()))
+        .map(|step| norm_squared(record, step, (layer, module)))
+        .collect::<Result<_>>()?;
+    // No element's square, nor the sum of its squares, is larger than that of all.
+    let found: f64 = squares.iter().sum();
+    let largest = (0..squares.len()).max_by(|&x, &y| squares[x].total_cmp(&squares[y]));
+    match largest {
+        Some(step) if found > f64::from(f32::MAX) / 2.0 => {
+            Err(not_scored(record, step, (layer, module), ScoreError::TooLarge { found }))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A weight's gradients as the arithmetic takes them.
