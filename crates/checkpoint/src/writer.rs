@@ -203,8 +203,8 @@ impl CheckpointWriter {
 
 /// Tensors by shard, in order, at most `shard_bytes` a shard unless one alone is larger.
 ///
-/// A shard takes from one file only: its bytes then lie at the same places within pages as there,
-/// which makes copying twice as fast, and lets file systems share them.
+/// A shard takes from one file only: its bytes then lie at the same places within blocks as there,
+/// so that file systems can share them.
 fn grouped(tensors: Vec<TensorSpec>, shard_bytes: u64) -> Vec<Vec<TensorSpec>> {
     let mut groups: Vec<Vec<TensorSpec>> = vec![Vec::new()];
     let mut filled = 0;
