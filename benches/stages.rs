@@ -10,7 +10,7 @@ use checkpoint::{
     RecordWriter, StepGradients, StepReport, TensorSpec,
 };
 use half::bf16;
-use igia::{ImportanceRows, StepPair, reference};
+use igia::{Buffer, ImportanceRows, Panels, StepPair, reference};
 use merge::{Donor, keep_top, kept_count, merge_part};
 use ndarray::Array2;
 use prune::{Merge, Plan};
@@ -157,9 +157,9 @@ fn kernels(scale: f64) -> Outcome {
         .collect();
     let steps: Vec<_> = pairs.iter().map(|(b, a)| StepPair { b: b.view(), a: a.view() }).collect();
     let size = rows * columns;
-    let mut importance = vec![0.0; size];
+    let (mut panels, mut importance) = (Panels::default(), Buffer::zeroed(size)?);
     let importance_seconds =
-        median(|| ImportanceRows::new(&steps).compute(0, black_box(&mut importance)));
+        median(|| ImportanceRows::new(&steps, &mut panels).compute(0, black_box(&mut importance)));
     // Some rows against the plain formula, to the bit.
     let some: Vec<_> = pairs.iter().map(|(b, a)| (b.slice(ndarray::s![..3, ..]), a)).collect();
     let some: Vec<_> = some.iter().map(|(b, a)| StepPair { b: *b, a: a.view() }).collect();

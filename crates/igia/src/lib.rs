@@ -8,12 +8,15 @@
 //!   [`ImportanceRows`], some rows of it;
 //! - [`product_norm_squared`]: `‖G_i‖²`, without forming it, and [`WeightScores`], sums of these.
 
+mod buffer;
 mod error;
 mod gram;
 mod matrix;
 pub mod reference;
 mod score;
+mod stream;
 
+pub use buffer::Buffer;
 pub use error::ScoreError;
-pub use matrix::{ImportanceRows, importance};
+pub use matrix::{ImportanceRows, Panels, importance};
 pub use score::{StepPair, WeightScores, product_norm_squared};

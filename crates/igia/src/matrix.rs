@@ -1,22 +1,36 @@
 //! The IGIA-Matrix of one weight (method.md §2), by blocks of rows.
 
-use ndarray::{ArrayViewMut1, s};
+use bytemuck::Zeroable;
+use bytemuck::allocation::zeroed_vec;
+use ndarray::{ArrayView, Axis, Dimension, s};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use crate::StepPair;
+use crate::{StepPair, stream};
 
 /// Columns of a panel of `∇A`.
 const WIDTH: usize = 32;
 /// Rows whose sums are in registers together.
 const HEIGHT: usize = 6;
 /// A panel's line; a vector that lies across two lines of the cache takes twice as long to load.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Zeroable)]
 #[repr(align(64))]
 struct Line([f32; WIDTH]);
 
-/// Rows that a thread works on at a time, for which each panel is loaded once.
-const BLOCK_ROWS: usize = 32 * HEIGHT;
+/// Bytes of `∇B` that a thread works on at a time, in its second cache: each panel is loaded once
+/// for all of these rows.
+const BLOCK_BYTES: usize = 768 << 10;
+/// Fewer rows than these are not worth loading a panel.
+const LEAST_ROWS: usize = 16 * HEIGHT;
+/// Panels that are laid out together.
+const RUN: usize = 8;
+/// Bytes from which on a result is not kept in the caches.
+const STREAMED_BYTES: usize = 32 << 20;
+
+/// Where [`ImportanceRows`] lays out gradients; kept from weight to weight, since memory taken anew
+/// costs as much as filling it.
+#[derive(Debug, Default)]
+pub struct Panels(Vec<Line>);
 
 /// The gradients of one linear weight, laid out so that any rows of its IGIA-Matrix are computed from
 /// memory that lies in order.
@@ -26,18 +40,18 @@ pub struct ImportanceRows<'a, 'b> {
     columns: usize,
     rank: usize,
     steps: &'a [StepPair<'b>],
-    /// Panel by panel, the steps' `∇A` one below the other; zeros beyond the last column.
-    panels: Vec<Line>,
+    /// Panel by panel, the steps' `∇A` one below the other.
+    panels: &'a [Line],
 }
 
 impl<'a, 'b> ImportanceRows<'a, 'b> {
-    /// Takes the gradients of every step; copies `∇A`, `4·t·r·in` bytes.
+    /// Takes the gradients of every step; copies `∇A` into `memory`, `4·t·r·in` bytes.
     ///
     /// # Panics
     ///
     /// If there are no steps, or they disagree in shape or are empty: whoever read the record has
     /// refused it.
-    pub fn new(steps: &'a [StepPair<'b>]) -> Self {
+    pub fn new(steps: &'a [StepPair<'b>], memory: &'a mut Panels) -> Self {
         let Some(first) = steps.first() else { panic!("there are no steps") };
         let (rows, rank) = first.b.dim();
         let (of_a, columns) = first.a.dim();
@@ -47,14 +61,23 @@ impl<'a, 'b> ImportanceRows<'a, 'b> {
             assert_eq!((pair.b.dim(), pair.a.dim()), ((rows, rank), (rank, columns)));
         }
         let depth = steps.len() * rank;
-        let mut panels = vec![Line([0.0; WIDTH]); columns.div_ceil(WIDTH) * depth];
-        panels.par_chunks_mut(depth).enumerate().for_each(|(panel, lines)| {
-            let first = panel * WIDTH;
-            let count = WIDTH.min(columns - first);
-            let sources = steps.iter().flat_map(|pair| pair.a.rows());
-            for (line, source) in lines.iter_mut().zip(sources) {
-                let part = source.slice(s![first..first + count]);
-                ArrayViewMut1::from(&mut line.0[..count]).assign(&part);
+        let size = columns.div_ceil(WIDTH) * depth;
+        if memory.0.len() < size {
+            memory.0 = zeroed_vec(size);
+        }
+        let panels = &mut memory.0[..size];
+        // Several panels at a time, so that rows are read in runs longer than a panel is wide.
+        panels.par_chunks_mut(RUN * depth).enumerate().for_each(|(run, panels)| {
+            let first = run * RUN * WIDTH;
+            let last = columns.min(first + RUN * WIDTH);
+            for (step, pair) in steps.iter().enumerate() {
+                let part = pair.a.slice(s![.., first..last]);
+                for (k, row) in part.rows().into_iter().enumerate() {
+                    let lines = panels[step * rank + k..].iter_mut().step_by(depth);
+                    for (line, part) in lines.zip(row.axis_chunks_iter(Axis(0), WIDTH)) {
+                        copy(&part, &mut line.0[..part.len()]);
+                    }
+                }
             }
         });
         Self { rows, columns, rank, steps, panels }
@@ -71,36 +94,64 @@ impl<'a, 'b> ImportanceRows<'a, 'b> {
     /// Products, squares and sums of a tile stay in registers through all steps. f32 throughout,
     /// each multiplication fused with its addition, in the order of the steps and of the rank: the
     /// bytes are the same at any thread count and on every processor. Time `O(t·r)` an element.
+    /// Many rows go to memory past the caches, soonest where each row begins at a multiple of 64
+    /// bytes, as in a [`Buffer`](crate::Buffer).
     ///
     /// # Panics
     ///
     /// If `out` is not a number of whole rows, or reaches beyond the last.
     pub fn compute(&self, first: usize, out: &mut [f32]) {
         assert_eq!(out.len() % self.columns, 0, "whole rows are computed");
-        assert!(first + out.len() / self.columns <= self.rows, "beyond the last row");
-        let block = BLOCK_ROWS * self.columns;
-        out.par_chunks_mut(block).enumerate().for_each(|(number, out)| {
-            Arch::new().dispatch(self.block(first + number * BLOCK_ROWS, out));
+        let rows = out.len() / self.columns;
+        assert!(first + rows <= self.rows, "beyond the last row");
+        let stream = size_of_val(out) >= STREAMED_BYTES;
+        let count = self.block_rows(rows);
+        let blocks = out.par_chunks_mut(count * self.columns).enumerate();
+        blocks.for_each_init(Vec::new, |factors, (number, out)| {
+            Arch::new().dispatch(self.block(first + number * count, factors, out, stream));
+            stream::fence();
         });
     }
 
-    fn block<'c>(&'c self, first: usize, out: &'c mut [f32]) -> Block<'c> {
+    /// How many rows a thread works on at a time, such that the threads end together.
+    fn block_rows(&self, rows: usize) -> usize {
+        let most = BLOCK_BYTES / (size_of::<f32>() * self.steps.len() * self.rank);
+        let blocks = rows.div_ceil(most.max(LEAST_ROWS));
+        let blocks = blocks.next_multiple_of(rayon::current_num_threads());
+        rows.div_ceil(blocks.max(1)).max(LEAST_ROWS).next_multiple_of(HEIGHT)
+    }
+
+    /// Some rows to be computed; `factors` is where their `∇B` is laid out.
+    fn block<'c>(
+        &'c self,
+        first: usize,
+        factors: &'c mut Vec<f32>,
+        out: &'c mut [f32],
+        stream: bool,
+    ) -> Block<'c> {
         let count = out.len() / self.columns;
-        let depth = self.steps.len() * self.rank;
-        let mut factors = vec![[0.0; HEIGHT]; count.div_ceil(HEIGHT) * depth];
-        for (group, lines) in factors.chunks_mut(depth).enumerate() {
-            for within in 0..HEIGHT.min(count - group * HEIGHT) {
-                let row = first + group * HEIGHT + within;
-                for (lines, pair) in lines.chunks_exact_mut(self.rank).zip(self.steps) {
-                    for (line, from) in lines.iter_mut().zip(pair.b.row(row)) {
-                        line[within] = *from;
-                    }
-                }
+        let (depth, rank) = (self.steps.len() * self.rank, self.rank);
+        // A last group with fewer rows is computed with whatever is there, and that is not kept.
+        factors.resize(count.next_multiple_of(HEIGHT) * depth, 0.0);
+        for (step, pair) in self.steps.iter().enumerate() {
+            let part = pair.b.slice(s![first..first + count, ..]);
+            let groups = factors.chunks_exact_mut(HEIGHT * depth);
+            for (group, rows) in groups.zip(part.axis_chunks_iter(Axis(0), HEIGHT)) {
+                let into = &mut group[step * HEIGHT * rank..][..rows.len()];
+                copy(&rows, into);
             }
         }
         let mean = 1.0 / self.steps.len() as f32;
-        let (panels, columns, rank) = (self.panels.as_slice(), self.columns, self.rank);
-        Block { panels, factors, columns, rank, depth, mean, out }
+        let (panels, columns) = (self.panels, self.columns);
+        Block { panels, factors, columns, rank, depth, mean, stream, out }
+    }
+}
+
+/// Copies an array, row-major, into as many places.
+fn copy<D: Dimension>(from: &ArrayView<'_, f32, D>, into: &mut [f32]) {
+    match from.as_slice() {
+        Some(from) => into.copy_from_slice(from),
+        None => into.iter_mut().zip(from).for_each(|(into, from)| *into = *from),
     }
 }
 
@@ -113,7 +164,8 @@ impl<'a, 'b> ImportanceRows<'a, 'b> {
 ///
 /// As [`ImportanceRows::new`].
 pub fn importance(steps: &[StepPair<'_>]) -> Vec<f32> {
-    let rows = ImportanceRows::new(steps);
+    let mut memory = Panels::default();
+    let rows = ImportanceRows::new(steps, &mut memory);
     let mut found = vec![0.0; rows.rows * rows.columns];
     rows.compute(0, &mut found);
     found
@@ -122,13 +174,15 @@ pub fn importance(steps: &[StepPair<'_>]) -> Vec<f32> {
 /// Some rows of the IGIA-Matrix, to be computed with whatever vectors there are.
 struct Block<'a> {
     panels: &'a [Line],
-    /// `∇B` of the rows, [`HEIGHT`] rows at a time, in the order of the panels' lines.
-    factors: Vec<[f32; HEIGHT]>,
+    /// `∇B` of [`HEIGHT`] rows at a time: step by step, row-major.
+    factors: &'a [f32],
     columns: usize,
     rank: usize,
     /// Steps times rank: lines of a panel.
     depth: usize,
     mean: f32,
+    /// Whether the result is stored past the caches.
+    stream: bool,
     out: &'a mut [f32],
 }
 
@@ -163,13 +217,13 @@ impl Block<'_> {
     /// `R`: the rank, or 0 for any.
     #[inline(always)]
     fn compute_rank<S: Simd, const M: usize, const N: usize, const R: usize>(self, simd: S) {
-        let Self { panels, factors, columns, rank, depth, mean, out } = self;
+        let Self { panels, factors, columns, rank, depth, mean, stream, out } = self;
         let rank = if R == 0 { rank } else { R };
         let mean = simd.splat_f32s(mean);
         for (panel, lines) in panels.chunks_exact(depth).enumerate() {
             let first_column = panel * WIDTH;
             let width = WIDTH.min(columns - first_column);
-            for (group, factors) in factors.chunks_exact(depth).enumerate() {
+            for (group, factors) in factors.chunks_exact(HEIGHT * depth).enumerate() {
                 for row in (0..HEIGHT).step_by(M) {
                     for vector in (0..WIDTH / S::F32_LANES).step_by(N) {
                         let place = (row, vector);
@@ -178,14 +232,18 @@ impl Block<'_> {
                             let from = vector * S::F32_LANES;
                             let at = (group * HEIGHT + row + m) * columns + first_column + from;
                             let count = width.saturating_sub(from).min(N * S::F32_LANES);
-                            // Rows beyond the last are computed with zeros and not kept.
+                            // Rows beyond the last are not kept.
                             let Some(out) = out.get_mut(at..at + count) else { continue };
                             let mut means = *sums;
                             for sum in &mut means {
                                 *sum = simd.mul_f32s(*sum, mean);
                             }
-                            let means: &[f32] = bytemuck::cast_slice(&means);
-                            out.copy_from_slice(&means[..count]);
+                            if stream && count == N * S::F32_LANES {
+                                stream::store::<S>(out, &means);
+                            } else {
+                                let means: &[f32] = bytemuck::cast_slice(&means);
+                                out.copy_from_slice(&means[..count]);
+                            }
                         }
                     }
                 }
@@ -198,26 +256,27 @@ impl Block<'_> {
 #[inline(always)]
 fn squares<S: Simd, const M: usize, const N: usize>(
     simd: S,
-    (lines, factors): (&[Line], &[[f32; HEIGHT]]),
+    (lines, factors): (&[Line], &[f32]),
     rank: usize,
     (row, vector): (usize, usize),
 ) -> [[S::f32s; N]; M] {
     let zero = simd.splat_f32s(0.0);
     let mut sums = [[zero; N]; M];
-    for (lines, factors) in lines.chunks_exact(rank).zip(factors.chunks_exact(rank)) {
+    for (lines, factors) in lines.chunks_exact(rank).zip(factors.chunks_exact(HEIGHT * rank)) {
+        let factors = &factors[row * rank..(row + M) * rank];
         let mut products = [[zero; N]; M];
         // The first product is no addition to zero: that would take a copy of the zero.
         let (line, _) = S::as_simd_f32s(&lines[0].0);
         for m in 0..M {
-            let factor = simd.splat_f32s(factors[0][row + m]);
+            let factor = simd.splat_f32s(factors[m * rank]);
             for n in 0..N {
                 products[m][n] = simd.mul_f32s(factor, line[vector + n]);
             }
         }
-        for (line, factors) in lines.iter().zip(factors).skip(1) {
-            let (line, _) = S::as_simd_f32s(&line.0);
+        for k in 1..rank {
+            let (line, _) = S::as_simd_f32s(&lines[k].0);
             for m in 0..M {
-                let factor = simd.splat_f32s(factors[row + m]);
+                let factor = simd.splat_f32s(factors[m * rank + k]);
                 for n in 0..N {
                     products[m][n] = simd.mul_add_f32s(factor, line[vector + n], products[m][n]);
                 }
@@ -239,7 +298,7 @@ mod tests {
     use pulp::Scalar;
 
     use super::*;
-    use crate::reference;
+    use crate::{Buffer, reference};
 
     fn matrix(rows: usize, columns: usize, salt: u32) -> Array2<f32> {
         Array2::from_shape_fn((rows, columns), |(i, j)| {
@@ -268,21 +327,26 @@ mod tests {
             let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             prop_assert_eq!(bits(&importance(&pairs)), bits(&expected));
 
-            let rows = ImportanceRows::new(&pairs);
-            let mut found = vec![f32::NAN; expected.len()];
+            let mut memory = Panels::default();
+            let rows = ImportanceRows::new(&pairs, &mut memory);
+            let mut found = Buffer::zeroed(expected.len()).unwrap();
             let (upper, lower) = found.split_at_mut(split.min(out) * columns);
             rows.compute(0, upper);
             rows.compute(split.min(out), lower);
             prop_assert_eq!(bits(&found), bits(&expected));
 
-            for vectors in ["scalar", "narrower"] {
-                let mut found = vec![f32::NAN; expected.len()];
-                let block = rows.block(0, &mut found);
+            for case in 0..6 {
+                let (vectors, stream) = (["scalar", "narrower", "widest"][case / 2], case % 2 == 1);
+                found.fill(f32::NAN);
+                let mut factors = Vec::new();
+                let block = rows.block(0, &mut factors, &mut found, stream);
                 match vectors {
                     "scalar" => Simd::vectorize(Scalar::new(), block),
-                    _ => narrower(block),
+                    "narrower" => narrower(block),
+                    _ => Arch::new().dispatch(block),
                 }
-                prop_assert_eq!(bits(&found), bits(&expected), "{}", vectors);
+                stream::fence();
+                prop_assert_eq!(bits(&found), bits(&expected), "{} {}", vectors, stream);
             }
         }
 

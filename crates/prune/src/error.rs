@@ -1,5 +1,6 @@
 //! Why a model cannot be pruned as asked.
 
+use std::io;
 use std::path::PathBuf;
 
 use checkpoint::CheckpointError;
@@ -29,6 +30,8 @@ pub enum PruneError {
     Plan(String),
     #[error("{}: the record does not fit the model: {what}", path.display())]
     OtherModel { path: PathBuf, what: String },
+    #[error("no memory for the importance of a weight; close other programs, or merge no layers")]
+    Memory(#[source] io::Error),
     #[error("the plan merges layers, so the gradient record is needed; add `--record`")]
     NoRecord,
 }

@@ -4,12 +4,12 @@ use checkpoint::{
     Checkpoint, Dtype, Module, Record, TensorReader, TensorView, narrow, tensor_name, widen,
 };
 use half::{bf16, f16};
-use igia::ImportanceRows;
+use igia::{Buffer, ImportanceRows, Panels};
 use merge::{Donor, Element, Mask, Scores, keep_top, keep_top_of, kept_count, merge_part};
 use rayon::prelude::*;
 
 use crate::scores::{require_finite, step_pairs};
-use crate::{Plan, Result};
+use crate::{Plan, PruneError, Result};
 
 /// Elements of a weight that are merged at a time.
 const BLOCK: usize = 1 << 21;
@@ -26,12 +26,20 @@ pub(crate) struct Merging<'a> {
     plan: &'a Plan,
     held_bytes: usize,
     /// Importance of the weight at hand; kept, since memory taken anew costs as much as the work.
-    importance: Vec<f32>,
+    importance: Option<Buffer>,
+    panels: Panels,
 }
 
 impl<'a> Merging<'a> {
     pub(crate) fn new(source: &'a Checkpoint, record: &'a Record, plan: &'a Plan) -> Self {
-        Self { source, record, plan, held_bytes: HELD_BYTES, importance: Vec::new() }
+        Self {
+            source,
+            record,
+            plan,
+            held_bytes: HELD_BYTES,
+            importance: None,
+            panels: Panels::default(),
+        }
     }
 
     /// Which elements of a donor are kept: its most important ones (method.md §5).
@@ -39,18 +47,22 @@ impl<'a> Merging<'a> {
         require_finite(self.record, donor, module)?;
         let gradients = self.record.all_gradients(donor, module)?;
         let pairs = step_pairs(&gradients);
-        let rows = ImportanceRows::new(&pairs);
+        let rows = ImportanceRows::new(&pairs, &mut self.panels);
         let (out, columns) = rows.dim();
         let size = out * columns;
         let count = kept_count(self.plan.density, size);
         if size_of::<f32>() * size > self.held_bytes {
             return Ok(keep_top_of(&Computed(rows), count));
         }
-        if self.importance.len() < size {
-            self.importance.resize(size, 0.0);
-        }
-        rows.compute(0, &mut self.importance[..size]);
-        Ok(keep_top(&self.importance[..size], count))
+        let importance = match &mut self.importance {
+            Some(buffer) if buffer.len() >= size => buffer,
+            buffer => {
+                *buffer = None; // The memory of both is not needed.
+                buffer.insert(Buffer::zeroed(size).map_err(PruneError::Memory)?)
+            }
+        };
+        rows.compute(0, &mut importance[..size]);
+        Ok(keep_top(&importance[..size], count))
     }
 
     /// Hands on the bytes of a receiver with its donors merged in, part by part, each with its
