@@ -3,6 +3,8 @@
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
+#[cfg(target_arch = "x86_64")]
+use {pulp::x86::V4, std::any::TypeId};
 
 use crate::Mask;
 
@@ -15,6 +17,8 @@ const DEVIATIONS: f64 = 5.0;
 const PART: usize = 1 << 20;
 /// The most scores of a part that may be between the guesses.
 const MOST_BETWEEN: usize = PART / 16;
+/// Buckets of the scores between.
+const BUCKETS: usize = 1 << 12;
 /// Lanes of the loops that become vector instructions.
 const LANES: usize = 16;
 
@@ -37,23 +41,57 @@ pub(crate) fn keep_top(scores: &[f32], count: usize) -> Option<Mask> {
     if above >= count || above + between < count {
         return None;
     }
-    // What is left to choose, of those between.
-    let mut ties = count - above;
-    let mut orders: Vec<i32> =
-        found.iter().flat_map(|part| part.between.iter().map(|&(_, order)| order)).collect();
-    let (larger, &mut threshold, _) = orders.select_nth_unstable_by(ties - 1, |x, y| y.cmp(x));
-    ties -= larger.iter().filter(|&&order| order > threshold).count();
-    for (number, part) in found.iter().enumerate() {
+    let (threshold, mut ties) = threshold(&found, (low, high), count - above);
+    let equal = |part: &Part| part.between.iter().filter(|place| place.1 == threshold).count();
+    let equal: Vec<usize> = found.par_iter().map(equal).collect();
+    // Equal scores go to the first parts.
+    let ties: Vec<usize> = equal
+        .into_iter()
+        .map(|equal| {
+            let taken = equal.min(ties);
+            ties -= taken;
+            taken
+        })
+        .collect();
+    let parts = words.par_chunks_mut(PART / 64).zip(&found).zip(ties);
+    parts.for_each(|((words, part), mut ties)| {
         for &(at, order) in &part.between {
             if order < threshold || (order == threshold && ties == 0) {
                 continue;
             }
             ties -= usize::from(order == threshold);
-            let at = number * PART + at as usize;
-            words[at / 64] |= 1 << (at % 64);
+            words[at as usize / 64] |= 1 << (at % 64);
         }
-    }
+    });
     Some(Mask::from_words(words, scores.len()))
+}
+
+/// The `count`-th largest order of those between the guesses, and how many that equal it are kept.
+fn threshold(parts: &[Part], (low, high): (i32, i32), count: usize) -> (i32, usize) {
+    // A histogram says in which bucket it is, so that few are put in order.
+    let shift = (high.abs_diff(low) / BUCKETS as u32 + 1).next_power_of_two().trailing_zeros();
+    let bucket = |order: i32| (order.abs_diff(low) >> shift) as usize;
+    let histogram = parts.par_iter().map(|part| {
+        let mut counts = vec![0_usize; BUCKETS + 1];
+        part.between.iter().for_each(|&(_, order)| counts[bucket(order)] += 1);
+        counts
+    });
+    let counts = histogram.reduce(
+        || vec![0; BUCKETS + 1],
+        |mut sums, counts| {
+            sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+            sums
+        },
+    );
+    let (mut chosen, mut left) = (BUCKETS, count);
+    while counts[chosen] < left {
+        left -= counts[chosen];
+        chosen -= 1;
+    }
+    let orders = parts.par_iter().flat_map_iter(|part| part.between.iter().map(|place| place.1));
+    let mut orders: Vec<i32> = orders.filter(|&order| bucket(order) == chosen).collect();
+    let (larger, &mut threshold, _) = orders.select_nth_unstable_by(left - 1, |x, y| y.cmp(x));
+    (threshold, left - larger.iter().filter(|&&order| order > threshold).count())
 }
 
 /// A score's bits as a number that is ordered as the scores are.
@@ -67,22 +105,33 @@ fn order(score: f32) -> i32 {
 /// Orders between which the `count`-th largest very likely lies.
 fn guesses(scores: &[f32], count: usize) -> (i32, i32) {
     // A fixed sequence of random places: rows and columns have patterns, which strides would meet.
-    let mut state = 0_u64;
     let mut sample: Vec<i32> = (0..SAMPLE)
-        .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            let at = (u128::from(state >> 32) * scores.len() as u128) >> 32;
+        .into_par_iter()
+        .with_min_len(SAMPLE / 16)
+        .map(|number| {
+            let at = (u128::from(random(number as u64)) * scores.len() as u128) >> 64;
             order(scores[at as usize])
         })
         .collect();
     let share = count as f64 / scores.len() as f64;
     let deviation = (SAMPLE as f64 * share * (1.0 - share)).sqrt();
+    let place = |rank: f64| (rank.max(0.0) as usize).min(SAMPLE - 1);
     let rank = SAMPLE as f64 * share;
-    let mut at = |rank: f64| {
-        let rank = (rank.max(0.0) as usize).min(SAMPLE - 1);
-        *sample.select_nth_unstable_by(rank, |x, y| y.cmp(x)).1
-    };
-    (at(rank + DEVIATIONS * deviation), at(rank - DEVIATIONS * deviation))
+    let (of_low, of_high) =
+        (place(rank + DEVIATIONS * deviation), place(rank - DEVIATIONS * deviation));
+    let (larger, &mut low, _) = sample.select_nth_unstable_by(of_low, |x, y| y.cmp(x));
+    if of_high >= larger.len() {
+        return (low, low);
+    }
+    (low, *larger.select_nth_unstable_by(of_high, |x, y| y.cmp(x)).1)
+}
+
+/// The `at`-th of a fixed sequence of random numbers (`SplitMix64`).
+fn random(at: u64) -> u64 {
+    let mut x = at.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
 }
 
 /// What is found in one part.
@@ -109,8 +158,10 @@ impl WithSimd for Marking<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) -> Option<Part> {
         let Self { scores, words, low, high } = self;
+        #[cfg(target_arch = "x86_64")]
+        let wide = (TypeId::of::<S>() == TypeId::of::<V4>()).then(V4::try_new).flatten();
         let mut between = Vec::with_capacity(MOST_BETWEEN + 64);
-        let (mut at, mut above, mut infinite) = (0, 0, 0);
+        let (mut at, mut above, mut largest) = (0, 0, [0; LANES]);
         for (scores, word) in scores.chunks(64).zip(words) {
             let mut padded = [0.0; 64];
             let (scores, real) = if let Some(whole) = scores.first_chunk::<64>() {
@@ -119,7 +170,14 @@ impl WithSimd for Marking<'_> {
                 padded[..scores.len()].copy_from_slice(scores);
                 (&padded, (1 << scores.len()) - 1)
             };
-            let (larger, not_less) = compare(scores, low, high, &mut infinite);
+            enlarge(&mut largest, scores);
+            #[cfg(target_arch = "x86_64")]
+            let (larger, not_less) = match wide {
+                Some(simd) => compare_wide(simd, scores, low, high),
+                None => compare(scores, low, high),
+            };
+            #[cfg(not(target_arch = "x86_64"))]
+            let (larger, not_less) = compare(scores, low, high);
             *word = larger & real;
             above += word.count_ones() as usize;
             let mut left = not_less & !larger & real;
@@ -133,32 +191,58 @@ impl WithSimd for Marking<'_> {
                 return None;
             }
         }
-        (infinite == 0).then_some(Part { above, between })
+        let finite = largest.iter().all(|&bits| bits < f32::INFINITY.to_bits());
+        finite.then_some(Part { above, between })
+    }
+}
+
+/// Keeps the largest bits of a magnitude in each lane: those of what is not finite are beyond all
+/// others.
+#[inline(always)]
+fn enlarge(largest: &mut [u32; LANES], scores: &[f32; 64]) {
+    for scores in scores.as_chunks::<LANES>().0 {
+        for lane in 0..LANES {
+            largest[lane] = largest[lane].max(scores[lane].to_bits() & 0x7fff_ffff);
+        }
     }
 }
 
 /// Of 64 scores, which are above `high` and which are not below `low`, a bit each.
 #[inline(always)]
-fn compare(scores: &[f32; 64], low: i32, high: i32, infinite: &mut u32) -> (u64, u64) {
+fn compare(scores: &[f32; 64], low: i32, high: i32) -> (u64, u64) {
     let (mut larger, mut not_less) = (0, 0);
     for (number, scores) in scores.as_chunks::<{ 2 * LANES }>().0.iter().enumerate() {
-        let (mut of_high, mut of_low, mut of_infinite) =
-            ([0_u32; LANES], [0_u32; LANES], [0_u32; LANES]);
+        let (mut of_high, mut of_low) = ([0_u32; LANES], [0_u32; LANES]);
         for lane in 0..LANES {
-            let (x, y) = (scores[lane], scores[lane + LANES]);
-            let (of_x, of_y) = (order(x), order(y));
+            let (of_x, of_y) = (order(scores[lane]), order(scores[lane + LANES]));
             of_high[lane] =
                 u32::from(of_x > high) << lane | u32::from(of_y > high) << (lane + LANES);
             of_low[lane] =
                 u32::from(of_x >= low) << lane | u32::from(of_y >= low) << (lane + LANES);
-            of_infinite[lane] = u32::from(!x.is_finite()) | u32::from(!y.is_finite());
         }
         let join = |bits: [u32; LANES]| bits.iter().fold(0, |word, bits| word | bits);
         larger |= u64::from(join(of_high)) << (2 * LANES * number);
         not_less |= u64::from(join(of_low)) << (2 * LANES * number);
-        *infinite |= join(of_infinite);
     }
     (larger, not_less)
+}
+
+/// [`compare`] with AVX-512, whose comparisons give bits.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn compare_wide(simd: V4, scores: &[f32; 64], low: i32, high: i32) -> (u64, u64) {
+    let (mut not_larger, mut not_less) = (0, 0);
+    let (low, high) = (simd.splat_i32x16(low), simd.splat_i32x16(high));
+    for (number, scores) in scores.as_chunks::<LANES>().0.iter().enumerate() {
+        let mut orders = [0; LANES];
+        for lane in 0..LANES {
+            orders[lane] = order(scores[lane]);
+        }
+        let orders: pulp::i32x16 = pulp::cast(orders);
+        not_larger |= u64::from(simd.cmp_le_i32x16(orders, high).0) << (LANES * number);
+        not_less |= u64::from(simd.cmp_ge_i32x16(orders, low).0) << (LANES * number);
+    }
+    (!not_larger, not_less)
 }
 
 #[cfg(test)]
@@ -184,6 +268,49 @@ mod tests {
             let found = keep_top(scores, count).expect("the guesses are good");
             assert!(found == reference::keep_top(scores, count));
         }
+    }
+
+    /// With every kind of vector there is here, against plain comparisons.
+    #[test]
+    fn marks_alike_with_all_vectors() {
+        let mut scores = scores(|random| f32::from_bits(random & 0xbfff_ffff));
+        scores.truncate(1000);
+        let (low, high) = (order(-1e-30), order(1e-3));
+        let expected: Vec<u64> = scores
+            .chunks(64)
+            .map(|scores| {
+                let above = scores.iter().enumerate().filter(|(_, score)| order(**score) > high);
+                above.fold(0, |word, (lane, _)| word | 1 << lane)
+            })
+            .collect();
+        let expected_between: Vec<(u32, i32)> = (0..)
+            .zip(scores.iter().map(|&score| order(score)))
+            .filter(|&(_, order)| low <= order && order <= high)
+            .collect();
+        for vectors in ["scalar", "narrower", "widest"] {
+            let mut words = vec![0; scores.len().div_ceil(64)];
+            let marking = Marking { scores: &scores, words: &mut words, low, high };
+            let part = match vectors {
+                "scalar" => Simd::vectorize(pulp::Scalar::new(), marking),
+                "narrower" => narrower(marking),
+                _ => Arch::new().dispatch(marking),
+            };
+            let part = part.expect("all are finite");
+            assert_eq!((&words, part.between), (&expected, expected_between.clone()), "{vectors}");
+            assert_eq!(
+                part.above,
+                expected.iter().map(|word| word.count_ones()).sum::<u32>() as usize
+            );
+        }
+    }
+
+    /// With AVX2 where there is AVX-512, else with what there is.
+    fn narrower(marking: Marking<'_>) -> Option<Part> {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(simd) = pulp::x86::V3::try_new() {
+            return Simd::vectorize(simd, marking);
+        }
+        Arch::new().dispatch(marking)
     }
 
     #[test]
