@@ -18,5 +18,5 @@ mod stream;
 
 pub use buffer::Buffer;
 pub use error::ScoreError;
-pub use matrix::{ImportanceRows, Panels, importance};
+pub use matrix::{ImportanceRows, Panels, importance, mean_of_sums};
 pub use score::{StepPair, WeightScores, product_norm_squared};

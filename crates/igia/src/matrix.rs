@@ -101,6 +101,22 @@ impl<'a, 'b> ImportanceRows<'a, 'b> {
     ///
     /// If `out` is not a number of whole rows, or reaches beyond the last.
     pub fn compute(&self, first: usize, out: &mut [f32]) {
+        self.run::<false>(first, out);
+    }
+
+    /// Adds `Σ_i (∇B_i·∇A_i) ∘ (∇B_i·∇A_i)` to rows from `first` on, as [`ImportanceRows::compute`]
+    /// does: steps that are too many to be laid out at once are added one part after the other, to
+    /// zeros, and their sum divided by their number: as `compute` of all of them, to the bit, if
+    /// [`mean_of_sums`] divides.
+    ///
+    /// # Panics
+    ///
+    /// As [`ImportanceRows::compute`].
+    pub fn add(&self, first: usize, out: &mut [f32]) {
+        self.run::<true>(first, out);
+    }
+
+    fn run<const ADDED: bool>(&self, first: usize, out: &mut [f32]) {
         assert_eq!(out.len() % self.columns, 0, "whole rows are computed");
         let rows = out.len() / self.columns;
         assert!(first + rows <= self.rows, "beyond the last row");
@@ -108,7 +124,8 @@ impl<'a, 'b> ImportanceRows<'a, 'b> {
         let count = self.block_rows(rows);
         let blocks = out.par_chunks_mut(count * self.columns).enumerate();
         blocks.for_each_init(Vec::new, |factors, (number, out)| {
-            Arch::new().dispatch(self.block(first + number * count, factors, out, stream));
+            let block = self.block::<ADDED>(first + number * count, factors, out, stream);
+            Arch::new().dispatch(block);
             stream::fence();
         });
     }
@@ -122,15 +139,15 @@ impl<'a, 'b> ImportanceRows<'a, 'b> {
     }
 
     /// Some rows to be computed; `factors` is where their `∇B` is laid out.
-    fn block<'c>(
+    fn block<'c, const ADDED: bool>(
         &'c self,
         first: usize,
         factors: &'c mut Vec<f32>,
         out: &'c mut [f32],
         stream: bool,
-    ) -> Block<'c> {
+    ) -> Block<'c, ADDED> {
         let count = out.len() / self.columns;
-        let (depth, rank) = (self.steps.len() * self.rank, self.rank);
+        let (rank, depth) = (self.rank, self.steps.len() * self.rank);
         // A last group with fewer rows is computed with whatever is there, and that is not kept.
         factors.resize(count.next_multiple_of(HEIGHT) * depth, 0.0);
         for (step, pair) in self.steps.iter().enumerate() {
@@ -141,9 +158,8 @@ impl<'a, 'b> ImportanceRows<'a, 'b> {
                 copy(&rows, into);
             }
         }
-        let mean = 1.0 / self.steps.len() as f32;
-        let (panels, columns) = (self.panels, self.columns);
-        Block { panels, factors, columns, rank, depth, mean, stream, out }
+        let steps = self.steps.len();
+        Block { panels: self.panels, factors, columns: self.columns, rank, steps, stream, out }
     }
 }
 
@@ -153,6 +169,12 @@ fn copy<D: Dimension>(from: &ArrayView<'_, f32, D>, into: &mut [f32]) {
         Some(from) => into.copy_from_slice(from),
         None => into.iter_mut().zip(from).for_each(|(into, from)| *into = *from),
     }
+}
+
+/// Divides the sums over `steps` steps, which [`ImportanceRows::add`] has made, by their number.
+pub fn mean_of_sums(sums: &mut [f32], steps: usize) {
+    let mean = 1.0 / steps as f32;
+    sums.par_chunks_mut(1 << 16).for_each(|part| part.iter_mut().for_each(|sum| *sum *= mean));
 }
 
 /// The IGIA-Matrix `F = (1/t) Σ_i (∇B_i·∇A_i) ∘ (∇B_i·∇A_i)`, `[out, in]` in row-major order.
@@ -171,22 +193,21 @@ pub fn importance(steps: &[StepPair<'_>]) -> Vec<f32> {
     found
 }
 
-/// Some rows of the IGIA-Matrix, to be computed with whatever vectors there are.
-struct Block<'a> {
+/// Some rows of the IGIA-Matrix, to be computed with whatever vectors there are: the mean over all
+/// steps or, if `ADDED`, the sum over these and what is there.
+struct Block<'a, const ADDED: bool> {
     panels: &'a [Line],
     /// `∇B` of [`HEIGHT`] rows at a time: step by step, row-major.
     factors: &'a [f32],
     columns: usize,
     rank: usize,
-    /// Steps times rank: lines of a panel.
-    depth: usize,
-    mean: f32,
+    steps: usize,
     /// Whether the result is stored past the caches.
     stream: bool,
     out: &'a mut [f32],
 }
 
-impl WithSimd for Block<'_> {
+impl<const ADDED: bool> WithSimd for Block<'_, ADDED> {
     type Output = ();
 
     #[inline(always)]
@@ -202,7 +223,7 @@ impl WithSimd for Block<'_> {
     }
 }
 
-impl Block<'_> {
+impl<const ADDED: bool> Block<'_, ADDED> {
     #[inline(always)]
     fn compute<S: Simd, const M: usize, const N: usize>(self, simd: S) {
         // The usual ranks are known when this is compiled, so that their loops can be unrolled.
@@ -217,32 +238,45 @@ impl Block<'_> {
     /// `R`: the rank, or 0 for any.
     #[inline(always)]
     fn compute_rank<S: Simd, const M: usize, const N: usize, const R: usize>(self, simd: S) {
-        let Self { panels, factors, columns, rank, depth, mean, stream, out } = self;
+        let Self { panels, factors, columns, rank, steps, stream, out } = self;
         let rank = if R == 0 { rank } else { R };
-        let mean = simd.splat_f32s(mean);
+        let (depth, lanes) = (steps * rank, S::F32_LANES);
+        let mean = simd.splat_f32s(1.0 / steps as f32);
         for (panel, lines) in panels.chunks_exact(depth).enumerate() {
             let first_column = panel * WIDTH;
             let width = WIDTH.min(columns - first_column);
             for (group, factors) in factors.chunks_exact(HEIGHT * depth).enumerate() {
                 for row in (0..HEIGHT).step_by(M) {
-                    for vector in (0..WIDTH / S::F32_LANES).step_by(N) {
-                        let place = (row, vector);
-                        let sums = squares::<S, M, N>(simd, (lines, factors), rank, place);
-                        for (m, sums) in sums.iter().enumerate() {
-                            let from = vector * S::F32_LANES;
+                    for vector in (0..WIDTH / lanes).step_by(N) {
+                        let from = vector * lanes;
+                        let count = width.saturating_sub(from).min(N * lanes);
+                        let place = |m: usize| {
                             let at = (group * HEIGHT + row + m) * columns + first_column + from;
-                            let count = width.saturating_sub(from).min(N * S::F32_LANES);
-                            // Rows beyond the last are not kept.
-                            let Some(out) = out.get_mut(at..at + count) else { continue };
-                            let mut means = *sums;
-                            for sum in &mut means {
-                                *sum = simd.mul_f32s(*sum, mean);
+                            at..at + count
+                        };
+                        let mut there = [[simd.splat_f32s(0.0); N]; M];
+                        if ADDED {
+                            for (m, there) in there.iter_mut().enumerate() {
+                                let Some(out) = out.get(place(m)) else { continue };
+                                bytemuck::cast_slice_mut(there)[..count].copy_from_slice(out);
                             }
-                            if stream && count == N * S::F32_LANES {
-                                stream::store::<S>(out, &means);
+                        }
+                        let sums =
+                            squares::<S, M, N>(simd, (lines, factors), rank, (row, vector), there);
+                        for (m, sums) in sums.iter().enumerate() {
+                            // Rows beyond the last are not kept.
+                            let Some(out) = out.get_mut(place(m)) else { continue };
+                            let mut found = *sums;
+                            if !ADDED {
+                                for sum in &mut found {
+                                    *sum = simd.mul_f32s(*sum, mean);
+                                }
+                            }
+                            if stream && count == N * lanes {
+                                stream::store::<S>(out, &found);
                             } else {
-                                let means: &[f32] = bytemuck::cast_slice(&means);
-                                out.copy_from_slice(&means[..count]);
+                                let found: &[f32] = bytemuck::cast_slice(&found);
+                                out.copy_from_slice(&found[..count]);
                             }
                         }
                     }
@@ -252,16 +286,16 @@ impl Block<'_> {
     }
 }
 
-/// The sums of squares of `M` rows and `N` vectors of columns, over all steps.
+/// Adds the squares of `M` rows and `N` vectors of columns, over all steps.
 #[inline(always)]
 fn squares<S: Simd, const M: usize, const N: usize>(
     simd: S,
     (lines, factors): (&[Line], &[f32]),
     rank: usize,
     (row, vector): (usize, usize),
+    mut sums: [[S::f32s; N]; M],
 ) -> [[S::f32s; N]; M] {
     let zero = simd.splat_f32s(0.0);
-    let mut sums = [[zero; N]; M];
     for (lines, factors) in lines.chunks_exact(rank).zip(factors.chunks_exact(HEIGHT * rank)) {
         let factors = &factors[row * rank..(row + M) * rank];
         let mut products = [[zero; N]; M];
@@ -339,7 +373,7 @@ mod tests {
                 let (vectors, stream) = (["scalar", "narrower", "widest"][case / 2], case % 2 == 1);
                 found.fill(f32::NAN);
                 let mut factors = Vec::new();
-                let block = rows.block(0, &mut factors, &mut found, stream);
+                let block = rows.block::<false>(0, &mut factors, &mut found, stream);
                 match vectors {
                     "scalar" => Simd::vectorize(Scalar::new(), block),
                     "narrower" => narrower(block),
@@ -348,6 +382,14 @@ mod tests {
                 stream::fence();
                 prop_assert_eq!(bits(&found), bits(&expected), "{} {}", vectors, stream);
             }
+
+            // Some steps after the others.
+            found.fill(0.0);
+            for pairs in pairs.chunks(2) {
+                ImportanceRows::new(pairs, &mut memory).add(0, &mut found);
+            }
+            mean_of_sums(&mut found, steps);
+            prop_assert_eq!(bits(&found), bits(&expected));
         }
 
         // Law: scaling all gradients by a power of two scales the importance by its fourth power.
@@ -363,7 +405,7 @@ mod tests {
     }
 
     /// With AVX2 where there is AVX-512, else with what there is.
-    fn narrower(block: Block<'_>) {
+    fn narrower(block: Block<'_, false>) {
         #[cfg(target_arch = "x86_64")]
         if let Some(simd) = pulp::x86::V3::try_new() {
             return Simd::vectorize(simd, block);
