@@ -1,5 +1,6 @@
 //! The most important elements of a donor, exactly so many (method.md §5).
 
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -20,25 +21,35 @@ pub fn kept_count(density: f64, size: usize) -> usize {
 
 /// Scores that can be gone through several times, a part at a time.
 pub trait Scores: Sync {
+    /// Why they cannot be had.
+    type Error;
+
     /// How many there are.
     fn count(&self) -> usize;
 
     /// Shows `see` every part with the number of its first score, which is a multiple of 64; parts
     /// come in any order and from several threads.
-    fn parts(&self, see: &(dyn Fn(usize, &[f32]) + Sync));
+    ///
+    /// # Errors
+    ///
+    /// If scores cannot be had.
+    fn parts(&self, see: &(dyn Fn(usize, &[f32]) + Sync)) -> Result<(), Self::Error>;
 }
 
 /// Scores of a part of a slice.
 const PART: usize = 1 << 20;
 
 impl Scores for [f32] {
+    type Error = Infallible;
+
     fn count(&self) -> usize {
         self.len()
     }
 
-    fn parts(&self, see: &(dyn Fn(usize, &[f32]) + Sync)) {
+    fn parts(&self, see: &(dyn Fn(usize, &[f32]) + Sync)) -> Result<(), Infallible> {
         let parts = self.par_chunks(PART).enumerate();
         parts.for_each(|(number, scores)| see(number * PART, scores));
+        Ok(())
     }
 }
 
@@ -59,7 +70,10 @@ impl Scores for [f32] {
 /// assert!(kept.iter().eq([false, true, true, false]));
 /// ```
 pub fn keep_top(scores: &[f32], count: usize) -> Mask {
-    sampled::keep_top(scores, count).unwrap_or_else(|| keep_top_of(scores, count))
+    sampled::keep_top(scores, count).unwrap_or_else(|| {
+        let Ok(mask) = keep_top_of(scores, count);
+        mask
+    })
 }
 
 /// [`keep_top`] of scores that need not all be there at once.
@@ -68,20 +82,24 @@ pub fn keep_top(scores: &[f32], count: usize) -> Mask {
 /// sixteen bits the threshold begins, one of the lower halves what it is, and the third marks.
 /// Memory `n / 4` bytes and half a megabyte a thread.
 ///
+/// # Errors
+///
+/// If scores cannot be had.
+///
 /// # Panics
 ///
 /// As [`keep_top`], or if there are 2³² scores.
-pub fn keep_top_of<S: Scores + ?Sized>(scores: &S, count: usize) -> Mask {
+pub fn keep_top_of<S: Scores + ?Sized>(scores: &S, count: usize) -> Result<Mask, S::Error> {
     let size = scores.count();
     assert!(count <= size, "cannot keep {count} of {size} scores");
     assert!(u32::try_from(size).is_ok(), "counts are 32 bits wide");
-    let upper = histogram(scores, None);
+    let upper = histogram(scores, None)?;
     assert!(all_finite(&upper), "scores must be finite");
     if count == 0 {
-        return Mask::from_words(vec![0; size.div_ceil(64)], size);
+        return Ok(Mask::from_words(vec![0; size.div_ceil(64)], size));
     }
     let (upper, above) = bucket_of(&upper, count);
-    let (lower, above_within) = bucket_of(&histogram(scores, Some(upper)), count - above);
+    let (lower, above_within) = bucket_of(&histogram(scores, Some(upper))?, count - above);
     let threshold = u32::from(upper) << 16 | u32::from(lower);
     mark(scores, threshold, count - above - above_within)
 }
@@ -99,7 +117,7 @@ fn rank(score: f32) -> u32 {
 }
 
 /// Counts the upper halves of all ranks, or the lower halves of those with a given upper one.
-fn histogram<S: Scores + ?Sized>(scores: &S, within: Option<u16>) -> Histogram {
+fn histogram<S: Scores + ?Sized>(scores: &S, within: Option<u16>) -> Result<Histogram, S::Error> {
     // A part takes one that no other thread is at; there are as many in the end as threads.
     let idle: Mutex<Vec<Histogram>> = Mutex::default();
     let lock = || idle.lock().unwrap_or_else(PoisonError::into_inner);
@@ -121,13 +139,13 @@ fn histogram<S: Scores + ?Sized>(scores: &S, within: Option<u16>) -> Histogram {
             }
         }
         lock().push(counts);
-    });
+    })?;
     let all = idle.into_inner().unwrap_or_else(PoisonError::into_inner);
     let sums = all.into_iter().reduce(|mut sums, counts| {
         sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
         sums
     });
-    sums.unwrap_or_else(|| vec![0; BUCKETS])
+    Ok(sums.unwrap_or_else(|| vec![0; BUCKETS]))
 }
 
 /// Whether no score is infinite or NaN, which have all bits of the exponent set.
@@ -151,7 +169,7 @@ fn bucket_of(histogram: &Histogram, count: usize) -> (u16, usize) {
 }
 
 /// Marks all ranks above the threshold, and the first `ties` of those that equal it.
-fn mark<S: Scores + ?Sized>(scores: &S, threshold: u32, mut ties: usize) -> Mask {
+fn mark<S: Scores + ?Sized>(scores: &S, threshold: u32, mut ties: usize) -> Result<Mask, S::Error> {
     let size = scores.count();
     let words =
         || -> Vec<AtomicU64> { (0..size.div_ceil(64)).map(|_| AtomicU64::new(0)).collect() };
@@ -167,7 +185,7 @@ fn mark<S: Scores + ?Sized>(scores: &S, threshold: u32, mut ties: usize) -> Mask
                 equal.store(same, Ordering::Relaxed);
             }
         }
-    });
+    })?;
     let words = above.into_iter().zip(equal).map(|(above, equal)| {
         let (mut word, mut equal) = (above.into_inner(), equal.into_inner());
         while equal != 0 && ties > 0 {
@@ -178,7 +196,7 @@ fn mark<S: Scores + ?Sized>(scores: &S, threshold: u32, mut ties: usize) -> Mask
         }
         word
     });
-    Mask::from_words(words.collect(), size)
+    Ok(Mask::from_words(words.collect(), size))
 }
 
 /// The bits of at most 64 scores that rank above the threshold, and of those that equal it.

@@ -6,6 +6,7 @@
 
 mod apply;
 mod error;
+mod importance;
 mod merging;
 mod plan;
 mod scores;

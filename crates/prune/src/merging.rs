@@ -4,65 +4,30 @@ use checkpoint::{
     Checkpoint, Dtype, Module, Record, TensorReader, TensorView, narrow, tensor_name, widen,
 };
 use half::{bf16, f16};
-use igia::{Buffer, ImportanceRows, Panels};
-use merge::{Donor, Element, Mask, Scores, keep_top, keep_top_of, kept_count, merge_part};
-use rayon::prelude::*;
+use merge::{Donor, Element, Mask, merge_part};
 
-use crate::scores::{require_finite, step_pairs};
-use crate::{Plan, PruneError, Result};
+use crate::importance::{self, Room};
+use crate::{Plan, Result};
 
 /// Elements of a weight that are merged at a time.
 const BLOCK: usize = 1 << 21;
-/// Bytes of importance that are held; a larger weight's is computed anew for each pass over it.
-const HELD_BYTES: usize = 256 << 20;
-/// Rows of importance that are computed at a time where it is not held: parts begin at multiples
-/// of 64 elements, whatever the columns.
-const ROWS: usize = 192;
 
 /// Merges the weights that a plan wants merged.
 pub(crate) struct Merging<'a> {
     source: &'a Checkpoint,
     record: &'a Record,
     plan: &'a Plan,
-    held_bytes: usize,
-    /// Importance of the weight at hand; kept, since memory taken anew costs as much as the work.
-    importance: Option<Buffer>,
-    panels: Panels,
+    room: Room,
 }
 
 impl<'a> Merging<'a> {
     pub(crate) fn new(source: &'a Checkpoint, record: &'a Record, plan: &'a Plan) -> Self {
-        Self {
-            source,
-            record,
-            plan,
-            held_bytes: HELD_BYTES,
-            importance: None,
-            panels: Panels::default(),
-        }
+        Self { source, record, plan, room: Room::new() }
     }
 
     /// Which elements of a donor are kept: its most important ones (method.md §5).
     pub(crate) fn kept(&mut self, donor: usize, module: Module) -> Result<Mask> {
-        require_finite(self.record, donor, module)?;
-        let gradients = self.record.all_gradients(donor, module)?;
-        let pairs = step_pairs(&gradients);
-        let rows = ImportanceRows::new(&pairs, &mut self.panels);
-        let (out, columns) = rows.dim();
-        let size = out * columns;
-        let count = kept_count(self.plan.density, size);
-        if size_of::<f32>() * size > self.held_bytes {
-            return Ok(keep_top_of(&Computed(rows), count));
-        }
-        let importance = match &mut self.importance {
-            Some(buffer) if buffer.len() >= size => buffer,
-            buffer => {
-                *buffer = None; // The memory of both is not needed.
-                buffer.insert(Buffer::zeroed(size).map_err(PruneError::Memory)?)
-            }
-        };
-        rows.compute(0, &mut importance[..size]);
-        Ok(keep_top(&importance[..size], count))
+        importance::kept(self.record, (donor, module), self.plan.density, &mut self.room)
     }
 
     /// Hands on the bytes of a receiver with its donors merged in, part by part, each with its
@@ -151,31 +116,12 @@ fn merge_mixed(
     Ok(())
 }
 
-/// Importance that is computed when it is asked for.
-struct Computed<'a, 'b>(ImportanceRows<'a, 'b>);
-
-impl Scores for Computed<'_, '_> {
-    fn count(&self) -> usize {
-        let (rows, columns) = self.0.dim();
-        rows * columns
-    }
-
-    fn parts(&self, see: &(dyn Fn(usize, &[f32]) + Sync)) {
-        let (rows, columns) = self.0.dim();
-        (0..rows.div_ceil(ROWS)).into_par_iter().for_each_init(Vec::new, |part, number| {
-            let first = number * ROWS;
-            part.resize(ROWS.min(rows - first) * columns, 0.0);
-            self.0.compute(first, part);
-            see(first * columns, part);
-        });
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use checkpoint::{CheckpointWriter, TensorSpec};
 
     use super::*;
+    use crate::scores::step_pairs;
 
     #[test]
     fn golden_importance_and_masks() {
@@ -197,8 +143,8 @@ mod tests {
             for tensor in testkit::tensor_names(&file) {
                 let (layer, module) = place(&tensor);
                 let (_, expected) = testkit::tensor_bytes(&file, &tensor);
-                for held_bytes in [HELD_BYTES, 0] {
-                    merging.held_bytes = held_bytes;
+                for room in Room::of_all_sizes() {
+                    merging.room = room;
                     let found = merging.kept(layer, module).unwrap();
                     assert!(found.iter().map(u8::from).eq(expected.clone()), "{name} {tensor}");
                 }

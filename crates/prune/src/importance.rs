@@ -1,0 +1,129 @@
+//! The elements of a weight that are kept, by their importance, in bounded memory.
+
+use std::sync::{Mutex, PoisonError};
+
+use checkpoint::{Module, Record};
+use igia::{Buffer, ImportanceRows, Panels, mean_of_sums};
+use merge::{Mask, Scores, keep_top, keep_top_of, kept_count};
+
+use crate::scores::{require_finite, step_pairs};
+use crate::{PruneError, Result};
+
+/// Memory for importance; kept from weight to weight, since memory taken anew costs as much as the
+/// work.
+pub(crate) struct Room {
+    /// Bytes of importance that are held; a larger weight's is computed anew for each pass over it.
+    held_bytes: usize,
+    /// Bytes of a larger weight's importance that are computed at a time.
+    part_bytes: usize,
+    /// Bytes of gradients that are laid out at a time, of more steps one part after the other.
+    gradient_bytes: usize,
+    importance: Buffer,
+    panels: Panels,
+}
+
+impl Room {
+    pub(crate) fn new() -> Self {
+        Self {
+            held_bytes: 256 << 20,
+            part_bytes: 128 << 20,
+            gradient_bytes: 64 << 20,
+            importance: Buffer::default(),
+            panels: Panels::default(),
+        }
+    }
+
+    /// As it is, and for weights and records that do not fit it.
+    #[cfg(test)]
+    pub(crate) fn of_all_sizes() -> [Self; 3] {
+        let small = Self { held_bytes: 0, part_bytes: 0, ..Self::new() };
+        let smaller = Self { held_bytes: 0, part_bytes: 0, gradient_bytes: 0, ..Self::new() };
+        [Self::new(), small, smaller]
+    }
+
+    /// Importance of some rows of a weight.
+    fn rows(&mut self, weight: &Recorded<'_>, first: usize, rows: usize) -> Result<&[f32]> {
+        let size = rows * weight.columns;
+        if self.importance.len() < size {
+            self.importance = Buffer::default(); // The memory of both is not needed.
+            self.importance = Buffer::zeroed(size).map_err(PruneError::Memory)?;
+        }
+        let out = &mut self.importance[..size];
+        let steps = weight.record.num_steps();
+        let together = (self.gradient_bytes / weight.step_bytes).max(1);
+        if together < steps {
+            out.fill(0.0);
+        }
+        for begin in (0..steps).step_by(together) {
+            let gradients = (begin..steps.min(begin + together))
+                .map(|step| weight.record.gradients(step, weight.layer, weight.module))
+                .collect::<Result<Vec<_>, _>>()?;
+            let pairs = step_pairs(&gradients);
+            let rows = ImportanceRows::new(&pairs, &mut self.panels);
+            match together < steps {
+                true => rows.add(first, out),
+                false => rows.compute(first, out),
+            }
+        }
+        if together < steps {
+            mean_of_sums(out, steps);
+        }
+        Ok(out)
+    }
+}
+
+/// Marks the most important elements of a weight, as many as the density says (method.md §5).
+pub(crate) fn kept(
+    record: &Record,
+    (layer, module): (usize, Module),
+    density: f64,
+    room: &mut Room,
+) -> Result<Mask> {
+    require_finite(record, layer, module)?;
+    let first = record.gradients(0, layer, module)?;
+    let ((rows, rank), columns) = (first.b.dim(), first.a.ncols());
+    let step_bytes = size_of::<f32>() * rank * (rows + columns);
+    let weight = Recorded { record, layer, module, rows, columns, step_bytes };
+    let count = kept_count(density, rows * columns);
+    if size_of::<f32>() * rows * columns > room.held_bytes {
+        return keep_top_of(&Parts { weight, room: Mutex::new(room) }, count);
+    }
+    Ok(keep_top(room.rows(&weight, 0, rows)?, count))
+}
+
+/// A weight whose gradients are recorded.
+struct Recorded<'a> {
+    record: &'a Record,
+    layer: usize,
+    module: Module,
+    rows: usize,
+    columns: usize,
+    /// Bytes of one step's gradients as f32.
+    step_bytes: usize,
+}
+
+/// Importance that is computed when it is asked for.
+struct Parts<'a> {
+    weight: Recorded<'a>,
+    room: Mutex<&'a mut Room>,
+}
+
+impl Scores for Parts<'_> {
+    type Error = PruneError;
+
+    fn count(&self) -> usize {
+        self.weight.rows * self.weight.columns
+    }
+
+    fn parts(&self, see: &(dyn Fn(usize, &[f32]) + Sync)) -> Result<()> {
+        let Recorded { rows, columns, .. } = self.weight;
+        let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+        // Parts begin at multiples of 64 elements, whatever the columns.
+        let together = (room.part_bytes / (size_of::<f32>() * columns)).max(1).next_multiple_of(64);
+        for first in (0..rows).step_by(together) {
+            let part = room.rows(&self.weight, first, together.min(rows - first))?;
+            let Ok(()) = part.parts(&|at, part| see(first * columns + at, part));
+        }
+        Ok(())
+    }
+}
