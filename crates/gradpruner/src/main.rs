@@ -2,6 +2,7 @@
 
 mod arguments;
 mod commands;
+mod cut_short;
 mod printer;
 
 use std::process::ExitCode;
@@ -46,6 +47,7 @@ Each stage is a command of its own too: collect, score, plan, prune, finetune, e
 fn main() -> ExitCode {
     let Cli { command, json, verbose, quiet } = Cli::parse();
     let mut printer = Printer::new(json, verbose, quiet);
+    cut_short::report();
     match command.run(&mut printer) {
         Ok(outcome) => printer.outcome(&outcome),
         Err(error) => report_error(&error),

@@ -27,7 +27,7 @@ impl Room {
         Self {
             held_bytes: 256 << 20,
             part_bytes: 128 << 20,
-            gradient_bytes: 64 << 20,
+            gradient_bytes: 32 << 20,
             importance: Buffer::default(),
             panels: Panels::default(),
         }
