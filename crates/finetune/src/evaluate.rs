@@ -107,7 +107,7 @@ pub fn evaluate(
     }
     let started = Instant::now();
     // Longest first: what does not fit memory fails at once, and the time left is never too low.
-    questions.sort_by_key(|question| std::cmp::Reverse(question.prompt.len()));
+    questions.sort_by_key(|question| std::cmp::Reverse(question_tokens(question)));
     for batch in batches(&questions, settings.batch_tokens, question_tokens) {
         tally.questions(model, batch)?;
         observe(tally.rows);

@@ -41,13 +41,13 @@ pub(crate) struct CollectingArgs {
     #[arg(long, default_value = "40", value_parser = steps)]
     steps: Steps,
     /// Rows of a collected step
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 4, value_parser = positive)]
     collect_batch: usize,
     /// Learning rate of the collected steps
     #[arg(long, default_value_t = 1e-4)]
     collect_lr: f64,
     /// LoRA rank of the collected gradients
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_parser = positive)]
     collect_rank: usize,
     /// LoRA alpha of the collected gradients
     #[arg(long, default_value_t = 32.0)]
@@ -88,16 +88,16 @@ pub(crate) struct TrainingArgs {
     #[arg(long, default_value_t = 3.0)]
     epochs: f64,
     /// Stop after so many steps
-    #[arg(long)]
+    #[arg(long, value_parser = positive)]
     max_steps: Option<usize>,
     /// Rows of a forward pass
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 4, value_parser = positive)]
     batch: usize,
     /// Forward passes of a step
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 4, value_parser = positive)]
     accumulate: usize,
     /// Tokens of a row at most; the rest is cut
-    #[arg(long, default_value_t = 2048)]
+    #[arg(long, default_value_t = 2048, value_parser = positive)]
     max_length: usize,
     /// Highest learning rate [default: 2e-4 for LoRA, else 2e-5]
     #[arg(long)]
@@ -115,7 +115,7 @@ pub(crate) struct TrainingArgs {
     #[arg(long, default_value_t = 1.0)]
     max_grad_norm: f64,
     /// LoRA rank
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 16, value_parser = positive)]
     rank: usize,
     /// LoRA alpha [default: twice the rank]
     #[arg(long)]
@@ -131,7 +131,7 @@ pub(crate) struct TrainingArgs {
     #[arg(long)]
     remat: bool,
     /// Steps between two saved states to go on from [default: one state a minute]
-    #[arg(long)]
+    #[arg(long, value_parser = positive)]
     save_every: Option<usize>,
 }
 
@@ -186,10 +186,10 @@ impl TrainingArgs {
 #[command(next_help_heading = "Evaluating")]
 pub(crate) struct EvaluationArgs {
     /// Tokens of a forward pass
-    #[arg(long, default_value_t = 2048)]
+    #[arg(long, default_value_t = 2048, value_parser = positive)]
     eval_batch_tokens: usize,
     /// Evaluate on the first rows only
-    #[arg(long)]
+    #[arg(long, value_parser = positive)]
     eval_rows: Option<usize>,
     /// For how many rows without choices to generate replies
     #[arg(long, default_value_t = 50)]
@@ -226,6 +226,15 @@ struct Steps {
     most: usize,
     /// Fewer if the layers to prune have settled before.
     auto: bool,
+}
+
+/// A number of things of which there must be one.
+pub(crate) fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("it must be at least 1".into()),
+        Ok(number) => Ok(number),
+        Err(error) => Err(format!("{error}")),
+    }
 }
 
 fn steps(text: &str) -> Result<Steps, String> {

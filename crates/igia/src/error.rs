@@ -17,4 +17,9 @@ pub enum ScoreError {
          ({found:.1e}); were they clipped?"
     )]
     TooLarge { found: f64 },
+    #[error(
+        "the gradients are too small for their squares to be told apart in single precision \
+         ({found:.1e} on average); collect with a higher learning rate"
+    )]
+    TooSmall { found: f64 },
 }

@@ -204,21 +204,28 @@ fn not_scored(
     PruneError::Score { path, step: step + 1, layer, module, source }
 }
 
-/// Refuses gradients that are not finite, or whose squares would not be: the kernels take it for
-/// granted that they are.
+/// Refuses gradients that are not finite, or whose squares would not be, or would vanish: the kernels
+/// take it for granted that they do not.
 pub(crate) fn require_finite(record: &Record, layer: usize, module: Module) -> Result<()> {
     let squares: Vec<f64> = (0..record.num_steps())
         .into_par_iter()
         .map(|step| norm_squared(record, step, (layer, module)))
         .collect::<Result<_>>()?;
+    let largest = (0..squares.len()).max_by(|&x, &y| squares[x].total_cmp(&squares[y]));
+    let Some((step, (rows, columns))) = largest.zip(record.shape(layer, module)) else {
+        return Ok(());
+    };
+    let refuse = |source| Err(not_scored(record, step, (layer, module), source));
     // No element's square, nor the sum of its squares, is larger than that of all.
     let found: f64 = squares.iter().sum();
-    let largest = (0..squares.len()).max_by(|&x, &y| squares[x].total_cmp(&squares[y]));
-    match largest {
-        Some(step) if found > f64::from(f32::MAX) / 2.0 => {
-            Err(not_scored(record, step, (layer, module), ScoreError::TooLarge { found }))
-        }
-        _ => Ok(()),
+    if found > f64::from(f32::MAX) / 2.0 {
+        return refuse(ScoreError::TooLarge { found });
+    }
+    // Gradients that are zero are no mistake: then all elements are of one importance.
+    let mean = found / (rows * columns * squares.len()) as f64;
+    match found > 0.0 && mean < f64::from(f32::MIN_POSITIVE) {
+        true => refuse(ScoreError::TooSmall { found: mean }),
+        false => Ok(()),
     }
 }
 
@@ -248,7 +255,17 @@ pub(crate) mod tests {
 
     /// Writes a record's gradients of some modules as BF16.
     pub(crate) fn rewrite_short(record: &Record, target: &Path, keep: &dyn Fn(Module) -> bool) {
-        let mut writer = RecordWriter::create(target, Dtype::BF16).unwrap();
+        rewrite(record, target, Dtype::BF16, keep, 1.0);
+    }
+
+    fn rewrite(
+        record: &Record,
+        target: &Path,
+        dtype: Dtype,
+        keep: &dyn Fn(Module) -> bool,
+        scale: f32,
+    ) {
+        let mut writer = RecordWriter::create(target, dtype).unwrap();
         let manifest = record.manifest().unwrap().clone();
         for (step, entry) in manifest.steps.iter().enumerate() {
             let pairs: Vec<_> = record
@@ -256,7 +273,7 @@ pub(crate) mod tests {
                 .filter(|&(_, module)| keep(module))
                 .map(|(layer, module)| {
                     let pair = record.gradients(step, layer, module).unwrap();
-                    let (a, b) = (pair.a.into_owned(), pair.b.into_owned());
+                    let (a, b) = (pair.a.into_owned() * scale, pair.b.into_owned());
                     ((layer, module), StepGradients { a, b })
                 })
                 .collect();
@@ -313,6 +330,26 @@ pub(crate) mod tests {
             let found = found.layers[layer].modules[&module];
             assert!((found - expected).abs() <= 1e-12 * expected, "layer {layer} {module}");
         }
+    }
+
+    #[test]
+    fn gradients_whose_squares_vanish_are_refused() {
+        let folder = testkit::temporary_folder();
+        let path = folder.path().join("record");
+        let whole = Record::open(&testkit::fixture("tiny_qwen2/record")).unwrap();
+        rewrite(&whole, &path, Dtype::F32, &|_| true, 1e-16);
+        let small = Record::open(&path).unwrap();
+        let (layer, module) = (1, Module::UpProj);
+        assert!(require_finite(&whole, layer, module).is_ok());
+        let error = require_finite(&small, layer, module).unwrap_err();
+        assert!(matches!(
+            error,
+            PruneError::Score { layer: 1, source: ScoreError::TooSmall { .. }, .. }
+        ));
+        // Zeros are small on purpose.
+        let path = folder.path().join("zeros");
+        rewrite(&whole, &path, Dtype::F32, &|_| true, 0.0);
+        assert!(require_finite(&Record::open(&path).unwrap(), layer, module).is_ok());
     }
 
     #[test]

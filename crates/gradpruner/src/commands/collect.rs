@@ -8,7 +8,7 @@ use pipeline::{CollectTargets, Event, Stage, collect_record};
 use prune::{Criterion, Share};
 use serde_json::json;
 
-use crate::arguments::{CollectingArgs, ComputeArgs, criterion};
+use crate::arguments::{CollectingArgs, ComputeArgs, criterion, positive};
 use crate::commands::ranking_text;
 use crate::printer::{Outcome, Printer};
 
@@ -38,7 +38,7 @@ pub(crate) struct CollectArgs {
     #[arg(long, default_value = "40%")]
     prune: Share,
     /// Tokens of a row at most; the rest is cut
-    #[arg(long, default_value_t = 2048)]
+    #[arg(long, default_value_t = 2048, value_parser = positive)]
     max_length: usize,
     /// Decides the rows' order and the initial adapters
     #[arg(long, default_value_t = 0)]

@@ -8,7 +8,7 @@ use dataset::{Encoder, read_rows};
 use pipeline::{Estimate, FinetuneMethod, RunSettings, Sample, bytes_text, estimate, time_text};
 use prune::Criterion;
 
-use crate::arguments::{CollectingArgs, ComputeArgs, EvaluationArgs, TrainingArgs};
+use crate::arguments::{CollectingArgs, ComputeArgs, EvaluationArgs, TrainingArgs, positive};
 use crate::printer::Outcome;
 
 /// Tell what a run would need: memory, disk, floating-point operations and time.
@@ -29,7 +29,7 @@ pub(crate) struct EstimateArgs {
     #[arg(long)]
     eval: Option<PathBuf>,
     /// Without --train: how many rows
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 1000, value_parser = positive)]
     rows: usize,
     /// How many layers to prune: a number, or a share such as 40%
     #[arg(long, default_value = "40%")]

@@ -7,7 +7,7 @@ use anyhow::Context;
 use checkpoint::{Staging, locate};
 use pipeline::{Event, Stage, evaluate_model};
 
-use crate::arguments::{ComputeArgs, EvaluationArgs};
+use crate::arguments::{ComputeArgs, EvaluationArgs, positive};
 use crate::printer::{Outcome, Printer};
 
 /// Evaluate a model.
@@ -32,7 +32,7 @@ pub(crate) struct EvalArgs {
     #[arg(long)]
     out: Option<PathBuf>,
     /// Tokens of a row at most; the rest is cut
-    #[arg(long, default_value_t = 2048)]
+    #[arg(long, default_value_t = 2048, value_parser = positive)]
     max_length: usize,
     #[command(flatten)]
     evaluation: EvaluationArgs,
