@@ -268,15 +268,6 @@ impl Record {
         Ok(RecordedPair { a: matrix(a)?, b: matrix(b)? })
     }
 
-    /// One weight's gradients at every step, in order.
-    ///
-    /// # Errors
-    ///
-    /// As [`Record::gradients`].
-    pub fn all_gradients(&self, layer: usize, module: Module) -> Result<Vec<RecordedPair<'_>>> {
-        (0..self.num_steps()).map(|step| self.gradients(step, layer, module)).collect()
-    }
-
     /// The file of a step counted from 0, for messages.
     pub fn step_path(&self, step: usize) -> &Path {
         &self.steps[step].path

@@ -228,7 +228,7 @@ struct Steps {
     auto: bool,
 }
 
-/// A number of things of which there must be one.
+/// A number of things of which there must be at least one.
 pub(crate) fn positive(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) => Err("it must be at least 1".into()),
@@ -240,6 +240,7 @@ pub(crate) fn positive(text: &str) -> Result<usize, String> {
 fn steps(text: &str) -> Result<Steps, String> {
     match (text, text.parse()) {
         ("auto", _) => Ok(Steps { most: 100, auto: true }),
+        (_, Ok(0)) => Err("it must be at least 1".into()),
         (_, Ok(most)) => Ok(Steps { most, auto: false }),
         _ => Err(format!("`{text}` is neither a number nor auto")),
     }

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod commands;
+#[cfg(target_os = "linux")]
 mod cut_short;
 mod printer;
 
@@ -47,6 +48,7 @@ Each stage is a command of its own too: collect, score, plan, prune, finetune, e
 fn main() -> ExitCode {
     let Cli { command, json, verbose, quiet } = Cli::parse();
     let mut printer = Printer::new(json, verbose, quiet);
+    #[cfg(target_os = "linux")]
     cut_short::report();
     match command.run(&mut printer) {
         Ok(outcome) => printer.outcome(&outcome),

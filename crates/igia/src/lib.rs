@@ -19,4 +19,4 @@ mod stream;
 pub use buffer::Buffer;
 pub use error::ScoreError;
 pub use matrix::{ImportanceRows, Panels, importance, mean_of_sums};
-pub use score::{StepPair, WeightScores, product_norm_squared};
+pub use score::{StepPair, WeightScores, product_bound, product_norm_squared};

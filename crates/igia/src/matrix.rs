@@ -63,6 +63,7 @@ impl<'a, 'b> ImportanceRows<'a, 'b> {
         let depth = steps.len() * rank;
         let size = columns.div_ceil(WIDTH) * depth;
         if memory.0.len() < size {
+            memory.0 = Vec::new(); // The memory of both is not needed.
             memory.0 = zeroed_vec(size);
         }
         let panels = &mut memory.0[..size];
@@ -83,19 +84,14 @@ impl<'a, 'b> ImportanceRows<'a, 'b> {
         Self { rows, columns, rank, steps, panels }
     }
 
-    /// `(out, in)`.
-    pub fn dim(&self) -> (usize, usize) {
-        (self.rows, self.columns)
-    }
-
     /// The rows from `first` on of `F = (1/t) Σ_i (∇B_i·∇A_i) ∘ (∇B_i·∇A_i)`, row-major, as many as
     /// `out` has room for.
     ///
     /// Products, squares and sums of a tile stay in registers through all steps. f32 throughout,
     /// each multiplication fused with its addition, in the order of the steps and of the rank: the
     /// bytes are the same at any thread count and on every processor. Time `O(t·r)` an element.
-    /// Many rows go to memory past the caches, soonest where each row begins at a multiple of 64
-    /// bytes, as in a [`Buffer`](crate::Buffer).
+    /// Results of 32 MiB or more go past the caches wherever a vector's place is a multiple of its
+    /// size, which in a [`Buffer`](crate::Buffer) with a multiple of 16 columns it always is.
     ///
     /// # Panics
     ///
@@ -104,10 +100,9 @@ impl<'a, 'b> ImportanceRows<'a, 'b> {
         self.run::<false>(first, out);
     }
 
-    /// Adds `Σ_i (∇B_i·∇A_i) ∘ (∇B_i·∇A_i)` to rows from `first` on, as [`ImportanceRows::compute`]
-    /// does: steps that are too many to be laid out at once are added one part after the other, to
-    /// zeros, and their sum divided by their number: as `compute` of all of them, to the bit, if
-    /// [`mean_of_sums`] divides.
+    /// Adds `Σ_i (∇B_i·∇A_i) ∘ (∇B_i·∇A_i)` to rows from `first` on. For steps that are too many to
+    /// be laid out at once: begin with zeros, add each group of steps in order, then call
+    /// [`mean_of_sums`]. The bits are those of [`ImportanceRows::compute`] with all steps.
     ///
     /// # Panics
     ///
@@ -126,7 +121,6 @@ impl<'a, 'b> ImportanceRows<'a, 'b> {
         blocks.for_each_init(Vec::new, |factors, (number, out)| {
             let block = self.block::<ADDED>(first + number * count, factors, out, stream);
             Arch::new().dispatch(block);
-            stream::fence();
         });
     }
 
@@ -273,7 +267,9 @@ impl<const ADDED: bool> Block<'_, ADDED> {
                                 }
                             }
                             if stream && count == N * lanes {
-                                stream::store::<S>(out, &found);
+                                // SAFETY: each place is stored to once, and the fence below comes
+                                // before this block's rows, borrowed by it, are given back.
+                                unsafe { stream::store(simd, out, &found) }
                             } else {
                                 let found: &[f32] = bytemuck::cast_slice(&found);
                                 out.copy_from_slice(&found[..count]);
@@ -283,6 +279,7 @@ impl<const ADDED: bool> Block<'_, ADDED> {
                 }
             }
         }
+        stream::fence();
     }
 }
 
@@ -379,7 +376,6 @@ mod tests {
                     "narrower" => narrower(block),
                     _ => Arch::new().dispatch(block),
                 }
-                stream::fence();
                 prop_assert_eq!(bits(&found), bits(&expected), "{} {}", vectors, stream);
             }
 

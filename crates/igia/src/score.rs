@@ -90,6 +90,17 @@ pub fn product_norm_squared(
     Ok(found.max(0.0)) // Rounding can leave a true zero just below it.
 }
 
+/// What no entry of `G = ∇B·∇A` exceeds, nor any sum of some of its products:
+/// `r · max|∇B| · max|∇A|`. Shapes as in [`product_norm_squared`].
+pub fn product_bound(grad_b: &ArrayRef2<f32>, grad_a: &ArrayRef2<f32>) -> f64 {
+    let largest = |matrix: &ArrayRef2<f32>| {
+        // Magnitudes are ordered as their bits are; maxima of integers become vector instructions.
+        let bits = matrix.iter().fold(0, |most: u32, x| most.max(x.to_bits() & 0x7fff_ffff));
+        f64::from(f32::from_bits(bits))
+    };
+    grad_a.nrows() as f64 * largest(grad_b) * largest(grad_a)
+}
+
 #[cfg(test)]
 mod tests {
     use ndarray::{Array2, array};
@@ -109,6 +120,8 @@ mod tests {
             (b, a) in (1..40_usize, 1..12_usize, 1..40_usize)
                 .prop_flat_map(|(out, rank, columns)| (matrix(out, rank), matrix(rank, columns)))
         ) {
+            let bound = product_bound(&b, &a);
+            prop_assert!(b.dot(&a).iter().all(|&entry| f64::from(entry).abs() <= bound * 1.001));
             let found = product_norm_squared(&b, &a).unwrap();
             let expected = reference::product_norm_squared(&StepPair { b: b.view(), a: a.view() });
             // The terms may cancel, so the bound is relative to the sum of their magnitudes.

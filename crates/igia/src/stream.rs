@@ -4,13 +4,17 @@
 use pulp::Simd;
 
 /// Stores vectors past the caches where the processor can and `out` begins at a multiple of a
-/// vector's size, else the usual way. Whoever calls it calls [`fence`] before anybody reads `out`.
+/// vector's size, else the usual way.
 ///
 /// # Panics
 ///
 /// If `out` has not the vectors' size.
+///
+/// # Safety
+///
+/// Before anybody reads or writes `out` again, this thread calls [`fence`].
 #[inline(always)]
-pub(crate) fn store<S: Simd>(out: &mut [f32], vectors: &[S::f32s]) {
+pub(crate) unsafe fn store<S: Simd>(_: S, out: &mut [f32], vectors: &[S::f32s]) {
     assert_eq!(out.len(), vectors.len() * S::F32_LANES);
     #[cfg(target_arch = "x86_64")]
     {
@@ -25,9 +29,9 @@ pub(crate) fn store<S: Simd>(out: &mut [f32], vectors: &[S::f32s]) {
             let these = TypeId::of::<S>();
             if these == TypeId::of::<V4>() {
                 for (place, vector) in places {
-                    // SAFETY: a `V4` exists only where AVX-512 does, and its vectors are sixteen
+                    // SAFETY: there is a `V4`, so there is AVX-512, and its vectors are sixteen
                     // numbers. `place` has room for them, borrowed for writing, at a multiple of
-                    // their size; `fence` follows.
+                    // their size; the caller sees to the fence.
                     unsafe {
                         let vector = transmute_copy::<S::f32s, __m512>(vector);
                         _mm512_stream_ps(place.as_mut_ptr(), vector);

@@ -77,8 +77,8 @@ pub struct PruneReport {
 /// Retained layers are renumbered in order, receivers take their donors in, the configuration
 /// follows, and all else is byte for byte the source: the kernel copies it from file to file while
 /// the receivers are computed. Tensors of layers beyond the configuration's last are left out. Held
-/// in memory are the importance of one weight, 256 MiB at most, its gradients by `A` (by both, if
-/// they are not stored as f32), its donors' masks and a block of each.
+/// in memory are the importance of one weight, 224 MiB at most, its gradients of as many steps as fit
+/// 24 MiB (or of one), its donors' masks and a block of each.
 ///
 /// # Errors
 ///

@@ -16,7 +16,7 @@ pub(crate) struct Room {
     held_bytes: usize,
     /// Bytes of a larger weight's importance that are computed at a time.
     part_bytes: usize,
-    /// Bytes of gradients that are laid out at a time, of more steps one part after the other.
+    /// Bytes of gradients that are laid out at a time, or one step's: more steps are added in groups.
     gradient_bytes: usize,
     importance: Buffer,
     panels: Panels,
@@ -25,9 +25,9 @@ pub(crate) struct Room {
 impl Room {
     pub(crate) fn new() -> Self {
         Self {
-            held_bytes: 256 << 20,
+            held_bytes: 224 << 20,
             part_bytes: 128 << 20,
-            gradient_bytes: 32 << 20,
+            gradient_bytes: 24 << 20,
             importance: Buffer::default(),
             panels: Panels::default(),
         }
@@ -80,8 +80,10 @@ pub(crate) fn kept(
     room: &mut Room,
 ) -> Result<Mask> {
     require_finite(record, layer, module)?;
-    let first = record.gradients(0, layer, module)?;
-    let ((rows, rank), columns) = (first.b.dim(), first.a.ncols());
+    let (rows, rank, columns) = {
+        let first = record.gradients(0, layer, module)?;
+        (first.b.nrows(), first.b.ncols(), first.a.ncols())
+    };
     let step_bytes = size_of::<f32>() * rank * (rows + columns);
     let weight = Recorded { record, layer, module, rows, columns, step_bytes };
     let count = kept_count(density, rows * columns);

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 use checkpoint::{CheckpointError, Module, Record, RecordedPair, Staging};
-use igia::{ScoreError, StepPair, WeightScores, product_norm_squared};
+use igia::{ScoreError, StepPair, WeightScores, product_bound, product_norm_squared};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -204,25 +204,32 @@ fn not_scored(
     PruneError::Score { path, step: step + 1, layer, module, source }
 }
 
-/// Refuses gradients that are not finite, or whose squares would not be, or would vanish: the kernels
-/// take it for granted that they do not.
+/// Refuses gradients that are not finite, whose squares might overflow f32, or whose squares are on
+/// average below its smallest normal number: the kernels take it for granted that they are not.
 pub(crate) fn require_finite(record: &Record, layer: usize, module: Module) -> Result<()> {
-    let squares: Vec<f64> = (0..record.num_steps())
+    let at = (layer, module);
+    // The square of each step, and what no element's exceeds while it is summed.
+    let squares: Vec<(f64, f64)> = (0..record.num_steps())
         .into_par_iter()
-        .map(|step| norm_squared(record, step, (layer, module)))
+        .map(|step| {
+            let pair = record.gradients(step, layer, module)?;
+            let square = product_norm_squared(&pair.b, &pair.a)
+                .map_err(|source| not_scored(record, step, at, source))?;
+            Ok((square, product_bound(&pair.b, &pair.a).powi(2)))
+        })
         .collect::<Result<_>>()?;
-    let largest = (0..squares.len()).max_by(|&x, &y| squares[x].total_cmp(&squares[y]));
+    let largest = (0..squares.len()).max_by(|&x, &y| squares[x].1.total_cmp(&squares[y].1));
     let Some((step, (rows, columns))) = largest.zip(record.shape(layer, module)) else {
         return Ok(());
     };
-    let refuse = |source| Err(not_scored(record, step, (layer, module), source));
-    // No element's square, nor the sum of its squares, is larger than that of all.
-    let found: f64 = squares.iter().sum();
+    let refuse = |source| Err(not_scored(record, step, at, source));
+    let found: f64 = squares.iter().map(|(_, bound)| bound).sum();
     if found > f64::from(f32::MAX) / 2.0 {
         return refuse(ScoreError::TooLarge { found });
     }
-    // Gradients that are zero are no mistake: then all elements are of one importance.
+    let found: f64 = squares.iter().map(|(square, _)| square).sum();
     let mean = found / (rows * columns * squares.len()) as f64;
+    // Gradients that are zero are no mistake: then all elements are of one importance.
     match found > 0.0 && mean < f64::from(f32::MIN_POSITIVE) {
         true => refuse(ScoreError::TooSmall { found: mean }),
         false => Ok(()),
@@ -255,7 +262,7 @@ pub(crate) mod tests {
 
     /// Writes a record's gradients of some modules as BF16.
     pub(crate) fn rewrite_short(record: &Record, target: &Path, keep: &dyn Fn(Module) -> bool) {
-        rewrite(record, target, Dtype::BF16, keep, 1.0);
+        rewrite(record, target, Dtype::BF16, keep, &|_| {});
     }
 
     fn rewrite(
@@ -263,7 +270,7 @@ pub(crate) mod tests {
         target: &Path,
         dtype: Dtype,
         keep: &dyn Fn(Module) -> bool,
-        scale: f32,
+        change: &dyn Fn(&mut StepGradients),
     ) {
         let mut writer = RecordWriter::create(target, dtype).unwrap();
         let manifest = record.manifest().unwrap().clone();
@@ -273,8 +280,10 @@ pub(crate) mod tests {
                 .filter(|&(_, module)| keep(module))
                 .map(|(layer, module)| {
                     let pair = record.gradients(step, layer, module).unwrap();
-                    let (a, b) = (pair.a.into_owned() * scale, pair.b.into_owned());
-                    ((layer, module), StepGradients { a, b })
+                    let (a, b) = (pair.a.into_owned(), pair.b.into_owned());
+                    let mut pair = StepGradients { a, b };
+                    change(&mut pair);
+                    ((layer, module), pair)
                 })
                 .collect();
             writer.step(entry.report, &pairs).unwrap();
@@ -333,23 +342,31 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn gradients_whose_squares_vanish_are_refused() {
+    fn gradients_beyond_single_precision_are_refused() {
         let folder = testkit::temporary_folder();
-        let path = folder.path().join("record");
         let whole = Record::open(&testkit::fixture("tiny_qwen2/record")).unwrap();
-        rewrite(&whole, &path, Dtype::F32, &|_| true, 1e-16);
-        let small = Record::open(&path).unwrap();
         let (layer, module) = (1, Module::UpProj);
-        assert!(require_finite(&whole, layer, module).is_ok());
-        let error = require_finite(&small, layer, module).unwrap_err();
-        assert!(matches!(
-            error,
-            PruneError::Score { layer: 1, source: ScoreError::TooSmall { .. }, .. }
-        ));
+        let check = |name: &str, change: &dyn Fn(&mut StepGradients)| {
+            let path = folder.path().join(name);
+            rewrite(&whole, &path, Dtype::F32, &|_| true, change);
+            match require_finite(&Record::open(&path).unwrap(), layer, module) {
+                Err(PruneError::Score { layer: 1, source, .. }) => Some(source),
+                other => other.map(|()| None).unwrap(),
+            }
+        };
+        assert_eq!(check("same", &|_| {}), None);
         // Zeros are small on purpose.
-        let path = folder.path().join("zeros");
-        rewrite(&whole, &path, Dtype::F32, &|_| true, 0.0);
-        assert!(require_finite(&Record::open(&path).unwrap(), layer, module).is_ok());
+        assert_eq!(check("zeros", &|pair| pair.a.fill(0.0)), None);
+        let small = check("small", &|pair| pair.a *= 1e-16);
+        assert!(matches!(small, Some(ScoreError::TooSmall { .. })), "{small:?}");
+        // Terms that cancel in f64 and would be infinite in f32.
+        let large = check("large", &|pair| {
+            pair.b.fill(1e30);
+            pair.a.fill(0.0);
+            pair.a.row_mut(0).fill(1e30);
+            pair.a.row_mut(1).fill(-1e30);
+        });
+        assert!(matches!(large, Some(ScoreError::TooLarge { .. })), "{large:?}");
     }
 
     #[test]
