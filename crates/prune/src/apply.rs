@@ -78,7 +78,7 @@ pub struct PruneReport {
 /// follows, and all else is byte for byte the source: the kernel copies it from file to file while
 /// the receivers are computed. Tensors of layers beyond the configuration's last are left out. Held
 /// in memory are the importance of one weight, 224 MiB at most, its gradients of as many steps as fit
-/// 24 MiB (or of one), its donors' masks and a block of each.
+/// 48 MiB (or of one), its donors' masks and a block of each.
 ///
 /// # Errors
 ///

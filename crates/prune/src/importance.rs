@@ -27,7 +27,7 @@ impl Room {
         Self {
             held_bytes: 224 << 20,
             part_bytes: 128 << 20,
-            gradient_bytes: 24 << 20,
+            gradient_bytes: 48 << 20,
             importance: Buffer::default(),
             panels: Panels::default(),
         }
