@@ -1,7 +1,9 @@
-//! What `cargo xtask bench kernels` runs: `write FOLDER SCALE` makes a checkpoint, a record and a
-//! plan in the shape of an 8 B model, `kernels SCALE` times the kernels on its largest weight.
+//! What `cargo xtask bench kernels` and `bench wide` run: `write FOLDER SCALE` makes a checkpoint, a
+//! record and a plan in the shape of an 8 B model, `wide FOLDER SCALE` in the widths of a 70 B one,
+//! and `kernels SCALE` times the kernels on the former's largest weight.
 
 use std::hint::black_box;
+use std::ops::Range;
 use std::path::Path;
 use std::time::Instant;
 
@@ -19,10 +21,20 @@ use serde_json::json;
 
 const STEPS: usize = 40;
 const RANK: usize = 8;
-const LAYERS: usize = 32;
-/// 13 of 32 layers, three of them merged.
-const PRUNED: [usize; 13] = [17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29];
-const MERGED: [usize; 3] = [17, 18, 19];
+
+/// A model's layers and widths, and which layers are pruned; the first of these are merged.
+struct Shape {
+    layers: usize,
+    hidden: f64,
+    ffn: f64,
+    pruned: Range<usize>,
+    merged: usize,
+}
+
+/// An 8 B model.
+const MODEL: Shape = Shape { layers: 32, hidden: 4096.0, ffn: 14336.0, pruned: 17..30, merged: 3 };
+/// A few layers of a 70 B model.
+const WIDE: Shape = Shape { layers: 4, hidden: 8192.0, ffn: 28672.0, pruned: 1..4, merged: 3 };
 const DENSITY: f64 = 0.2;
 /// Times a kernel is run; the middle one counts.
 const RUNS: usize = 5;
@@ -31,21 +43,22 @@ fn main() -> Outcome {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
-        ["write", folder, scale] => write(Path::new(folder), scale.parse()?),
+        ["write", folder, scale] => write(&MODEL, Path::new(folder), scale.parse()?),
+        ["wide", folder, scale] => write(&WIDE, Path::new(folder), scale.parse()?),
         ["kernels", scale] => kernels(scale.parse()?),
-        _ => Err("stages write FOLDER SCALE, or stages kernels SCALE".into()),
+        _ => Err("stages write|wide FOLDER SCALE, or stages kernels SCALE".into()),
     }
 }
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 /// The configuration, widths scaled and rounded to whole heads.
-fn config(scale: f64) -> serde_json::Value {
+fn config(shape: &Shape, scale: f64) -> serde_json::Value {
     let width = |full: f64| ((full * scale / 128.0).round() as usize).max(1) * 128;
-    let (hidden, kv) = (width(4096.0), width(1024.0));
+    let (hidden, kv) = (width(shape.hidden), width(1024.0));
     json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16",
-        "num_hidden_layers": LAYERS, "hidden_size": hidden, "intermediate_size": width(14336.0),
+        "num_hidden_layers": shape.layers, "hidden_size": hidden, "intermediate_size": width(shape.ffn),
         "num_attention_heads": hidden / 128, "num_key_value_heads": kv / 128, "head_dim": 128,
         "vocab_size": width(128_256.0), "rms_norm_eps": 1e-5, "rope_theta": 500_000.0,
         "max_position_embeddings": 8192, "tie_word_embeddings": false, "hidden_act": "silu",
@@ -77,10 +90,10 @@ fn gradients(first: u64, rows: usize, columns: usize) -> Array2<f32> {
     Array2::from_shape_vec((rows, columns), values).expect("as many as the shape has")
 }
 
-fn write(folder: &Path, scale: f64) -> Outcome {
+fn write(shape: &Shape, folder: &Path, scale: f64) -> Outcome {
     let (model, record) = (folder.join("model"), folder.join("record"));
     fs_err::create_dir_all(&model)?;
-    let raw = config(scale);
+    let raw = config(shape, scale);
     fs_err::write(model.join("config.json"), raw.to_string())?;
     let config = ModelConfig::read(&model)?;
     let specs: Vec<_> = config
@@ -105,7 +118,7 @@ fn write(folder: &Path, scale: f64) -> Outcome {
 
     let mut writer = RecordWriter::create(&record, Dtype::F32)?;
     for step in 0..STEPS as u64 {
-        let pairs: Vec<_> = (0..LAYERS)
+        let pairs: Vec<_> = (0..shape.layers)
             .flat_map(|layer| Module::ALL.map(|module| (layer, module)))
             .map(|(layer, module)| {
                 let (rows, columns) = config.linear_shape(module);
@@ -121,11 +134,12 @@ fn write(folder: &Path, scale: f64) -> Outcome {
     let name = "random".to_owned();
     let model = ModelSource { name: name.clone(), config_sha256: String::new() };
     let data = DataSource { path: name, sha256: String::new(), rows: 0 };
-    writer.finish(LAYERS, lora, 0, (model, data), None)?;
+    writer.finish(shape.layers, lora, 0, (model, data), None)?;
 
-    let into = PRUNED[0] - 1;
-    let merges = vec![Merge { into, from: MERGED.to_vec() }];
-    Plan::new(LAYERS, PRUNED.to_vec(), merges, DENSITY).write(&folder.join("plan.json"))?;
+    let pruned: Vec<usize> = shape.pruned.clone().collect();
+    let from = pruned[..shape.merged].to_vec();
+    let merges = vec![Merge { into: shape.pruned.start - 1, from }];
+    Plan::new(shape.layers, pruned, merges, DENSITY).write(&folder.join("plan.json"))?;
     Ok(())
 }
 
@@ -146,7 +160,7 @@ fn median(mut run: impl FnMut()) -> f64 {
 fn kernels(scale: f64) -> Outcome {
     let folder = std::env::temp_dir();
     let config = ModelConfig::from_json(
-        config(scale).as_object().cloned().unwrap_or_default(),
+        config(&MODEL, scale).as_object().cloned().unwrap_or_default(),
         &folder.join("config.json"),
     )?;
     let (rows, columns) = config.linear_shape(Module::GateProj);

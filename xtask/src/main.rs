@@ -44,7 +44,7 @@ enum Task {
         /// How often each pair against PyTorch is run
         #[arg(long, default_value_t = 3)]
         repeats: usize,
-        /// Widths of the 8 B shape, as a share, for kernels: 0.1 for small machines
+        /// Widths of the shape, as a share, for kernels and wide: 0.1 for small machines
         #[arg(long, default_value_t = 1.0)]
         scale: f64,
     },

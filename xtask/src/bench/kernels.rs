@@ -34,26 +34,14 @@ struct Line {
 /// `.cache/bench/kernels.md` and `kernels.json`.
 pub(crate) fn run(scale: f64) -> Result<()> {
     run_command(&mut cargo(&["bench", "--package", "gradpruner-benches"]))?;
-    let program = Build::Release.program()?;
-    let build = ["build", "--release", "--package", "gradpruner-benches", "--example", "stages"];
-    run_command(&mut cargo(&build))?;
-    let stages = program.with_file_name("examples").join("stages");
-    let folder = cache("bench").join("stages");
+    let (program, stages) = programs()?;
     let scale_text = scale.to_string();
 
     let kernels = measure(Command::new(&stages).args(["kernels", &scale_text]))?.output;
     let script = root().join("benches/pytorch/kernels.py");
     let theirs =
         measure(Command::new(python()?).arg(script).args(["--scale", &scale_text]))?.output;
-    let mark = folder.join(format!("written-{scale_text}"));
-    if !mark.exists() {
-        say("writing a checkpoint and a record of random numbers");
-        remove(&folder)?;
-        fs_err::create_dir_all(&folder)?;
-        let mut write = Command::new(&stages);
-        run_command(write.arg("write").arg(&folder).arg(&scale_text))?;
-        fs_err::write(mark, "")?;
-    }
+    let folder = written(&stages, "write", &scale_text)?;
     let mut lines = of_kernels(&kernels, &theirs)?;
     lines.push(score(&program, &folder, &theirs)?);
     lines.push(prune(&program, &folder, number(&kernels, "/importance/flops")?)?);
@@ -71,6 +59,58 @@ pub(crate) fn run(scale: f64) -> Result<()> {
     fs_err::write(path.with_extension("md"), table)?;
     say(&format!("written to {}", path.strip_prefix(root()).unwrap_or(&path).display()));
     Ok(())
+}
+
+/// Prunes a few layers of a 70 B model's widths, where importance is computed in parts; prints time
+/// and memory.
+pub(crate) fn run_wide(scale: f64) -> Result<()> {
+    let (program, stages) = programs()?;
+    let folder = written(&stages, "wide", &scale.to_string())?;
+    let pruned = folder.join("pruned");
+    let (mut times, mut memory) = (Vec::new(), 0);
+    for _ in 0..RUNS {
+        let Measured { seconds, anonymous_bytes, .. } = pruning(&program, &folder)?;
+        times.push(seconds);
+        memory = memory.max(anonymous_bytes);
+    }
+    remove(&pruned)?;
+    let (seconds, memory) = (median(&times), memory as f64 / 1e6);
+    say(&format!("three of four layers of a 70 B model merged: {seconds:.1} s, {memory:.0} MB"));
+    Ok(())
+}
+
+/// The program, and what measures its kernels.
+fn programs() -> Result<(PathBuf, PathBuf)> {
+    let program = Build::Release.program()?;
+    let build = ["build", "--release", "--package", "gradpruner-benches", "--example", "stages"];
+    run_command(&mut cargo(&build))?;
+    let stages = program.with_file_name("examples").join("stages");
+    Ok((program, stages))
+}
+
+/// The folder of a checkpoint, a record and a plan of random numbers, written if it is not there.
+fn written(stages: &Path, shape: &str, scale: &str) -> Result<PathBuf> {
+    let folder = cache("bench").join(format!("stages-{shape}"));
+    let mark = folder.join(format!("written-{scale}"));
+    if !mark.exists() {
+        say("writing a checkpoint and a record of random numbers");
+        remove(&folder)?;
+        fs_err::create_dir_all(&folder)?;
+        run_command(Command::new(stages).arg(shape).arg(&folder).arg(scale))?;
+        fs_err::write(mark, "")?;
+    }
+    Ok(folder)
+}
+
+/// Prunes as the folder's plan says.
+fn pruning(program: &Path, folder: &Path) -> Result<Measured> {
+    let pruned = folder.join("pruned");
+    remove(&pruned)?;
+    let mut command = Command::new(program);
+    command.arg("prune").arg("--model").arg(folder.join("model")).arg("--json");
+    command.arg("--plan").arg(folder.join("plan.json")).arg("--out").arg(pruned);
+    command.arg("--record").arg(folder.join("record"));
+    measure(&mut command)
 }
 
 fn of_kernels(ours: &Value, theirs: &Value) -> Result<Vec<Line>> {
@@ -161,12 +201,7 @@ fn prune(program: &Path, folder: &Path, importance_flops: f64) -> Result<Line> {
     let (pruned, copy) = (folder.join("pruned"), folder.join("copied"));
     let (mut times, mut copies, mut synced, mut memory) = (Vec::new(), Vec::new(), Vec::new(), 0);
     for _ in 0..RUNS {
-        remove(&pruned)?;
-        let mut command = Command::new(program);
-        command.arg("prune").arg("--model").arg(folder.join("model")).arg("--json");
-        command.arg("--plan").arg(folder.join("plan.json")).arg("--out").arg(&pruned);
-        command.arg("--record").arg(folder.join("record"));
-        let Measured { seconds, anonymous_bytes, .. } = measure(&mut command)?;
+        let Measured { seconds, anonymous_bytes, .. } = pruning(program, folder)?;
         times.push(seconds);
         memory = memory.max(anonymous_bytes);
         remove(&copy)?;

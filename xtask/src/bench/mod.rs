@@ -13,6 +13,8 @@ use clap::ValueEnum;
 pub(crate) enum Bench {
     /// The kernels by criterion, then all stages in the shape of an 8 B model: 40 GB of disk
     Kernels,
+    /// Pruning in the widths of a 70 B model, four layers of it: 20 GB of disk
+    Wide,
     /// Training, evaluation and memory against PyTorch in an environment of its own
     Finetune,
 }
@@ -21,6 +23,7 @@ pub(crate) enum Bench {
 pub(crate) fn run(bench: Bench, repeats: usize, scale: f64) -> Result<()> {
     match bench {
         Bench::Kernels => kernels::run(scale),
+        Bench::Wide => kernels::run_wide(scale),
         Bench::Finetune => finetune::run(repeats),
     }
 }
