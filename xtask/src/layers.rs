@@ -23,7 +23,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 const ROOMS: &[(&str, &[&str])] = &[
     ("tch", &["finetune"]),
     ("libloading", &["finetune"]),
-    ("memmap2", &["checkpoint"]),
+    // Files are mapped in `checkpoint` alone; `igia` asks for large pages.
+    ("memmap2", &["checkpoint", "igia"]),
     ("safetensors", &["checkpoint", "testkit"]),
     ("hf-hub", &["checkpoint"]),
     ("rayon", &["igia", "merge", "prune", "pipeline"]),
