@@ -188,10 +188,20 @@ pub fn scores_of_norms(
 }
 
 /// `‖G‖²` of one weight at one step, counted from 0.
-fn norm_squared(record: &Record, step: usize, (layer, module): (usize, Module)) -> Result<f64> {
+fn norm_squared(record: &Record, step: usize, at: (usize, Module)) -> Result<f64> {
+    Ok(scored(record, step, at)?.1)
+}
+
+/// One weight's gradients at one step, and their `‖G‖²`.
+fn scored(
+    record: &Record,
+    step: usize,
+    (layer, module): (usize, Module),
+) -> Result<(RecordedPair<'_>, f64)> {
     let pair = record.gradients(step, layer, module)?;
-    product_norm_squared(&pair.b, &pair.a)
-        .map_err(|source| not_scored(record, step, (layer, module), source))
+    let square = product_norm_squared(&pair.b, &pair.a)
+        .map_err(|source| not_scored(record, step, (layer, module), source))?;
+    Ok((pair, square))
 }
 
 fn not_scored(
@@ -212,9 +222,7 @@ pub(crate) fn require_finite(record: &Record, layer: usize, module: Module) -> R
     let squares: Vec<(f64, f64)> = (0..record.num_steps())
         .into_par_iter()
         .map(|step| {
-            let pair = record.gradients(step, layer, module)?;
-            let square = product_norm_squared(&pair.b, &pair.a)
-                .map_err(|source| not_scored(record, step, at, source))?;
+            let (pair, square) = scored(record, step, at)?;
             Ok((square, product_bound(&pair.b, &pair.a).powi(2)))
         })
         .collect::<Result<_>>()?;
