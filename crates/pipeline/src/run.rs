@@ -15,7 +15,7 @@ use crate::settings::{Inputs, RunFile, share};
 use crate::stage::{
     CollectTargets, FinetuneTarget, collect_record, evaluate_model, finetune_model,
 };
-use crate::table::{ComparisonRow, comparison};
+use crate::table::{ComparisonRow, comparison, no_better_than_majority};
 use crate::{
     Event, FinetuneMethod, PipelineError, Result, RunSettings, Sample, Stage, estimate,
     write_report,
@@ -74,6 +74,12 @@ pub fn run(
     run.prune(&plan)?;
     run.finetune(&plan)?;
     let evaluations = run.evaluate()?;
+    if evaluations.pruned_tuned.as_ref().is_some_and(no_better_than_majority) {
+        tracing::warn!(
+            "the result may be no better than always giving the most frequent answer; train longer \
+             or on more rows, raise --lr, or prune fewer layers"
+        );
+    }
     remove_if_there(&run.at(COLLECTED))?;
     let report = run.at("report.html");
     (run.observe)(Event::Started(Stage::Report));

@@ -50,6 +50,12 @@ pub fn comparison(evaluations: &Evaluations) -> Vec<ComparisonRow> {
     rows
 }
 
+/// Whether a model's accuracy may be no better than that of always giving the most frequent answer.
+pub(crate) fn no_better_than_majority(report: &EvalReport) -> bool {
+    let found = report.acc_interval.zip(report.majority);
+    found.is_some_and(|(accuracy, majority)| accuracy.low <= majority)
+}
+
 fn of_size(name: &str, size: Size) -> ComparisonRow {
     ComparisonRow {
         name: name.into(),
@@ -187,6 +193,22 @@ mod tests {
             layer_strip(&plan),
             "0 ██◂·█ 4   3 kept (█), 1 dropped (·), 1 merged into the layer before (◂)"
         );
+    }
+
+    #[test]
+    fn better_than_the_majority_or_not() {
+        let report = |acc: f64, low: f64| -> EvalReport {
+            serde_json::from_value(serde_json::json!({
+                "rows": 100, "acc": acc, "acc_interval": {"low": low, "high": 1.0}, "majority": 0.6,
+                "labelled_tokens": 9, "tokens": 9, "seconds": 1.0, "tokens_per_second": 9.0,
+                "parameters": 1, "flops_per_token": 2, "num_layers": 3,
+            }))
+            .unwrap()
+        };
+        assert!(!no_better_than_majority(&report(0.9, 0.8)));
+        assert!(no_better_than_majority(&report(0.65, 0.55)));
+        let unasked = EvalReport { acc_interval: None, majority: None, ..report(0.9, 0.8) };
+        assert!(!no_better_than_majority(&unasked));
     }
 
     #[test]
