@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tokenizers::Tokenizer;
 
-use crate::{ChatTemplate, DatasetError, Message, Result, Row};
+use crate::{Chat, ChatTemplate, Content, DatasetError, Message, Result, Row};
 
 /// A chat as tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +14,15 @@ pub struct Example {
     pub tokens: Vec<u32>,
     /// For each token whether predicting it counts: it is the assistant's. Never the first.
     pub labelled: Vec<bool>,
+    /// How many tokens at its end were cut off.
+    pub cut: usize,
+}
+
+impl Example {
+    /// A chat of which nothing is cut.
+    pub fn whole(tokens: Vec<u32>, labelled: Vec<bool>) -> Self {
+        Self { tokens, labelled, cut: 0 }
+    }
 }
 
 /// A prompt with candidate replies, as tokens.
@@ -29,6 +38,8 @@ pub struct Question {
     pub reply: Vec<u32>,
     /// The position of the right reply.
     pub answer: usize,
+    /// How many tokens at the prompt's beginning were cut off.
+    pub cut: usize,
 }
 
 /// A model's tokenizer and chat template.
@@ -67,7 +78,7 @@ impl Encoder {
     ///
     /// If the tokenizer refuses the text.
     pub fn tokens(&self, text: &str) -> Result<Vec<u32>> {
-        Ok(self.encoding(text, 0)?.get_ids().to_vec())
+        Ok(self.encoding(text)?.get_ids().to_vec())
     }
 
     /// The text tokens stand for.
@@ -78,7 +89,7 @@ impl Encoder {
     pub fn text(&self, tokens: &[u32], skip_special: bool) -> Result<String> {
         self.tokenizer
             .decode(tokens, skip_special)
-            .map_err(|error| DatasetError::Encode { row: 0, what: error.to_string() })
+            .map_err(|error| DatasetError::Encode { what: error.to_string() })
     }
 
     /// A prompt as tokens, rendered up to where the assistant's reply begins.
@@ -86,33 +97,48 @@ impl Encoder {
     /// # Errors
     ///
     /// If the template or the tokenizer refuses it.
-    pub fn prompt(&self, messages: &[Message]) -> Result<Vec<u32>> {
-        self.tokens(&self.template.render(messages, true)?)
+    pub fn prompt(&self, chat: &Chat) -> Result<Vec<u32>> {
+        self.tokens(&self.template.render(chat, true)?)
     }
 
-    /// A whole chat as tokens, cut at `max_tokens`, the assistant's tokens marked.
+    /// A row as tokens, cut at `max_tokens`, those to learn marked.
     ///
     /// Marked are each reply's own tokens and the end-of-turn token after it, which the model must
-    /// learn to say.
+    /// learn to say; of plain text, all but the first.
     ///
     /// # Errors
     ///
-    /// If the template or the tokenizer refuses it; `row` is for the message.
-    pub fn example(&self, messages: &[Message], max_tokens: usize, row: usize) -> Result<Example> {
-        let text = self.template.render(messages, false)?;
-        let replies = self.replies(messages, &text, row)?;
-        let encoding = self.encoding(&text, row)?;
-        let mut tokens = encoding.get_ids().to_vec();
-        let within = |&(start, end): &(usize, usize)| {
-            replies.iter().any(|reply| start < reply.end && reply.start < end)
+    /// [`DatasetError::At`] the row if the template or the tokenizer refuses it.
+    pub fn example(&self, row: &Row, max_tokens: usize) -> Result<Example> {
+        let example = match &row.content {
+            Content::Chat(chat) | Content::Choice { chat, .. } => self.chat(chat),
+            Content::Text(text) => self.text_example(text),
         };
-        let mut labelled: Vec<bool> = encoding.get_offsets().iter().map(within).collect();
+        let Example { mut tokens, mut labelled, .. } = example.map_err(|error| error.at(row))?;
+        let cut = tokens.len().saturating_sub(max_tokens);
         tokens.truncate(max_tokens);
         labelled.truncate(max_tokens);
         if let Some(first) = labelled.first_mut() {
             *first = false; // Nothing comes before it to predict it from.
         }
-        Ok(Example { tokens, labelled })
+        Ok(Example { tokens, labelled, cut })
+    }
+
+    fn text_example(&self, text: &str) -> Result<Example> {
+        let tokens = self.tokens(text)?;
+        let labelled = vec![true; tokens.len()];
+        Ok(Example::whole(tokens, labelled))
+    }
+
+    fn chat(&self, chat: &Chat) -> Result<Example> {
+        let text = self.template.render(chat, false)?;
+        let replies = self.replies(chat, &text)?;
+        let encoding = self.encoding(&text)?;
+        let within = |&(start, end): &(usize, usize)| {
+            replies.iter().any(|reply| start < reply.end && reply.start < end)
+        };
+        let labelled = encoding.get_offsets().iter().map(within).collect();
+        Ok(Example::whole(encoding.get_ids().to_vec(), labelled))
     }
 
     /// A multiple-choice row as tokens.
@@ -123,22 +149,33 @@ impl Encoder {
     /// # Errors
     ///
     /// If the row has no choices, a choice is empty, or template or tokenizer refuse it.
-    pub fn question(&self, row: &Row, max_tokens: usize, number: usize) -> Result<Question> {
-        let fail = |what: &str| DatasetError::Encode { row: number, what: what.into() };
-        let answer = row.answer.ok_or_else(|| fail("it has no choices"))?;
-        let asked = &row.messages[..row.messages.len() - 1];
-        let text = self.template.render(asked, true)?;
+    pub fn question(&self, row: &Row, max_tokens: usize) -> Result<Question> {
+        let Content::Choice { chat, choices, answer } = &row.content else {
+            let what = "it has no choices".into();
+            return Err(DatasetError::Row { place: row.place.clone(), what });
+        };
+        self.ask(chat, (choices, *answer), max_tokens).map_err(|error| error.at(row))
+    }
+
+    fn ask(
+        &self,
+        chat: &Chat,
+        (texts, answer): (&[String], usize),
+        max_tokens: usize,
+    ) -> Result<Question> {
+        let asked = &chat.messages[..chat.messages.len().saturating_sub(1)];
+        let text = self.template.render_turns(asked, &chat.tools, true)?;
         let mut prompt = self.tokens(&text)?;
-        let mut choices = Vec::with_capacity(row.choices.len());
-        for choice in &row.choices {
+        let mut choices = Vec::with_capacity(texts.len());
+        for choice in texts {
             let mut tokens = self.tokens(&format!("{text}{choice}"))?;
             let reply = tokens.split_off(prompt.len().min(tokens.len()));
             if reply.is_empty() {
-                return Err(fail("a choice has no tokens"));
+                return Err(DatasetError::Encode { what: "a choice has no tokens".into() });
             }
             choices.push(reply);
         }
-        let whole = self.example(&row.messages, usize::MAX, number)?;
+        let whole = self.chat(chat)?;
         let last = whole.labelled.iter().rposition(|&labelled| labelled).map_or(0, |last| last + 1);
         let reply = match whole.tokens[..last].strip_prefix(prompt.as_slice()) {
             Some(reply) if !reply.is_empty() => reply.to_vec(),
@@ -146,33 +183,34 @@ impl Encoder {
         };
         let longest = choices.iter().chain([&reply]).map(Vec::len).max().unwrap_or(0);
         let room = max_tokens.saturating_sub(longest).max(1);
-        prompt.drain(..prompt.len().saturating_sub(room));
-        let size_bytes = row.choices.iter().map(String::len).collect();
-        Ok(Question { prompt, choices, size_bytes, reply, answer })
+        let cut = prompt.len().saturating_sub(room);
+        prompt.drain(..cut);
+        let size_bytes = texts.iter().map(String::len).collect();
+        Ok(Question { prompt, choices, size_bytes, reply, answer, cut })
     }
 
-    fn encoding(&self, text: &str, row: usize) -> Result<tokenizers::Encoding> {
+    fn encoding(&self, text: &str) -> Result<tokenizers::Encoding> {
         self.tokenizer
             .encode(text, false)
-            .map_err(|error| DatasetError::Encode { row, what: error.to_string() })
+            .map_err(|error| DatasetError::Encode { what: error.to_string() })
     }
 
     /// Where the assistant's replies stand in the rendered chat, in bytes.
-    fn replies(&self, messages: &[Message], text: &str, row: usize) -> Result<Vec<Range<usize>>> {
+    fn replies(&self, chat: &Chat, text: &str) -> Result<Vec<Range<usize>>> {
+        let Chat { messages, tools } = chat;
         let mut found = Vec::new();
         let mut from = 0;
         for (turn, message) in messages.iter().enumerate() {
             if message.role != "assistant" {
                 continue;
             }
-            let before = self.template.render(&messages[..turn], true)?;
-            let after = self.template.render(&messages[..=turn], false)?;
+            let before = self.template.render_turns(&messages[..turn], tools, true)?;
+            let after = self.template.render_turns(&messages[..=turn], tools, false)?;
             let range = if after.starts_with(&before) && text.starts_with(&after) {
                 before.len()..before.len() + after[before.len()..].trim_end().len()
             } else {
                 // The template shows earlier turns differently once later ones follow.
                 self.reply_by_content(message, text, from).ok_or_else(|| DatasetError::Encode {
-                    row,
                     what: "the chat template changes the assistant's text beyond recognition"
                         .into(),
                 })?
@@ -184,7 +222,7 @@ impl Encoder {
     }
 
     fn reply_by_content(&self, message: &Message, text: &str, from: usize) -> Option<Range<usize>> {
-        let content = message.content.trim();
+        let content = message.text().trim();
         let start = from + text[from..].find(content)?;
         let end = start + content.len();
         let eos = self.template.eos_token();

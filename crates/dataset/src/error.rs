@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::{Place, Row};
+
 /// Why rows, a template or a tokenizer could not be used.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say what the fields are")]
@@ -10,8 +12,8 @@ use std::path::PathBuf;
 pub enum DatasetError {
     #[error(transparent)]
     Io(#[from] io::Error), // From `fs_err`, which names the file.
-    #[error("{} line {line}: {what}", path.display())]
-    Row { path: PathBuf, line: usize, what: String },
+    #[error("{place}: {what}")]
+    Row { place: Place, what: String },
     #[error("{}: there are no rows in it", path.display())]
     Empty { path: PathBuf },
     #[error("{}: not valid JSON", path.display())]
@@ -20,12 +22,23 @@ pub enum DatasetError {
     Tokenizer { path: PathBuf, what: String },
     #[error("the chat template could not be rendered; does it take these roles in this order?")]
     Template { source: Box<minijinja::Error> },
-    #[error("row {row} cannot be encoded: {what}")]
-    Encode { row: usize, what: String },
+    #[error("the tokenizer refuses the text: {what}")]
+    Encode { what: String },
+    #[error("no row has a token to learn from; is `--max-length {max_tokens}` too short?")]
+    NothingToLearn { max_tokens: usize },
+    #[error("{place} cannot be encoded")]
+    At { place: Place, source: Box<DatasetError> },
 }
 
 impl From<minijinja::Error> for DatasetError {
     fn from(source: minijinja::Error) -> Self {
         Self::Template { source: Box::new(source) }
+    }
+}
+
+impl DatasetError {
+    /// The error as that of a row.
+    pub(crate) fn at(self, row: &Row) -> Self {
+        Self::At { place: row.place.clone(), source: Box::new(self) }
     }
 }

@@ -4,15 +4,19 @@
 //! prompt and completion); [`Encoder`] renders a row through the model's own chat template and
 //! marks the tokens that count for the loss; [`Sampler`] says which rows a step trains on.
 
+mod chat;
 mod encode;
+mod encoded;
 mod error;
 mod row;
 mod sampler;
 mod template;
 
+pub use chat::{Chat, Content, Message, Place, Row};
 pub use encode::{Encoder, Example, Question};
+pub use encoded::{Encoded, RowCounts};
 pub use error::DatasetError;
-pub use row::{Message, Row, read_rows};
+pub use row::read_rows;
 pub use sampler::Sampler;
 pub use template::ChatTemplate;
 

@@ -2,45 +2,28 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{DatasetError, Result};
-
-/// One turn of a chat.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    /// `system`, `user` or `assistant`.
-    pub role: String,
-    /// What is said.
-    pub content: String,
-}
-
-/// One row: a chat that ends with the assistant's reply, and the replies to choose from, if any.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Row {
-    /// The turns, the last of them the assistant's.
-    pub messages: Vec<Message>,
-    /// Every candidate for the last reply; empty unless the row is multiple choice.
-    pub choices: Vec<String>,
-    /// The position of the right one.
-    pub answer: Option<usize>,
-}
+use crate::{Chat, Content, DatasetError, Message, Place, Result, Row};
 
 /// Reads a JSONL file: one object a line, blank lines skipped.
 ///
 /// Understood are `messages` (with `choices` and `answer`), `conversations` (ShareGPT),
-/// `instruction`/`input`/`output` (alpaca) and `prompt`/`completion`.
+/// `instruction`/`input`/`output` (alpaca) and `prompt`/`completion`. A key that is neither
+/// understood nor among `ignored` is an error.
 ///
 /// # Errors
 ///
 /// [`DatasetError::Row`] with the file and line of the first row that is none of these;
 /// [`DatasetError::Empty`] if there is none at all.
-pub fn read_rows(path: &Path) -> Result<Vec<Row>> {
+pub fn read_rows(path: &Path, _ignored: &[String]) -> Result<Vec<Row>> {
+    let file: Arc<Path> = path.into();
     let mut rows = Vec::new();
     for (line, text) in BufReader::new(fs_err::File::open(path)?).split(b'\n').enumerate() {
-        let row = |what: String| DatasetError::Row { path: path.to_owned(), line: line + 1, what };
+        let place = Place { file: Arc::clone(&file), number: line + 1, is_line: true };
+        let row = |what: String| DatasetError::Row { place: place.clone(), what };
         let text = text?;
         let text = std::str::from_utf8(&text).map_err(|_| row("it is not UTF-8".into()))?.trim();
         if text.is_empty() {
@@ -48,7 +31,8 @@ pub fn read_rows(path: &Path) -> Result<Vec<Row>> {
         }
         let value =
             serde_json::from_str(text).map_err(|error| row(format!("not JSON: {error}")))?;
-        rows.push(parse(value).map_err(row)?);
+        let content = parse(value).map_err(row)?;
+        rows.push(Row { place, content });
     }
     if rows.is_empty() {
         return Err(DatasetError::Empty { path: path.to_owned() });
@@ -56,7 +40,7 @@ pub fn read_rows(path: &Path) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn parse(value: Value) -> Result<Row, String> {
+fn parse(value: Value) -> Result<Content, String> {
     let Value::Object(object) = value else {
         return Err("it is not a JSON object".into());
     };
@@ -83,12 +67,16 @@ fn parse(value: Value) -> Result<Row, String> {
         _ if choices.is_empty() => None,
         _ => return Err("`choices` need an `answer`, one of them".into()),
     };
-    Ok(Row { messages, choices, answer })
+    let chat = Chat { messages, tools: Vec::new() };
+    Ok(match answer {
+        Some(answer) => Content::Choice { chat, choices, answer },
+        None => Content::Chat(chat),
+    })
 }
 
 fn messages(object: &Map<String, Value>) -> Result<Vec<Message>, String> {
     let text = |key: &str| object.get(key).and_then(Value::as_str).map(str::to_owned);
-    let turn = |role: &str, content: String| Message { role: role.into(), content };
+    let turn = |role: &str, content: String| Message::new(role, content);
     if let Some(turns) = object.get("messages") {
         return turn_list(turns, "messages", "role", "content");
     }
@@ -134,7 +122,7 @@ fn turn_list(turns: &Value, key: &str, role: &str, content: &str) -> Result<Vec<
             if !matches!(role, "system" | "user" | "assistant" | "tool") {
                 return Err(format!("the role `{role}` is not known"));
             }
-            Ok(Message { role: role.into(), content: content.into() })
+            Ok(Message::new(role, content))
         })
         .collect()
 }
@@ -147,7 +135,7 @@ mod tests {
         let folder = testkit::temporary_folder();
         let path = folder.path().join("rows.jsonl");
         fs_err::write(&path, text).unwrap();
-        read_rows(&path)
+        read_rows(&path, &[])
     }
 
     #[test]
@@ -161,14 +149,14 @@ mod tests {
         )
         .unwrap();
         assert_eq!(rows.len(), 4);
-        assert!(rows.iter().all(|row| *row == rows[0]));
+        assert!(rows.iter().all(|row| row.content == rows[0].content));
     }
 
     #[test]
     fn multiple_choice() {
         let rows =
             check(r#"{"prompt": "q", "completion": "b", "choices": ["a", "b"], "answer": "b"}"#);
-        assert_eq!(rows.unwrap()[0].answer, Some(1));
+        assert!(matches!(rows.unwrap()[0].content, Content::Choice { answer: 1, .. }));
     }
 
     #[test]

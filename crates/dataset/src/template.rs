@@ -6,7 +6,7 @@ use minijinja::value::Kwargs;
 use minijinja::{Environment, ErrorKind, Value, context};
 use time::OffsetDateTime;
 
-use crate::{DatasetError, Message, Result};
+use crate::{Chat, DatasetError, Message, Result};
 
 /// What base models get, which have no template: the texts, and the end-of-text token after each
 /// reply.
@@ -70,9 +70,19 @@ impl ChatTemplate {
     /// # Errors
     ///
     /// If the template refuses the messages.
-    pub fn render(&self, messages: &[Message], generate: bool) -> Result<String> {
+    pub fn render(&self, chat: &Chat, generate: bool) -> Result<String> {
+        self.render_turns(&chat.messages, &chat.tools, generate)
+    }
+
+    pub(crate) fn render_turns(
+        &self,
+        messages: &[Message],
+        tools: &[serde_json::Value],
+        generate: bool,
+    ) -> Result<String> {
         Ok(self.environment.get_template("chat")?.render(context! {
             messages,
+            tools => (!tools.is_empty()).then_some(tools),
             add_generation_prompt => generate,
             bos_token => self.bos_token,
             eos_token => self.eos_token,
@@ -182,9 +192,10 @@ mod tests {
     use super::*;
 
     fn check(template: &str, generate: bool, expected: &str) {
-        let messages = [Message { role: "user".into(), content: "a <b> \"c\"".into() }];
+        let messages = vec![Message::new("user", "a <b> \"c\"")];
+        let chat = Chat { messages, tools: Vec::new() };
         let template = ChatTemplate::new(template, "<s>", "</s>").unwrap();
-        assert_eq!(template.render(&messages, generate).unwrap(), expected);
+        assert_eq!(template.render(&chat, generate).unwrap(), expected);
     }
 
     #[test]
@@ -203,6 +214,9 @@ mod tests {
     #[test]
     fn a_template_may_refuse() {
         let template = ChatTemplate::new("{{ raise_exception('no') }}", "", "").unwrap();
-        assert!(matches!(template.render(&[], false), Err(DatasetError::Template { .. })));
+        assert!(matches!(
+            template.render(&Chat::default(), false),
+            Err(DatasetError::Template { .. })
+        ));
     }
 }

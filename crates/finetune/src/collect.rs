@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use checkpoint::Activations;
-use dataset::Example;
+use dataset::Encoded;
 use tch::{Kind, Tensor};
 
 use crate::bridge::number;
@@ -41,7 +41,7 @@ pub struct Collected {
 pub fn collect(
     model: Model,
     settings: &CollectSettings,
-    rows: (Vec<Example>, Vec<usize>),
+    data: Encoded,
     sink: &mut dyn GradientSink,
     observe: &mut dyn FnMut(&StepMetrics),
 ) -> Result<Collected> {
@@ -52,7 +52,7 @@ pub fn collect(
         return Err(FinetuneError::Settings("at least one step must be collected".into()));
     }
     let mut influence = BlockInfluence::new(model.config().num_layers);
-    let mut trainer = Trainer::new(model, settings.train.clone(), rows)?;
+    let mut trainer = Trainer::new(model, settings.train.clone(), data)?;
     let all = trainer.total_steps();
     let most = if settings.state.is_some() { all.div_ceil(2) } else { all };
     if most < settings.steps {
@@ -132,7 +132,7 @@ mod tests {
             let (_, expected) = testkit::tensor_f32(&file, "block_influence");
             let model = Model::load(&folder, DeviceChoice::Cpu, ComputeType::F32).unwrap();
             let tokens: Vec<u32> = ids.into_iter().map(|id| id as u32).collect();
-            let example = Example { labelled: vec![false; tokens.len()], tokens };
+            let example = dataset::Example::whole(tokens.clone(), vec![false; tokens.len()]);
             let mut influence = BlockInfluence::new(expected.len());
             // The same row twice, in two batches: means are over all tokens.
             for _ in 0..2 {

@@ -472,10 +472,7 @@ impl Model {
     pub fn all_logits(&self, rows: &[&[u32]]) -> Result<Vec<f32>> {
         let examples: Vec<_> = rows
             .iter()
-            .map(|tokens| dataset::Example {
-                tokens: tokens.to_vec(),
-                labelled: vec![false; tokens.len()],
-            })
+            .map(|tokens| dataset::Example::whole(tokens.to_vec(), vec![false; tokens.len()]))
             .collect();
         let examples: Vec<_> = examples.iter().collect();
         let batch = Packed::examples(&examples, self.device)?;
@@ -503,9 +500,9 @@ mod tests {
     /// pass: every trained weight, in every family, with and without computing layers again.
     #[test]
     fn gradients_are_those_of_the_forward_pass() {
-        let rows = [(0..11_u32), (3..7), (5..14)].map(|tokens| Example {
-            labelled: tokens.clone().map(|token| token % 3 == 1).collect(),
-            tokens: tokens.map(|token| token + 1).collect(),
+        let rows = [(0..11_u32), (3..7), (5..14)].map(|tokens| {
+            let labelled = tokens.clone().map(|token| token % 3 == 1).collect();
+            Example::whole(tokens.map(|token| token + 1).collect(), labelled)
         });
         let lora = LoraSettings {
             rank: 3,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use checkpoint::CheckpointError;
-use dataset::DatasetError;
+use dataset::{DatasetError, Place};
 
 /// Why a model could not be loaded, trained or evaluated.
 #[derive(Debug, thiserror::Error)]
@@ -19,17 +19,16 @@ pub enum FinetuneError {
     #[error("no CUDA device can be used: {0}; take `--device cpu`, or see `gradpruner doctor`")]
     NoCuda(String),
     #[error(
-        "step {step}: the {what} is not finite ({found}); rows {rows:?} of the training file \
-         brought it about; lower the learning rate or compute in f32"
+        "step {step}: the {what} is not finite ({found}); these rows brought it about: {}; lower \
+         the learning rate or compute in f32",
+        rows.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     )]
-    NotFinite { step: usize, what: &'static str, found: f64, rows: Vec<usize> },
+    NotFinite { step: usize, what: &'static str, found: f64, rows: Vec<Place> },
     #[error(
         "a log-likelihood is not a number: the model overflows; compute in f32, or look whether its \
          weights are sound"
     )]
     NotANumber,
-    #[error("no row has a token to learn from; is `--max-length {max_tokens}` too short?")]
-    NothingToLearn { max_tokens: usize },
     #[error("{}: the adapter does not fit the model: {what}", path.display())]
     OtherModel { path: PathBuf, what: String },
     #[error("{}: there is no saved training to go on from; begin anew", path.display())]

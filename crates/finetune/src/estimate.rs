@@ -341,7 +341,7 @@ mod tests {
 
     #[test]
     fn the_largest_batch_is_among_the_steps_taken() {
-        let (examples, _) = rows("tiny_llama");
+        let examples = rows("tiny_llama").examples;
         let train = TrainSettings { epochs: 1.0, ..settings(lora()) };
         let mut trainer =
             Trainer::new(golden_model("tiny_llama"), train.clone(), rows("tiny_llama")).unwrap();

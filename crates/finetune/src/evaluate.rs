@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use dataset::{Encoder, Example, Question, Row};
+use dataset::{Chat, Content, Encoder, Example, Question, Row};
 use metrics::{
     ChoiceScore, Interval, RougeScores, exact_match, perplexity, pick, pick_by_bytes, rouge, wilson,
 };
@@ -98,11 +98,13 @@ pub fn evaluate(
     let mut tally = Tally::default();
     let (mut questions, mut examples, mut texts) = (Vec::new(), Vec::new(), Vec::new());
     for (number, row) in rows.iter().enumerate() {
-        if row.choices.is_empty() {
-            examples.push(encoder.example(&row.messages, settings.max_tokens, number + 1)?);
-            texts.push((number + 1, row));
-        } else {
-            questions.push(encoder.question(row, settings.max_tokens, number + 1)?);
+        if let Content::Choice { .. } = row.content {
+            questions.push(encoder.question(row, settings.max_tokens)?);
+            continue;
+        }
+        examples.push(encoder.example(row, settings.max_tokens)?);
+        if let Content::Chat(chat) = &row.content {
+            texts.push((number + 1, chat));
         }
     }
     let started = Instant::now();
@@ -273,20 +275,21 @@ impl Tally {
         model: &Model,
         encoder: &Encoder,
         number: usize,
-        row: &Row,
+        chat: &Chat,
         settings: &EvalSettings,
     ) -> Result<()> {
-        let Some((last, asked)) = row.messages.split_last() else { return Ok(()) };
-        let mut prompt = encoder.prompt(asked)?;
+        let Some((last, asked)) = chat.messages.split_last() else { return Ok(()) };
+        let asked = Chat { messages: asked.to_vec(), tools: chat.tools.clone() };
+        let mut prompt = encoder.prompt(&asked)?;
         // The end is what is asked; a prompt that is too long loses its beginning.
         prompt.drain(..prompt.len().saturating_sub(settings.max_tokens.max(1)));
         let reply = generate(model, &prompt, settings.max_new_tokens, &mut |_| {})?;
         self.new_tokens += reply.tokens.len();
         self.generate_seconds += reply.seconds;
         let text = encoder.text(&reply.tokens, true)?;
-        self.exact += usize::from(exact_match(&text, &last.content));
-        self.rouge.push(rouge(&text, &last.content));
-        self.generated.push(GeneratedText { row: number, text, reference: last.content.clone() });
+        self.exact += usize::from(exact_match(&text, last.text()));
+        self.rouge.push(rouge(&text, last.text()));
+        self.generated.push(GeneratedText { row: number, text, reference: last.text().to_owned() });
         Ok(())
     }
 

@@ -45,8 +45,7 @@ pub use record_sink::RecordSink;
 pub use save::{save_adapter, save_checkpoint, trained_adapter};
 pub use schedule::{Decay, Schedule};
 pub use train::{
-    Continuation, GradientSink, Gradients, Method, StepMetrics, TrainReport, TrainSettings,
-    Trainer, encode_rows,
+    Continuation, GradientSink, Gradients, Method, StepMetrics, TrainReport, TrainSettings, Trainer,
 };
 
 /// What every function here returns.

@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn passing_layers_compute_what_resident_ones_do() {
         let name = "tiny_qwen2";
-        let (examples, _) = rows(name);
+        let examples = rows(name).examples;
         let batch = Packed::examples(&examples.iter().collect::<Vec<_>>(), Device::Cpu).unwrap();
         for lora in [true, false] {
             for keep in [Keep::Activations, Keep::LayerInputs] {

@@ -248,6 +248,7 @@ mod tests {
                 size_bytes: vec![1; choices.len()],
                 reply: vec![1],
                 answer: 0,
+                cut: 0,
             };
             let questions = [
                 question(3..12, &[&[20, 21, 22], &[30], &[40, 41]]),
@@ -260,7 +261,7 @@ mod tests {
                 for choice in &question.choices {
                     let tokens: Vec<u32> = [question.prompt.as_slice(), choice].concat();
                     let labelled = (0..tokens.len()).map(|at| at >= question.prompt.len());
-                    let example = Example { labelled: labelled.collect(), tokens };
+                    let example = Example::whole(tokens, labelled.collect());
                     let packed = Packed::examples(&[&example], model.device).unwrap();
                     expected.extend(values(&model.log_likelihoods(&packed).unwrap()).unwrap());
                 }

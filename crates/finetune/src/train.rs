@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use checkpoint::{Module, StepGradients, StepReport, remove_if_there};
-use dataset::{Encoder, Example, Row, Sampler};
+use dataset::{Encoded, Example, Sampler};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -131,45 +131,12 @@ pub struct TrainReport {
     pub peak_memory_bytes: Option<u64>,
 }
 
-/// Rows as tokens, and the number of each in the file; rows with nothing to learn are left out.
-///
-/// # Errors
-///
-/// If a row cannot be encoded, or none has anything to learn.
-pub fn encode_rows(
-    encoder: &Encoder,
-    rows: &[Row],
-    max_tokens: usize,
-) -> Result<(Vec<Example>, Vec<usize>)> {
-    let (mut examples, mut numbers) = (Vec::new(), Vec::new());
-    for (number, row) in rows.iter().enumerate() {
-        let example = encoder.example(&row.messages, max_tokens, number + 1)?;
-        if example.labelled.contains(&true) {
-            examples.push(example);
-            numbers.push(number + 1);
-        }
-    }
-    if examples.is_empty() {
-        return Err(FinetuneError::NothingToLearn { max_tokens });
-    }
-    if examples.len() < rows.len() {
-        tracing::warn!(
-            rows = rows.len() - examples.len(),
-            max_tokens,
-            "rows whose reply lies beyond the length limit are left out"
-        );
-    }
-    Ok((examples, numbers))
-}
-
 /// A training under way.
 #[derive(Debug)]
 pub struct Trainer {
     model: Model,
     settings: TrainSettings,
-    examples: Vec<Example>,
-    /// The row number of each example, for messages.
-    numbers: Vec<usize>,
+    data: Encoded,
     sampler: Sampler,
     adamw: AdamW,
     step: usize,
@@ -179,16 +146,12 @@ pub struct Trainer {
 const SAVE_EVERY: Duration = Duration::from_mins(1);
 
 impl Trainer {
-    /// Prepares a model to be trained on rows as [`encode_rows`] gives them.
+    /// Prepares a model to be trained on rows as [`Encoder::examples`](dataset::Encoder::examples) gives them.
     ///
     /// # Errors
     ///
     /// If the settings cannot be used or memory runs out.
-    pub fn new(
-        mut model: Model,
-        settings: TrainSettings,
-        (examples, numbers): (Vec<Example>, Vec<usize>),
-    ) -> Result<Self> {
+    pub fn new(mut model: Model, settings: TrainSettings, data: Encoded) -> Result<Self> {
         let batch = settings.batch_rows * settings.accumulate;
         let norm = settings.max_grad_norm;
         if batch == 0 || settings.epochs <= 0.0 || norm <= 0.0 || settings.save_every == Some(0) {
@@ -201,8 +164,8 @@ impl Trainer {
             Method::HeadAndLast(count) => model.make_trainable(Trainable::HeadAndLast(*count))?,
         }
         let adamw = AdamW::new(model.trained(), settings.adamw)?;
-        let sampler = Sampler::new(examples.len(), batch, settings.seed);
-        Ok(Self { model, settings, examples, numbers, sampler, adamw, step: 0 })
+        let sampler = Sampler::new(data.examples.len(), batch, settings.seed);
+        Ok(Self { model, settings, data, sampler, adamw, step: 0 })
     }
 
     /// How many steps the schedule spans.
@@ -278,13 +241,8 @@ impl Trainer {
         }
         Ok(TrainReport {
             steps: self.step,
-            rows: self.examples.len(),
-            skipped_rows: self
-                .numbers
-                .last()
-                .copied()
-                .unwrap_or(0)
-                .saturating_sub(self.examples.len()),
+            rows: self.data.examples.len(),
+            skipped_rows: self.data.counts.left_out,
             trained_parameters: self
                 .adamw
                 .slots
@@ -350,7 +308,7 @@ impl Trainer {
             ..self.settings.clone()
         };
         Owner {
-            settings: format!("{settings:?} {}", self.examples.len()),
+            settings: format!("{settings:?} {}", self.data.examples.len()),
             num_layers: self.model.config().num_layers,
         }
     }
@@ -364,7 +322,7 @@ impl Trainer {
     ) -> Result<StepMetrics> {
         let started = Instant::now();
         let rows = self.sampler.batch(self.step);
-        let examples: Vec<&Example> = rows.iter().map(|&row| &self.examples[row]).collect();
+        let examples: Vec<&Example> = rows.iter().map(|&row| &self.data.examples[row]).collect();
         let passes = (self.settings.batch_rows, self.settings.keep());
         let (loss, tokens) = backward(&self.model, &examples, passes, watch)?;
         self.require_finite("loss", loss, &rows)?;
@@ -394,7 +352,7 @@ impl Trainer {
         if found.is_finite() {
             return Ok(());
         }
-        let rows = rows.iter().map(|&row| self.numbers[row]).collect();
+        let rows = rows.iter().map(|&row| self.data.places[row].clone()).collect();
         Err(FinetuneError::NotFinite { step: self.step + 1, what, found, rows })
     }
 }
@@ -444,6 +402,7 @@ pub(crate) mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use checkpoint::{Adapter, AdapterConfig, AdapterPair, Weights};
+    use dataset::{Place, RowCounts};
     use igia::product_norm_squared;
     use ndarray::Array2;
 
@@ -463,7 +422,7 @@ pub(crate) mod tests {
                 let at: Vec<usize> = at.collect();
                 let mut labelled: Vec<bool> = at.iter().map(|&at| labels[at] != -100).collect();
                 labelled[0] = false;
-                Example { tokens: at.iter().map(|&at| ids[at] as u32).collect(), labelled }
+                Example::whole(at.iter().map(|&at| ids[at] as u32).collect(), labelled)
             })
             .collect()
     }
@@ -611,10 +570,11 @@ pub(crate) mod tests {
         })
     }
 
-    pub(crate) fn rows(name: &str) -> (Vec<Example>, Vec<usize>) {
+    pub(crate) fn rows(name: &str) -> Encoded {
         let examples: Vec<_> = (1..=3).flat_map(|step| golden_batch(name, step)).collect();
-        let numbers = (1..=examples.len()).collect();
-        (examples, numbers)
+        let place = |number| Place { file: Path::new("rows.jsonl").into(), number, is_line: true };
+        let places = (1..=examples.len()).map(place).collect();
+        Encoded { examples, places, counts: RowCounts::default() }
     }
 
     fn weights_of(model: &Model) -> Vec<Vec<f32>> {

@@ -8,7 +8,7 @@ use std::path::Path;
 use checkpoint::{
     Adapter, Checkpoint, CheckpointWriter, Dtype, Module, TensorSpec, TensorView, narrow,
 };
-use dataset::Example;
+use dataset::{Encoded, Example, Place, RowCounts};
 use gradpruner_finetune::{
     AdamWSettings, ComputeType, Decay, DeviceChoice, LoraSettings, Method, Model, Schedule,
     TrainSettings, Trainer, generate, save_adapter, save_checkpoint,
@@ -158,12 +158,12 @@ fn trained(method: Method, source: &Path) -> Model {
         save_every: None,
     };
     let examples: Vec<_> = (0..6)
-        .map(|row| Example {
-            tokens: (row..row + 9).collect(),
-            labelled: (0..9).map(|at| at > 4).collect(),
-        })
+        .map(|row| Example::whole((row..row + 9).collect(), (0..9).map(|at| at > 4).collect()))
         .collect();
-    let mut trainer = Trainer::new(load(source), settings, (examples, (1..=6).collect())).unwrap();
+    let place = |number| Place { file: Path::new("rows").into(), number, is_line: true };
+    let places = (1..=6).map(place).collect();
+    let data = Encoded { examples, places, counts: RowCounts::default() };
+    let mut trainer = Trainer::new(load(source), settings, data).unwrap();
     trainer.run(None, None, &mut |_| {}).unwrap();
     trainer.into_model()
 }

@@ -8,7 +8,7 @@
 use std::path::{Path, PathBuf};
 
 use checkpoint::{Checkpoint, sha256_bytes};
-use dataset::{Encoder, Message};
+use dataset::{Chat, Content, Encoder, Message, Place, Row};
 use gradpruner_finetune::{ComputeType, DeviceChoice, Model, generate};
 use serde_json::Value;
 
@@ -77,9 +77,10 @@ fn tokens_and_templates() {
         }
         for case in expected["prompts"].as_array().unwrap() {
             if let Ok(messages) = serde_json::from_value::<Vec<Message>>(case["messages"].clone()) {
-                let rendered = encoder.template().render(&messages, true).unwrap();
+                let chat = Chat { messages, tools: Vec::new() };
+                let rendered = encoder.template().render(&chat, true).unwrap();
                 assert_eq!(rendered, case["rendered"].as_str().unwrap(), "{name}");
-                assert_eq!(encoder.prompt(&messages).unwrap(), ids(&case["input_ids"]), "{name}");
+                assert_eq!(encoder.prompt(&chat).unwrap(), ids(&case["input_ids"]), "{name}");
             }
         }
     }
@@ -90,15 +91,15 @@ fn tokens_and_templates() {
 fn only_the_reply_is_learnt() {
     for (name, _) in MODELS {
         let encoder = Encoder::read(&folder(name)).unwrap();
-        let turn =
-            |role: &str, content: &str| Message { role: role.into(), content: content.into() };
-        let chat = [
-            turn("user", "Is it good?"),
-            turn("assistant", "positive"),
-            turn("user", "And now?"),
-            turn("assistant", "very negative"),
+        let messages = vec![
+            Message::new("user", "Is it good?"),
+            Message::new("assistant", "positive"),
+            Message::new("user", "And now?"),
+            Message::new("assistant", "very negative"),
         ];
-        let example = encoder.example(&chat, 2048, 1).unwrap();
+        let place = Place { file: Path::new("rows").into(), number: 1, is_line: true };
+        let row = Row { place, content: Content::Chat(Chat { messages, tools: Vec::new() }) };
+        let example = encoder.example(&row, 2048).unwrap();
         let learnt: Vec<u32> = example
             .tokens
             .iter()
@@ -107,7 +108,7 @@ fn only_the_reply_is_learnt() {
             .collect();
         let text = encoder.text(&learnt, false).unwrap();
         assert_eq!(text, "positive<|im_end|>very negative<|im_end|>", "{name}");
-        let cut = encoder.example(&chat, 12, 1).unwrap();
+        let cut = encoder.example(&row, 12).unwrap();
         assert_eq!((cut.tokens.len(), cut.labelled.len()), (12, 12));
     }
 }

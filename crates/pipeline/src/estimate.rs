@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 
 use checkpoint::{Dtype, ModelConfig, free_disk_bytes};
-use dataset::{Encoder, Example, Row};
+use dataset::{Content, Encoder, Example, Row};
 use finetune::{
     BatchShape, ComputeType, MemoryEstimate, Method, TrainSettings, Workload,
     available_memory_bytes, largest_batch, product_rate,
@@ -36,10 +36,8 @@ impl Sample {
     ///
     /// If a row cannot be encoded.
     pub fn training(rows: &[Row], encoder: &Encoder, max_tokens: usize) -> Result<Self> {
-        let encode = |(number, row): (usize, &Row)| {
-            Ok(encoder.example(&row.messages, max_tokens, number + 1)?)
-        };
-        let examples: Result<_> = rows.iter().take(SAMPLE_ROWS).enumerate().map(encode).collect();
+        let encode = |row| Ok(encoder.example(row, max_tokens)?);
+        let examples: Result<_> = rows.iter().take(SAMPLE_ROWS).map(encode).collect();
         Ok(Self { examples: examples?, rows: rows.len() })
     }
 
@@ -49,24 +47,24 @@ impl Sample {
     ///
     /// If a row cannot be encoded.
     pub fn evaluation(rows: &[Row], encoder: &Encoder, max_tokens: usize) -> Result<Self> {
-        let encode = |(number, row): (usize, &Row)| {
-            if row.choices.is_empty() {
-                return Ok(encoder.example(&row.messages, max_tokens, number + 1)?);
-            }
-            let question = encoder.question(row, max_tokens, number + 1)?;
+        let encode = |row: &Row| {
+            let Content::Choice { .. } = row.content else {
+                return Ok(encoder.example(row, max_tokens)?);
+            };
+            let question = encoder.question(row, max_tokens)?;
             let choices: usize = question.choices.iter().map(Vec::len).sum();
             let reply = question.reply.len();
             let all = question.prompt.len() + choices + reply;
             let labelled = (0..all).map(|place| place < choices + reply).collect();
-            Ok(Example { tokens: vec![0; all], labelled })
+            Ok(Example::whole(vec![0; all], labelled))
         };
-        let examples: Result<_> = rows.iter().take(SAMPLE_ROWS).enumerate().map(encode).collect();
+        let examples: Result<_> = rows.iter().take(SAMPLE_ROWS).map(encode).collect();
         Ok(Self { examples: examples?, rows: rows.len() })
     }
 
     /// So many rows of so many tokens each, all of them to learn from.
     pub fn assumed(rows: usize, tokens: usize) -> Self {
-        let row = Example { tokens: vec![0; tokens], labelled: vec![true; tokens] };
+        let row = Example::whole(vec![0; tokens], vec![true; tokens]);
         Self { examples: vec![row; rows.min(SAMPLE_ROWS)], rows }
     }
 
@@ -361,9 +359,9 @@ fn advice(
     }
     let mut most = examples.iter().map(|row| row.tokens.len()).max().unwrap_or(0) / 2;
     while most >= FEWEST_TOKENS {
-        let cut = |row: &Example| Example {
-            tokens: row.tokens.iter().take(most).copied().collect(),
-            labelled: row.labelled.iter().take(most).copied().collect(),
+        let cut = |row: &Example| {
+            let labelled = row.labelled.iter().take(most).copied().collect();
+            Example::whole(row.tokens.iter().take(most).copied().collect(), labelled)
         };
         let shorter: Vec<Example> = examples.iter().map(cut).collect();
         if fits(&less, &shorter) {

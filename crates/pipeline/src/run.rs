@@ -122,8 +122,8 @@ impl<'a> Run<'a> {
                 settings.prune, config.num_layers
             )));
         }
-        let train = read_rows(&settings.train)?;
-        let eval = settings.eval.as_deref().map(read_rows).transpose()?;
+        let train = read_rows(&settings.train, &[])?;
+        let eval = settings.eval.as_deref().map(|path| read_rows(path, &[])).transpose()?;
         let inputs = Inputs {
             model_config_sha256: sha256_file(&model.join("config.json"))?,
             train_sha256: sha256_file(&settings.train)?,
@@ -377,9 +377,10 @@ impl<'a> Run<'a> {
     /// How many rows to evaluate on are among those to train on.
     fn rows_trained_on(&self) -> Result<usize> {
         let Some(eval) = &self.settings.eval else { return Ok(0) };
-        let key = |row: &Row| serde_json::json!(row.messages).to_string();
-        let trained: HashSet<String> = read_rows(&self.settings.train)?.iter().map(key).collect();
-        let count = read_rows(eval)?.iter().filter(|row| trained.contains(&key(row))).count();
+        let key = |row: &Row| serde_json::json!(row.content).to_string();
+        let trained: HashSet<String> =
+            read_rows(&self.settings.train, &[])?.iter().map(key).collect();
+        let count = read_rows(eval, &[])?.iter().filter(|row| trained.contains(&key(row))).count();
         if count > 0 {
             tracing::warn!(rows = count, "rows to evaluate on are among the rows trained on");
         }

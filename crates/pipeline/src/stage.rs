@@ -9,7 +9,7 @@ use checkpoint::{
 use dataset::{Encoder, Row, read_rows};
 use finetune::{
     Continuation, EvalReport, GradientSink, Gradients, Model, RecordSink, StepMetrics, TrainReport,
-    Trainer, collect, encode_rows, evaluate, save_adapter, save_checkpoint,
+    Trainer, collect, evaluate, save_adapter, save_checkpoint,
 };
 use prune::{Criterion, Scores, Share};
 
@@ -65,11 +65,11 @@ pub fn collect_record(
     targets: CollectTargets<'_>,
     observe: &mut dyn FnMut(Event),
 ) -> Result<Collected> {
-    let rows = read_rows(train)?;
+    let rows = read_rows(train, &[])?;
     let (encoder, num_rows) = (Encoder::read(model)?, rows.len());
-    let examples = encode_rows(&encoder, &rows, settings.training.max_tokens)?;
+    let examples = encoder.examples(&rows, settings.training.max_tokens)?;
     let mut train_settings = settings.training.parse(FinetuneMethod::Lora, seed)?;
-    fit(&ModelConfig::read(model)?, &mut train_settings, compute, &examples.0)?;
+    fit(&ModelConfig::read(model)?, &mut train_settings, compute, &examples.examples)?;
     let auto = settings.auto;
     let settings = finetune::CollectSettings {
         steps: settings.steps,
@@ -207,9 +207,9 @@ pub fn finetune_model(
         return Err(checkpoint::CheckpointError::Exists { path: taken.clone() }.into());
     }
     let encoder = Encoder::read(model)?;
-    let examples = encode_rows(&encoder, &read_rows(train)?, settings.max_tokens)?;
+    let examples = encoder.examples(&read_rows(train, &[])?, settings.max_tokens)?;
     let mut train_settings = settings.parse(method, seed)?;
-    fit(&ModelConfig::read(model)?, &mut train_settings, compute, &examples.0)?;
+    fit(&ModelConfig::read(model)?, &mut train_settings, compute, &examples.examples)?;
     let mut trainer = Trainer::new(load(model, compute)?, train_settings, examples)?;
     if let Some(from) = &target.from {
         trainer.go_on(from)?;
@@ -251,7 +251,7 @@ pub fn evaluate_model(
     compute: &ComputeSettings,
     observe: &mut dyn FnMut(Event),
 ) -> Result<EvalReport> {
-    let mut rows: Vec<Row> = read_rows(data)?;
+    let mut rows: Vec<Row> = read_rows(data, &[])?;
     rows.truncate(settings.max_rows.unwrap_or(usize::MAX));
     let encoder = Encoder::read(model)?;
     let loaded = load_adapted(model, adapter, compute)?;

@@ -85,14 +85,12 @@ mod tests {
     fn two_ways_agree() {
         tch::manual_seed(3);
         let _guard = tch::no_grad_guard();
-        let row = |length: u32| Example {
-            tokens: (0..length).collect(),
-            labelled: vec![false; length as usize],
-        };
+        let row = |length: u32| Example::whole((0..length).collect(), vec![false; length as usize]);
         let rows = [row(3), row(5), row(5), row(1), row(700)];
         let question = Question {
             prompt: (0..9).collect(),
             choices: vec![vec![1, 2, 3], vec![4], vec![5, 6]],
+            cut: 0,
             size_bytes: vec![1; 3],
             reply: vec![1],
             answer: 0,

@@ -77,7 +77,10 @@ pub(crate) fn run(args: EstimateArgs) -> anyhow::Result<Outcome> {
     let folder = locate_configuration(&model).with_context(context)?;
     let config = ModelConfig::read(&folder).with_context(context)?;
     let read = |path: &PathBuf| -> anyhow::Result<_> {
-        Ok((read_rows(path).with_context(context)?, Encoder::read(&folder).with_context(context)?))
+        Ok((
+            read_rows(path, &[]).with_context(context)?,
+            Encoder::read(&folder).with_context(context)?,
+        ))
     };
     let train_sample = match train.as_ref().map(read).transpose()? {
         Some((rows, encoder)) => {

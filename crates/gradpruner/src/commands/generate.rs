@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use ::finetune::{generate, peak_memory_bytes};
 use anyhow::Context;
 use checkpoint::locate;
-use dataset::{Encoder, Message};
+use dataset::{Chat, Encoder, Message};
 use pipeline::load_adapted;
 use serde_json::json;
 
@@ -47,13 +47,12 @@ pub(crate) fn run(args: GenerateArgs, printer: &mut Printer) -> anyhow::Result<O
     let tokens = if raw {
         encoder.tokens(&prompt).with_context(context)?
     } else {
-        let turn = |role: &str, content| Message { role: role.into(), content };
-        let messages: Vec<_> = system
-            .map(|text| turn("system", text))
+        let messages = system
+            .map(|text| Message::new("system", text))
             .into_iter()
-            .chain([turn("user", prompt)])
+            .chain([Message::new("user", prompt)])
             .collect();
-        encoder.prompt(&messages).with_context(context)?
+        encoder.prompt(&Chat { messages, tools: Vec::new() }).with_context(context)?
     };
     let loaded =
         load_adapted(&folder, adapter.as_deref(), &compute.settings()).with_context(context)?;
