@@ -27,15 +27,17 @@ pub(crate) struct Loaded {
     pub(crate) file: Option<Arc<MappedFile>>,
 }
 
-/// A stored weight on `device` as `wanted`.
+/// A stored weight on `device`, on a GPU as `wanted`.
 ///
-/// On the CPU, in its stored type and aligned, it is not copied: the tensor reads the mapped file.
+/// On the CPU it stays in its stored type and, where it is aligned, is not copied: the tensor reads
+/// the mapped file.
 pub(crate) fn load(view: &TensorView<'_>, device: Device, wanted: Kind) -> Result<Loaded> {
     let dtype = view.dtype()?;
     let shape: Vec<i64> = view.shape().iter().map(|&size| size as i64).collect();
     let bytes = view.bytes();
     if !(bytes.as_ptr() as usize).is_multiple_of(dtype.size()) {
         let mut tensor = Tensor::f_from_slice(&view.to_f32()?)?.f_view(shape.as_slice())?;
+        let wanted = if device == Device::Cpu { kind(dtype) } else { wanted };
         tensor = tensor.f_to_device(device)?.f_to_kind(wanted)?;
         return Ok(Loaded { tensor, file: None });
     }
@@ -47,7 +49,7 @@ pub(crate) fn load(view: &TensorView<'_>, device: Device, wanted: Kind) -> Resul
     // first (`decoder.rs`).
     let mapped =
         unsafe { Tensor::f_from_blob(bytes.as_ptr(), &shape, &strides, kind(dtype), Device::Cpu)? };
-    if device == Device::Cpu && kind(dtype) == wanted {
+    if device == Device::Cpu {
         return Ok(Loaded { tensor: mapped, file: Some(Arc::clone(view.file())) });
     }
     Ok(Loaded { tensor: mapped.f_to_device(device)?.f_to_kind(wanted)?, file: None })

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use tch::{Cuda, Device, Kind};
 
 use crate::bridge::load_cuda;
-use crate::{FinetuneError, Result};
+use crate::{FinetuneError, Result, product_rates};
 
 /// The device asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,6 +105,29 @@ pub enum ComputeType {
     BF16,
 }
 
+/// The type asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ComputeChoice {
+    /// What the device multiplies faster.
+    Auto,
+    /// This one.
+    Fixed(ComputeType),
+}
+
+impl ComputeChoice {
+    /// The type this comes to on a device; for `auto` its speed is measured, once a process.
+    ///
+    /// # Errors
+    ///
+    /// If the device cannot be used.
+    pub fn resolve(self, device: DeviceChoice) -> Result<ComputeType> {
+        match self {
+            Self::Auto => Ok(product_rates(device)?.faster()),
+            Self::Fixed(compute) => Ok(compute),
+        }
+    }
+}
+
 impl ComputeType {
     pub(crate) fn kind(self) -> Kind {
         match self {
@@ -114,14 +137,24 @@ impl ComputeType {
     }
 }
 
-impl FromStr for ComputeType {
+impl fmt::Display for ComputeChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Fixed(compute) => compute.fmt(f),
+        }
+    }
+}
+
+impl FromStr for ComputeChoice {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
-            "f32" => Ok(Self::F32),
-            "bf16" => Ok(Self::BF16),
-            _ => Err(format!("`{text}` is neither f32 nor bf16")),
+            "auto" => Ok(Self::Auto),
+            "f32" => Ok(Self::Fixed(ComputeType::F32)),
+            "bf16" => Ok(Self::Fixed(ComputeType::BF16)),
+            _ => Err(format!("`{text}` is none of auto, bf16 and f32")),
         }
     }
 }

@@ -1,18 +1,15 @@
 //! What a training will need, foretold from the configuration and the sizes of its batches.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
 
 use checkpoint::{Dtype, ModelConfig, Module};
 use dataset::{Example, Sampler};
 use serde::{Deserialize, Serialize};
 
-use tch::Tensor;
-
-use crate::bridge::number;
 use crate::head::LOGIT_BYTES;
 use crate::pack::TOKEN_STEP;
-use crate::{ComputeType, DeviceChoice, Method, Result, TrainSettings};
+use crate::product::MANY_TOKENS_BYTES;
+use crate::{ComputeType, Method, TrainSettings};
 
 /// Bytes of the program with libtorch's code, and of what oneDNN compiles and packs.
 const PROGRAM: u64 = 224 << 20;
@@ -20,9 +17,6 @@ const PROGRAM: u64 = 224 << 20;
 const ATTENTION: u64 = 64 << 20;
 /// Epochs looked through for the largest batch.
 const EPOCHS_SEEN: usize = 3;
-/// Rows of the products whose rate is measured, and for how long.
-const RATE_TOKENS: i64 = 512;
-const RATE_TIME: Duration = Duration::from_millis(100);
 
 /// The sizes of one forward pass.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -57,7 +51,7 @@ pub struct MemoryEstimate {
     pub program: u64,
     /// Weights that are mapped from the checkpoint's files: the system may drop their pages.
     pub mapped: u64,
-    /// Weights held in another type than the stored one.
+    /// Weights converted to the products' type for the time of a product.
     pub converted: u64,
     /// What trains, its gradients, and the optimizer's two means.
     pub trained: u64,
@@ -134,10 +128,9 @@ impl Workload<'_> {
         let all = config.parameters();
         let tokens = batch.tokens.next_multiple_of(TOKEN_STEP) as u64;
         let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
-        let (mapped, converted) = match stored == size {
-            true => (all * stored, 0),
-            false => (0, all * size),
-        };
+        // Of weights in another type than the products', so many bytes are converted at a time.
+        let converted =
+            if stored == size { 0 } else { (self.widest() * size).min(MANY_TOKENS_BYTES as u64) };
         let layers = self.layers_in_backward();
         let of_layer = tokens * self.saved_by_a_layer() * size;
         let kept = match train.remat {
@@ -158,7 +151,7 @@ impl Workload<'_> {
         let head = self.head_memory(batch) * 13 / 10;
         MemoryEstimate {
             program: PROGRAM,
-            mapped,
+            mapped: all * stored,
             converted,
             trained: self.trained_parameters() * of_trained,
             kept,
@@ -279,32 +272,6 @@ pub fn largest_batch(examples: &[Example], train: &TrainSettings) -> BatchShape 
         steps = steps.saturating_sub(sampler.steps_per_epoch());
     }
     largest
-}
-
-/// Floating-point operations a second that libtorch's matrix products reach here, with a weight of
-/// the size `[inner, columns]`.
-///
-/// # Errors
-///
-/// If the device cannot be used.
-pub fn product_rate(
-    (inner, columns): (usize, usize),
-    device: DeviceChoice,
-    compute: ComputeType,
-) -> Result<f64> {
-    let _guard = tch::no_grad_guard();
-    let at = (compute.kind(), device.resolve()?);
-    let (rows, inner, columns) = (RATE_TOKENS, inner as i64, columns as i64);
-    let (x, weight) = (Tensor::f_ones([rows, inner], at)?, Tensor::f_ones([inner, columns], at)?);
-    let product = || -> Result<f64> { number(&x.f_mm(&weight)?.f_narrow(0, 0, 1)?.f_mean(None)?) };
-    product()?; // libtorch compiles it.
-    let (started, mut count) = (Instant::now(), 0.0);
-    while started.elapsed() < RATE_TIME {
-        product()?;
-        count += 1.0;
-    }
-    let operations = 2.0 * (rows * inner * columns) as f64;
-    Ok(count * operations / started.elapsed().as_secs_f64())
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use crate::bridge::number;
 use crate::norm::Norm;
 use crate::pack::Packed;
 use crate::parameter::Parameter;
+use crate::product::{add_product, linear};
 
 /// Bytes of the f32 logits of one chunk.
 pub(crate) const LOGIT_BYTES: i64 = 64 << 20;
@@ -34,7 +35,6 @@ impl Head<'_> {
         let kind = hidden.f_kind()?;
         let predicting = hidden.f_index_select(0, &batch.predict)?;
         let normed = self.norm.forward(&predicting)?;
-        let weight = self.weight.as_kind(kind)?;
         let (mut loss, mut gradients) = (0.0, Vec::new());
         for (first, count) in self.chunks(batch)? {
             let targets = batch.targets.f_narrow(0, first, count)?.f_unsqueeze(-1)?;
@@ -49,7 +49,7 @@ impl Head<'_> {
             let of_logits = of_logits.f_mul_scalar_(scale)?.f_to_kind(kind)?;
             self.weight
                 .gather(|| Ok(of_logits.f_numpy_t()?.f_mm(&own)?.f_to_kind(Kind::Float)?))?;
-            gradients.push(of_logits.f_mm(&weight)?);
+            gradients.push(add_product(None, &of_logits, &self.weight.value)?);
         }
         let gradient = self.norm.backward(&predicting, &Tensor::f_cat(&gradients, 0)?)?;
         let mut out = hidden.f_zeros_like()?;
@@ -74,9 +74,7 @@ impl Head<'_> {
     }
 
     fn product(&self, normed: &Tensor) -> Result<Tensor> {
-        let none: Option<&Tensor> = None;
-        let weight = self.weight.as_kind(normed.f_kind()?)?;
-        Ok(normed.f_linear(&weight, none)?.f_to_kind(Kind::Float)?)
+        Ok(linear(normed, &self.weight.value, None)?.f_to_kind(Kind::Float)?)
     }
 
     /// First and count of the labelled positions of each chunk.

@@ -5,6 +5,7 @@ use tch::{Kind, Tensor};
 use crate::Result;
 use crate::lora::Lora;
 use crate::parameter::Parameter;
+use crate::product;
 
 /// `y = x Wᵀ + b`, and `s · (x Aᵀ) Bᵀ` if it has an adapter.
 #[derive(Debug)]
@@ -36,7 +37,7 @@ impl<const N: usize> Siblings<'_, N> {
                 Some(bias) => Some(bias.as_kind(kind)?),
                 None => None,
             };
-            let mut output = x.f_linear(&linear.weight.as_kind(kind)?, bias.as_ref())?;
+            let mut output = product::linear(x, &linear.weight.value, bias.as_ref())?;
             if let (Some(lora), Some(inner)) = (&linear.lora, &inner) {
                 let own = inner.f_narrow(1, first, lora.rank())?;
                 output = output.f_addmm_(&own, &lora.scaled_b(kind)?.f_numpy_t()?)?;
@@ -97,20 +98,13 @@ impl<const N: usize> Siblings<'_, N> {
         inner_gradient: Option<&Tensor>,
     ) -> Result<Tensor> {
         let mut sum: Option<Tensor> = None;
-        let mut add = |left: &Tensor, right: &Tensor| -> Result<()> {
-            sum = Some(match sum.take() {
-                Some(mut sum) => sum.f_addmm_(left, right)?,
-                None => left.f_mm(right)?,
-            });
-            Ok(())
-        };
         for (linear, gradient) in self.0.into_iter().zip(gradients) {
-            add(gradient, &linear.weight.as_kind(gradient.f_kind()?)?)?;
+            sum = Some(product::add_product(sum, gradient, &linear.weight.value)?);
         }
         if let Some(inner) = inner_gradient
             && let Some(a) = self.stacked_a(inner.f_kind()?)?
         {
-            add(inner, &a)?;
+            sum = Some(product::add_product(sum, inner, &a)?);
         }
         Ok(sum.unwrap_or_default())
     }

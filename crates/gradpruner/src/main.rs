@@ -5,6 +5,7 @@ mod commands;
 #[cfg(target_os = "linux")]
 mod cut_short;
 mod printer;
+mod texts;
 
 use std::process::ExitCode;
 

@@ -11,6 +11,8 @@ use pipeline::{Event, Stage};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::texts::{computing_text, needs_text};
+
 /// A command's result, for people and for programs.
 #[derive(Debug)]
 pub(crate) struct Outcome {
@@ -39,6 +41,8 @@ pub(crate) struct Printer {
     screen: bool,
     stage: Option<(Stage, Instant)>,
     last_line: Instant,
+    /// Whether the line about where and how it computes is out.
+    told_computing: bool,
 }
 
 impl Printer {
@@ -57,7 +61,7 @@ impl Printer {
             .with_ansi(io::stderr().is_terminal())
             .init();
         let screen = io::stderr().is_terminal() && !quiet;
-        Self { json, quiet, screen, stage: None, last_line: Instant::now() }
+        Self { json, quiet, screen, stage: None, last_line: Instant::now(), told_computing: false }
     }
 
     /// Prints a command's result.
@@ -90,7 +94,14 @@ impl Printer {
     /// Shows what happens in a run.
     pub(crate) fn event(&mut self, event: Event) {
         match event {
-            Event::Needs(text) => self.note(&format!("  needs {text}")),
+            Event::Computing(computing) => {
+                // A run tells it again at every stage.
+                if !self.told_computing {
+                    self.told_computing = true;
+                    self.note(&format!("  computing {}", computing_text(&computing)));
+                }
+            }
+            Event::Needs(needs) => self.note(&format!("  needs {}", needs_text(&needs))),
             Event::Started(stage) => {
                 clear();
                 self.stage = Some((stage, Instant::now()));

@@ -1,12 +1,11 @@
 //! What a run will need, told before it begins, and whether the machine has it.
 
-use std::fmt;
 use std::path::Path;
 
 use checkpoint::{Dtype, ModelConfig, free_disk_bytes};
 use dataset::{Content, Encoder, Example, Row};
 use finetune::{
-    BatchShape, ComputeType, MemoryEstimate, Method, TrainSettings, Workload,
+    BatchShape, ComputeType, MemoryEstimate, Method, ProductRates, TrainSettings, Workload,
     available_memory_bytes, largest_batch, product_rate,
 };
 use serde::{Deserialize, Serialize};
@@ -123,17 +122,19 @@ pub struct Estimate {
     pub seconds: f64,
     /// Memory there is, if the system says.
     pub available_memory_bytes: Option<u64>,
+    /// The type of the products.
+    pub dtype: String,
+    /// Another type of products, if it would take less than half the time.
+    pub faster: Option<FasterType>,
 }
 
-/// One line for the head of a run.
-impl fmt::Display for Estimate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "about {} of memory", bytes_text(self.memory_bytes))?;
-        if let Some(available) = self.available_memory_bytes {
-            write!(f, " ({} free)", bytes_text(available))?;
-        }
-        write!(f, ", {} on disk, {}", bytes_text(self.disk_bytes), time_text(self.seconds))
-    }
+/// A type of products that would take less time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FasterType {
+    /// Its name.
+    pub dtype: String,
+    /// Seconds of all stages.
+    pub seconds: f64,
 }
 
 /// Foretells a run from its settings, its model's configuration and its rows.
@@ -149,8 +150,11 @@ pub fn estimate(
 ) -> Result<Estimate> {
     let (device, compute) = settings.compute.parse()?;
     let on_cpu = device.is_cpu()?;
-    let rate = product_rate((config.hidden_size, config.intermediate_size), device, compute)?
-        * OF_PRODUCT_RATE;
+    let weight = (config.intermediate_size, config.hidden_size);
+    let measured = |compute| Ok::<_, PipelineError>(product_rate(weight, device, compute)?);
+    let rates =
+        ProductRates { bf16: measured(ComputeType::BF16)?, f32: measured(ComputeType::F32)? };
+    let rate = rates.of(compute) * OF_PRODUCT_RATE;
     let count = share(&settings.prune)?.of(config.num_layers).min(config.num_layers);
     let retained: Vec<usize> = (0..config.num_layers - count).collect();
     let pruned = ModelConfig::from_json(config.with_layers(&retained), Path::new("config.json"))?;
@@ -198,11 +202,16 @@ pub fn estimate(
         stages.push(of.evaluating(Stage::EvaluateDense, settings, (config, &collect), eval));
         stages.push(of.evaluating(Stage::EvaluatePruned, settings, (&pruned, &collect), eval));
     }
-    let sum = |of: fn(&StageEstimate) -> f64| stages.iter().map(of).sum::<f64>();
+    let seconds = stages.iter().map(|stage| stage.seconds).sum::<f64>();
+    let other = seconds * rates.of(compute) / rates.of(rates.faster());
     Ok(Estimate {
+        dtype: compute.to_string(),
+        faster: (other < seconds / 2.0)
+            .then(|| FasterType { dtype: rates.faster().to_string(), seconds: other }),
+
         memory_bytes: stages.iter().map(|stage| stage.memory.total()).max().unwrap_or(0),
         disk_bytes: stages.iter().map(|stage| stage.disk_bytes).sum(),
-        seconds: sum(|stage| stage.seconds),
+        seconds,
         available_memory_bytes: available,
         stages,
     })

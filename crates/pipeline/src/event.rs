@@ -5,6 +5,8 @@ use std::fmt;
 use finetune::StepMetrics;
 use serde::{Deserialize, Serialize};
 
+use crate::{Computing, Estimate};
+
 /// A part of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -48,8 +50,10 @@ impl fmt::Display for Stage {
 /// Something that happened in a run.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
+    /// Where and in what type it computes.
+    Computing(Computing),
     /// What a run is going to need.
-    Needs(String),
+    Needs(Estimate),
     /// A stage begins.
     Started(Stage),
     /// A stage was complete already.

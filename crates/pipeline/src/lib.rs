@@ -19,14 +19,14 @@ mod table;
 mod tensorboard;
 
 pub use error::PipelineError;
-pub use estimate::{Estimate, Sample, StageEstimate, bytes_text, estimate, time_text};
+pub use estimate::{Estimate, FasterType, Sample, StageEstimate, bytes_text, estimate, time_text};
 pub use event::{Event, Stage};
 pub use gram::GramScores;
 pub use log::LogTargets;
 pub use report::write_report;
 pub use run::{Evaluations, RunOutcome, run};
 pub use settings::{
-    CollectSettings, ComputeSettings, EvaluationSettings, FinetuneMethod, RunSettings,
+    CollectSettings, ComputeSettings, Computing, EvaluationSettings, FinetuneMethod, RunSettings,
     TrainingSettings,
 };
 pub use stability::Stability;

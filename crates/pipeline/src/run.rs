@@ -17,7 +17,7 @@ use crate::stage::{
 };
 use crate::table::{ComparisonRow, comparison, no_better_than_majority};
 use crate::{
-    Event, FinetuneMethod, PipelineError, Result, RunSettings, Sample, Stage, estimate,
+    Computing, Event, FinetuneMethod, PipelineError, Result, RunSettings, Sample, Stage, estimate,
     write_report,
 };
 
@@ -83,7 +83,7 @@ pub fn run(
     remove_if_there(&run.at(COLLECTED))?;
     let report = run.at("report.html");
     (run.observe)(Event::Started(Stage::Report));
-    write_report(folder, settings, &scores, &plan, &evaluations)?;
+    write_report(folder, &run.settings, &scores, &plan, &evaluations)?;
     (run.observe)(Event::Done(Stage::Report, report.display().to_string()));
     Ok(RunOutcome {
         run: folder.to_owned(),
@@ -95,11 +95,25 @@ pub fn run(
     })
 }
 
+/// The settings with the type of the products decided: as the run in the folder has it, if there is
+/// one, else by measuring.
+fn in_force(settings: &RunSettings, folder: &Path) -> Result<(RunSettings, Computing)> {
+    let mut settings = settings.clone();
+    if settings.compute.dtype == "auto"
+        && let Some(dtype) = RunFile::dtype(&folder.join("run.toml"))
+    {
+        settings.compute.dtype = dtype;
+    }
+    let computing = settings.compute.computing()?;
+    settings.compute.dtype = computing.compute.to_string();
+    Ok((settings, computing))
+}
+
 /// Where the training's state after the collected steps lies until the fine-tunings are done.
 const COLLECTED: &str = "collected.state";
 
 struct Run<'a> {
-    settings: &'a RunSettings,
+    settings: RunSettings,
     folder: PathBuf,
     /// Where the dense model is.
     model: PathBuf,
@@ -108,7 +122,7 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn begin(
-        settings: &'a RunSettings,
+        settings: &RunSettings,
         folder: &Path,
         observe: &'a mut dyn FnMut(Event),
     ) -> Result<Self> {
@@ -129,6 +143,7 @@ impl<'a> Run<'a> {
             train_sha256: sha256_file(&settings.train)?,
             eval_sha256: settings.eval.as_deref().map(sha256_file).transpose()?,
         };
+        let (settings, computing) = in_force(settings, folder)?;
         fs_err::create_dir_all(folder)?;
         RunFile::new(settings.clone(), inputs).claim(&folder.join("run.toml"))?;
         if !folder.join("eval.json").exists() {
@@ -139,9 +154,10 @@ impl<'a> Run<'a> {
             let eval = eval.as_deref().map(|rows| {
                 Sample::evaluation(&rows[..most.min(rows.len())], &encoder, max_tokens)
             });
-            let needs = estimate(settings, &config, &train, eval.transpose()?.as_ref())?;
+            let needs = estimate(&settings, &config, &train, eval.transpose()?.as_ref())?;
             require_disk(folder, needs.disk_bytes)?;
-            observe(Event::Needs(needs.to_string()));
+            observe(Event::Computing(computing));
+            observe(Event::Needs(needs));
         }
         Ok(Self { settings, folder: folder.to_owned(), model, observe })
     }
@@ -172,7 +188,7 @@ impl<'a> Run<'a> {
         if self.found(Stage::Collect, &record) {
             return Ok(());
         }
-        let (settings, state) = (self.settings, self.at(COLLECTED));
+        let (settings, state) = (self.settings.clone(), self.at(COLLECTED));
         let targets = CollectTargets {
             record: Some(&record),
             state: settings.goes_on().then_some(state.as_path()),
@@ -222,7 +238,7 @@ impl<'a> Run<'a> {
         if self.found(Stage::Plan, &path) {
             return Ok(Plan::read(&path)?);
         }
-        let RunSettings { prune, merge, density, .. } = self.settings;
+        let RunSettings { prune, merge, density, .. } = &self.settings;
         let (prune, merge, density) = (share(prune)?, *merge, *density);
         let plan = Plan::from_scores(scores, &PlanSettings { prune, merge, density })?;
         plan.write(&path)?;
@@ -299,7 +315,7 @@ impl<'a> Run<'a> {
         if let Some(merged) = &merged {
             remove_if_there(merged)?;
         }
-        let settings = self.settings;
+        let settings = self.settings.clone();
         let target = FinetuneTarget {
             target: target.to_owned(),
             merged,

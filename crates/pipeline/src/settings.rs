@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use checkpoint::{Module, Staging};
 use finetune::{
-    AdamWSettings, ComputeType, Decay, DeviceChoice, EvalSettings, LoraSettings, Method, Schedule,
-    TrainSettings,
+    AdamWSettings, ComputeChoice, ComputeType, Decay, DeviceChoice, EvalSettings, LoraSettings,
+    Method, ProductRates, Schedule, TrainSettings, num_threads, product_rates,
 };
 use prune::{Criterion, Share};
 use serde::{Deserialize, Serialize};
@@ -143,7 +143,7 @@ impl std::str::FromStr for FinetuneMethod {
 pub struct ComputeSettings {
     /// `auto`, `cpu`, `cuda` or `cuda:1`.
     pub device: String,
-    /// `f32` or `bf16`.
+    /// `auto`, `f32` or `bf16`.
     pub dtype: String,
     /// Bytes of memory to stay within; `None` for what is free.
     #[serde(default)]
@@ -154,16 +154,47 @@ pub struct ComputeSettings {
 }
 
 impl ComputeSettings {
-    /// What the texts mean.
+    /// What the texts mean; `auto` is what the device multiplies faster.
     ///
     /// # Errors
     ///
-    /// [`PipelineError::Settings`] if a text means nothing.
+    /// [`PipelineError::Settings`] if a text means nothing, or if the device cannot be used.
     pub fn parse(&self) -> Result<(DeviceChoice, ComputeType)> {
         let device = self.device.parse().map_err(PipelineError::Settings)?;
-        let compute = self.dtype.parse().map_err(PipelineError::Settings)?;
-        Ok((device, compute))
+        Ok((device, self.choice()?.resolve(device)?))
     }
+
+    /// Where and in what type this comes to compute here, and why.
+    ///
+    /// # Errors
+    ///
+    /// As [`ComputeSettings::parse`].
+    pub fn computing(&self) -> Result<Computing> {
+        let (device, compute) = self.parse()?;
+        let rates = match self.choice()? {
+            ComputeChoice::Auto => Some(product_rates(device)?),
+            ComputeChoice::Fixed(_) => None,
+        };
+        let device = if device.is_cpu()? { DeviceChoice::Cpu } else { device };
+        Ok(Computing { device: device.to_string(), threads: num_threads(), compute, rates })
+    }
+
+    fn choice(&self) -> Result<ComputeChoice> {
+        self.dtype.parse().map_err(PipelineError::Settings)
+    }
+}
+
+/// Where and in what type something is computed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Computing {
+    /// The device.
+    pub device: String,
+    /// On a CPU, how many threads compute.
+    pub threads: usize,
+    /// The type of the products.
+    pub compute: ComputeType,
+    /// The rates by which it was chosen; `None` if it was asked for.
+    pub rates: Option<ProductRates>,
 }
 
 /// The steps whose gradients are collected, and the fine-tune they are the first steps of.
@@ -297,6 +328,13 @@ pub(crate) struct Inputs {
 impl RunFile {
     pub(crate) fn new(settings: RunSettings, inputs: Inputs) -> Self {
         Self { format: "gradpruner-run".into(), version: 1, inputs, settings }
+    }
+
+    /// The type of the products of the run that `path` describes, if there is one: what was chosen
+    /// once holds for all of a run.
+    pub(crate) fn dtype(path: &Path) -> Option<String> {
+        let found: toml::Table = toml::from_str(&fs_err::read_to_string(path).ok()?).ok()?;
+        Some(found.get("settings")?.get("compute")?.get("dtype")?.as_str()?.to_owned())
     }
 
     /// Writes `run.toml`, or checks that the one there says the same.

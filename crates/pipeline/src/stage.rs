@@ -77,6 +77,7 @@ pub fn collect_record(
         state: targets.state.map(Path::to_owned),
     };
     let loaded = load(model, compute)?;
+    observe(Event::Computing(compute.computing()?));
     let num_layers = loaded.config().num_layers;
     let record = match targets.record {
         Some(target) => Some(RecordSink::create(target, Dtype::F32)?),
@@ -210,7 +211,9 @@ pub fn finetune_model(
     let examples = encoder.examples(&read_rows(train, &[])?, settings.max_tokens)?;
     let mut train_settings = settings.parse(method, seed)?;
     fit(&ModelConfig::read(model)?, &mut train_settings, compute, &examples.examples)?;
-    let mut trainer = Trainer::new(load(model, compute)?, train_settings, examples)?;
+    let loaded = load(model, compute)?;
+    observe(Event::Computing(compute.computing()?));
+    let mut trainer = Trainer::new(loaded, train_settings, examples)?;
     if let Some(from) = &target.from {
         trainer.go_on(from)?;
     }
@@ -255,6 +258,7 @@ pub fn evaluate_model(
     rows.truncate(settings.max_rows.unwrap_or(usize::MAX));
     let encoder = Encoder::read(model)?;
     let loaded = load_adapted(model, adapter, compute)?;
+    observe(Event::Computing(compute.computing()?));
     let total = rows.len();
     Ok(evaluate(&loaded, &encoder, &rows, &settings.parse(), &mut |done| {
         observe(Event::Rows { done, total });

@@ -1,12 +1,14 @@
 //! `gradpruner doctor`.
 
 use finetune::{
-    ComputeType, DeviceChoice, available_memory_bytes, num_threads, product_rate, usable_gpus,
+    ComputeType, DeviceChoice, ProductRates, available_memory_bytes, num_threads, product_rate,
+    usable_gpus,
 };
 use pipeline::bytes_text;
 use serde_json::json;
 
-use crate::printer::Outcome;
+use crate::printer::{Outcome, Printer};
+use crate::texts::gigaflops;
 
 /// Say what this machine offers, and why a GPU is not used.
 #[derive(Debug, clap::Args)]
@@ -14,33 +16,34 @@ use crate::printer::Outcome;
   gradpruner doctor")]
 pub(crate) struct DoctorArgs {}
 
-/// A weight as in a model of about a billion parameters.
-const WEIGHT: (usize, usize) = (2048, 8192);
+/// A weight as in a model of about a billion parameters, `[out, in]`.
+const WEIGHT: (usize, usize) = (8192, 2048);
 
-pub(crate) fn run(_: DoctorArgs) -> anyhow::Result<Outcome> {
-    let (gpus, memory, threads) = (usable_gpus(), available_memory_bytes(), num_threads());
+pub(crate) fn run(_: DoctorArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
+    // Each line is out before the next one is looked for.
+    let line = |name: &str, text: &str| printer.stream(&format!("{name:14}{text}\n"));
+    line("gradpruner", env!("CARGO_PKG_VERSION"));
+    let gpus = usable_gpus();
+    match &gpus {
+        Ok(count) => line("GPU", &format!("{count} usable, as cuda:0 and so on")),
+        Err(reason) => line("GPU", &format!("not used: {reason}")),
+    }
+    let (memory, threads) = (available_memory_bytes(), num_threads());
+    line("CPU", &format!("{threads} threads"));
+    let free = memory.map_or("unknown".into(), |free| format!("{} free", bytes_text(free)));
+    line("memory", &free);
     let device = if gpus.is_ok() { DeviceChoice::Cuda(0) } else { DeviceChoice::Cpu };
-    let rate = |compute| product_rate(WEIGHT, device, compute);
-    let (bf16, f32) = (rate(ComputeType::BF16)?, rate(ComputeType::F32)?);
-    let faster = match bf16 / f32 {
-        ratio if ratio < 1.0 => "; --dtype f32 is the faster here".to_owned(),
-        ratio => format!("; --dtype bf16 is {ratio:.1} times as fast"),
+    let rate = |compute: ComputeType| -> anyhow::Result<f64> {
+        let rate = product_rate(WEIGHT, device, compute)?;
+        line("products", &format!("{} GFLOP/s in {compute} on {device}", gigaflops(rate)));
+        Ok(rate)
     };
-    let text = format!(
-        "gradpruner  {}\nGPU         {}\nCPU         {threads} threads\nmemory      {}\nproducts    \
-         on {device}: {:.0} GFLOP/s in bf16, {:.0} in f32{faster}",
-        env!("CARGO_PKG_VERSION"),
-        match &gpus {
-            Ok(count) => format!("{count} usable, as cuda:0 and so on"),
-            Err(reason) => format!("not used: {reason}"),
-        },
-        memory.map_or("unknown".into(), |free| format!("{} free", bytes_text(free))),
-        bf16 / 1e9,
-        f32 / 1e9,
-    );
+    let rates = ProductRates { bf16: rate(ComputeType::BF16)?, f32: rate(ComputeType::F32)? };
+    let faster = rates.faster();
+    let ratio = rates.of(faster) / rates.bf16.min(rates.f32);
     let (count, reason) = (gpus.as_ref().ok(), gpus.as_ref().err());
     Outcome::new(
-        text,
+        format!("{:14}{faster}, {ratio:.1} times as fast here", "--dtype auto"),
         &json!({
             "version": env!("CARGO_PKG_VERSION"),
             "gpus": count,
@@ -48,7 +51,8 @@ pub(crate) fn run(_: DoctorArgs) -> anyhow::Result<Outcome> {
             "threads": threads,
             "available_memory_bytes": memory,
             "device": device.to_string(),
-            "product_rate": {"bf16": bf16, "f32": f32},
+            "product_rate": rates,
+            "dtype": faster.to_string(),
         }),
     )
 }

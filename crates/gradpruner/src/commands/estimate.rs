@@ -10,6 +10,7 @@ use prune::Criterion;
 
 use crate::arguments::{CollectingArgs, ComputeArgs, EvaluationArgs, TrainingArgs, positive};
 use crate::printer::Outcome;
+use crate::texts::needs_text;
 
 /// Tell what a run would need: memory, disk, floating-point operations and time.
 ///
@@ -138,8 +139,10 @@ fn text(found: &Estimate) -> String {
         ));
     }
     text.push_str(&format!(
-        "\nneeds {found}\nMemory is the peak on a CPU, the mapped weights with it; time is from the \
-         speed of matrix products measured here just now."
+        "\nneeds {}\nMemory is the peak on a CPU, the mapped weights with it; time is from the \
+         speed of matrix products in {} measured here just now.",
+        needs_text(found),
+        found.dtype,
     ));
     text
 }

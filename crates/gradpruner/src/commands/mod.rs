@@ -60,7 +60,7 @@ impl Command {
             Self::Generate(args) => generate::run(args, printer),
             Self::Inspect(args) => inspect::run(args),
             Self::Convert(args) => convert::run(args, printer),
-            Self::Doctor(args) => doctor::run(args),
+            Self::Doctor(args) => doctor::run(args, printer),
             Self::Completions(args) => completions::run(args),
         }
     }

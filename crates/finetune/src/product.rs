@@ -1,0 +1,100 @@
+//! Products with weights that stay in their stored type.
+//!
+//! Where that is not the type products run in, a weight is converted when its turn comes, some of
+//! its rows at a time: none is held twice. The sums are those of the converted weight.
+
+use tch::{Kind, Tensor};
+
+use crate::Result;
+
+/// Bytes of converted rows at a time: what the caches hold if few tokens use them, else so many that
+/// the product is at its full rate.
+const FEW_TOKENS_BYTES: i64 = 2 << 20;
+pub(crate) const MANY_TOKENS_BYTES: i64 = 64 << 20;
+/// Up to so many tokens reading the weight takes longer than multiplying by it.
+const FEW_TOKENS: i64 = 64;
+
+/// `x Wᵀ + b`, `[n, out]`, of `x` `[n, in]`, the weight `[out, in]` in any type and the bias in `x`'s.
+pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let kind = x.f_kind()?;
+    if weight.f_kind()? == kind {
+        return Ok(x.f_linear(weight, bias)?);
+    }
+    let ((tokens, _), (out, _)) = (x.size2()?, weight.size2()?);
+    let mut output = Tensor::f_empty([tokens, out], (kind, x.device()))?;
+    for (first, rows) in blocks(tokens, weight, kind)? {
+        let converted = weight.f_narrow(0, first, rows)?.f_to_kind(kind)?;
+        let _ = x.f_mm_out(&output.f_narrow(1, first, rows)?, &converted.f_numpy_t()?)?;
+    }
+    if let Some(bias) = bias {
+        output = output.f_add_(bias)?;
+    }
+    Ok(output)
+}
+
+/// `sum + g W`, `[n, in]`, of `g` `[n, out]` and the weight `[out, in]` in any type.
+pub(crate) fn add_product(sum: Option<Tensor>, g: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    let kind = g.f_kind()?;
+    let add = |sum: Option<Tensor>, g: &Tensor, weight: &Tensor| -> Result<Tensor> {
+        Ok(match sum {
+            Some(mut sum) => sum.f_addmm_(g, weight)?,
+            None => g.f_mm(weight)?,
+        })
+    };
+    if weight.f_kind()? == kind {
+        return add(sum, g, weight);
+    }
+    let mut sum = sum;
+    let (tokens, _) = g.size2()?;
+    for (first, rows) in blocks(tokens, weight, kind)? {
+        let converted = weight.f_narrow(0, first, rows)?.f_to_kind(kind)?;
+        sum = Some(add(sum, &g.f_narrow(1, first, rows)?, &converted)?);
+    }
+    Ok(sum.unwrap_or_default())
+}
+
+/// First row and number of rows of each block that is converted at a time.
+fn blocks(tokens: i64, weight: &Tensor, kind: Kind) -> Result<Vec<(i64, i64)>> {
+    let (out, inner) = weight.size2()?;
+    let bytes = if tokens <= FEW_TOKENS { FEW_TOKENS_BYTES } else { MANY_TOKENS_BYTES };
+    let most = (bytes / (inner * kind.elt_size_in_bytes() as i64)).max(1);
+    Ok((0..out).step_by(most as usize).map(|first| (first, most.min(out - first))).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+    use crate::bridge::values;
+
+    /// Against the product with the weight converted as a whole, with so few and so many tokens and
+    /// rows that there is one block, and that there are several and a shorter last one.
+    #[test]
+    fn blocks_compute_what_the_whole_weight_does() {
+        tch::manual_seed(3);
+        for (tokens, out, inner) in [(1, 3, 5), (7, 700, 1024), (70, 2500, 8192)] {
+            for (stored, kind) in [(Kind::BFloat16, Kind::Float), (Kind::Float, Kind::BFloat16)] {
+                let random = |size: [i64; 2], kind| {
+                    Tensor::randn(size, (Kind::Float, Device::Cpu)).to_kind(kind)
+                };
+                let weight = random([out, inner], stored);
+                let (x, g) = (random([tokens, inner], kind), random([tokens, out], kind));
+                let (bias, sum) = (random([1, out], kind), random([tokens, inner], kind));
+                let whole = weight.to_kind(kind);
+                let check = |found: Tensor, expected: Tensor| {
+                    let (found, expected) = (values(&found).unwrap(), values(&expected).unwrap());
+                    let apart = testkit::relative_deviation(&found, &expected);
+                    // Blocks of bfloat16 sums are rounded in between.
+                    let most = if kind == Kind::Float { 1e-5 } else { 0.02 };
+                    assert!(apart < most, "{tokens} {out} {inner} {kind:?}: {apart}");
+                };
+                let bias = bias.view([out]);
+                check(linear(&x, &weight, Some(&bias)).unwrap(), x.linear(&whole, Some(&bias)));
+                check(add_product(None, &g, &weight).unwrap(), g.mm(&whole));
+                let found = add_product(Some(sum.copy()), &g, &weight).unwrap();
+                check(found, &sum + g.mm(&whole));
+            }
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Sentences about what a run computes and needs, which several commands print.
+
+use pipeline::{Computing, Estimate, bytes_text, time_text};
+
+/// Where and in what type something is computed, and why so.
+pub(crate) fn computing_text(computing: &Computing) -> String {
+    let Computing { device, threads, compute, rates } = computing;
+    let threads = match (device.as_str(), threads) {
+        ("cpu", 1) => ", 1 thread".to_owned(),
+        ("cpu", threads) => format!(", {threads} threads"),
+        _ => String::new(),
+    };
+    let why = rates.map_or_else(String::new, |rates| {
+        format!(
+            ": measured {} GFLOP/s in bf16, {} in f32",
+            gigaflops(rates.bf16),
+            gigaflops(rates.f32)
+        )
+    });
+    format!("in {compute} on {device}{threads}{why}")
+}
+
+/// A rate in GFLOP/s, with as many digits as say something.
+pub(crate) fn gigaflops(rate: f64) -> String {
+    let rate = rate / 1e9;
+    if rate < 10.0 { format!("{rate:.1}") } else { format!("{rate:.0}") }
+}
+
+/// What a run needs, in one line, and what would take less time.
+pub(crate) fn needs_text(needs: &Estimate) -> String {
+    let mut text = format!("about {} of memory", bytes_text(needs.memory_bytes));
+    if let Some(available) = needs.available_memory_bytes {
+        text.push_str(&format!(" ({} free)", bytes_text(available)));
+    }
+    text.push_str(&format!(
+        ", {} on disk, {}",
+        bytes_text(needs.disk_bytes),
+        time_text(needs.seconds)
+    ));
+    if let Some(faster) = &needs.faster {
+        text.push_str(&format!(
+            "; with --dtype {} it would take {}",
+            faster.dtype,
+            time_text(faster.seconds)
+        ));
+    }
+    if needs.seconds > DAY {
+        text.push_str(
+            "\n  that is more than a day; fewer rows, --epochs 1, --max-steps, a smaller \
+             --max-length or a GPU would shorten it",
+        );
+    }
+    text
+}
+
+/// Seconds of a day.
+const DAY: f64 = 86_400.0;
+
+#[cfg(test)]
+mod tests {
+    use finetune::{ComputeType, ProductRates};
+    use pipeline::FasterType;
+
+    use super::*;
+
+    #[test]
+    fn the_chosen_type_comes_with_its_reason() {
+        let mut computing = Computing {
+            device: "cpu".into(),
+            threads: 2,
+            compute: ComputeType::F32,
+            rates: Some(ProductRates { bf16: 0.21e9, f32: 72.4e9 }),
+        };
+        assert_eq!(
+            computing_text(&computing),
+            "in f32 on cpu, 2 threads: measured 0.2 GFLOP/s in bf16, 72 in f32"
+        );
+        computing = Computing { device: "cuda:0".into(), rates: None, ..computing };
+        assert_eq!(computing_text(&computing), "in f32 on cuda:0");
+    }
+
+    #[test]
+    fn a_long_run_says_how_to_shorten_it() {
+        let mut needs = Estimate {
+            stages: Vec::new(),
+            memory_bytes: 1_000_000_000,
+            disk_bytes: 2_000_000,
+            seconds: 600.0,
+            available_memory_bytes: None,
+            dtype: "bf16".into(),
+            faster: None,
+        };
+        assert_eq!(needs_text(&needs), "about 1.0 GB of memory, 2 MB on disk, 10 min");
+        needs.seconds = 200_000.0;
+        needs.faster = Some(FasterType { dtype: "f32".into(), seconds: 600.0 });
+        let text = needs_text(&needs);
+        assert!(text.contains("; with --dtype f32 it would take 10 min"), "{text}");
+        assert!(text.contains("more than a day"), "{text}");
+    }
+}
