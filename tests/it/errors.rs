@@ -217,7 +217,8 @@ fn targets_that_cannot_be_written() {
         &expect![[r#"
             exit 1
             error: cannot prune `model`
-              because: failed to create directory `file/.o.partial`: Not a directory (os error 20)
+              because: --out `file/o` cannot be written
+              because: not a directory
         "#]],
     );
     check(
@@ -226,7 +227,16 @@ fn targets_that_cannot_be_written() {
         &expect![[r#"
             exit 1
             error: cannot prune `model`
-              because: r exists already; remove it or choose another name
+              because: --out `r` is --record `r`; choose another place for the result
+        "#]],
+    );
+    check(
+        &desk,
+        &under("file"),
+        &expect![[r#"
+            exit 1
+            error: cannot prune `model`
+              because: file exists already; remove it or choose another name
         "#]],
     );
 }
@@ -301,4 +311,76 @@ fn wrong_usage_exits_with_2() {
     let desk = Desk::new();
     assert!(desk.failure("plan s.json").starts_with("exit 2\n"));
     assert!(desk.failure("plan s.json --prune x").starts_with("exit 2\nerror: invalid value 'x'"));
+    for wrong in [
+        "--lr nan",
+        "--lr inf",
+        "--lr 0",
+        "--warmup 2",
+        "--weight-decay=-1",
+        "--alpha inf",
+        "--max-grad-norm nan",
+        "--epochs 0",
+        "--rank 18446744073709551615",
+        "--max-length 18446744073709551615",
+        "--batch 0",
+    ] {
+        let flag = wrong.split([' ', '=']).next().unwrap();
+        let failure = desk.failure(&format!("finetune --model m --train t --out o {wrong}"));
+        assert!(failure.starts_with("exit 2\nerror: invalid value "), "{wrong}: {failure}");
+        assert!(failure.contains(flag), "{wrong}: {failure}");
+    }
+}
+
+#[test]
+fn results_that_would_overwrite_one_another() {
+    let desk = Desk::new();
+    for (arguments, expected) in [
+        ("--out a --merged a", "--merged `a` is --out `a`"),
+        ("--out a --merged a/b", "--merged `a/b` lies inside --out `a`"),
+        ("--out model/a", "--out `model/a` lies inside --model `model`"),
+        ("--out a --metrics train.jsonl", "--metrics `train.jsonl` is --train `train.jsonl`"),
+    ] {
+        let command = "finetune --model model --train train.jsonl --device cpu";
+        let before = desk.listing();
+        assert_eq!(
+            desk.failure(&format!("{command} {arguments}")),
+            format!(
+                "exit 1\nerror: cannot fine-tune `model` on `train.jsonl`\n  because: {expected}; \
+                 choose another place for the result\n"
+            )
+        );
+        assert_eq!(desk.listing(), before);
+    }
+    check(
+        &desk,
+        "eval --model model --data test.jsonl --out test.jsonl",
+        &expect![[r#"
+            exit 1
+            error: cannot evaluate `model` on `test.jsonl`
+              because: --out `test.jsonl` is --data `test.jsonl`; choose another place for the result
+        "#]],
+    );
+}
+
+#[test]
+fn pruning_no_layer_and_a_rank_that_is_too_large() {
+    let desk = Desk::new();
+    check(
+        &desk,
+        &format!("run --model model --train train.jsonl --prune 5% --out r {CHEAP}"),
+        &expect![[r#"
+            exit 1
+            error: the run in `r` stopped
+              because: the settings cannot be used: --prune 5% of 6 layers rounds to none; prune at least one
+        "#]],
+    );
+    check(
+        &desk,
+        "finetune --model model --train train.jsonl --device cpu --dtype f32 --rank 65 --out a --quiet",
+        &expect![[r#"
+            exit 1
+            error: cannot fine-tune `model` on `train.jsonl`
+              because: the settings cannot be used: a LoRA rank of 65 is more than the smaller side of `self_attn.k_proj`, 32
+        "#]],
+    );
 }

@@ -23,7 +23,7 @@ fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
             let name = path.strip_prefix(folder).unwrap().to_string_lossy().into_owned();
             if path.is_dir() {
                 waiting.push(path);
-            } else if !["eval.json", "metrics.jsonl", "report.html"].contains(&name.as_str())
+            } else if !["eval.json", "metrics.jsonl", "report.html", ".lock"].contains(&name.as_str())
                 // PEFT's configuration names the base model by its path.
                 && !name.ends_with("adapter_config.json")
             {
@@ -151,4 +151,56 @@ fn a_killed_run_goes_on() {
             assert!(found[name] == *bytes, "killed at {mark}, {name} came out otherwise");
         }
     }
+}
+
+/// Two at once: one does the work, the other says who has the folder, and the folder is good.
+#[test]
+fn two_runs_in_one_folder() {
+    let desk = Desk::new();
+    let arguments =
+        format!("run --model model --train train.jsonl --prune 2 --finetune none --out r {CHEAP}");
+    let start =
+        || desk.command(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut refused = 0;
+    for _ in 0..4 {
+        let runs = [start(), start()].map(|run| run.wait_with_output().unwrap());
+        assert!(runs.iter().any(|run| run.status.success()));
+        for run in runs.iter().filter(|run| !run.status.success()) {
+            let error = text(&run.stderr);
+            assert!(
+                error.contains("because: r: another run is at work in it (process "),
+                "{error}"
+            );
+            refused += 1;
+        }
+        desk.run(&arguments); // It is there already, or goes on.
+        fs_err::remove_dir_all(desk.at("r")).unwrap();
+    }
+    assert!(refused > 0, "they never met");
+}
+
+/// On a processor without fast bfloat16 products; libtorch takes these variables' word for it.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_processor_of_avx2_computes_in_f32() {
+    let desk = Desk::new();
+    let arguments =
+        format!("run --model model --train train.jsonl --prune 2 --out r {CHEAP} --dtype auto")
+            .replace("--dtype f32 ", "");
+    let mut command = desk.command(&arguments);
+    for (name, value) in [
+        ("ATEN_CPU_CAPABILITY", "avx2"),
+        ("ONEDNN_MAX_CPU_ISA", "AVX2"),
+        ("MKL_ENABLE_INSTRUCTIONS", "AVX2"),
+    ] {
+        command.env(name, value);
+    }
+    let output = command.output().unwrap();
+    let progress = text(&output.stderr);
+    assert!(output.status.success(), "{progress}");
+    assert!(progress.contains("  computing in f32 on cpu, 1 thread: measured "), "{progress}");
+    let settings = fs_err::read_to_string(desk.at("r/run.toml")).unwrap();
+    assert!(settings.contains("dtype = \"f32\""), "{settings}");
+    // The run keeps the type it began with.
+    desk.run(&format!("{arguments} --quiet"));
 }

@@ -81,6 +81,12 @@ pub(crate) fn bytes(tensor: &Tensor, dtype: Dtype) -> Result<Vec<u8>> {
     Ok(out)
 }
 
+/// Whether every value is finite.
+pub(crate) fn is_finite(tensor: &Tensor) -> Result<bool> {
+    // Zero times an infinity or NaN is NaN, and so is the sum: one pass, no copy of yes and no.
+    Ok(number(&tensor.f_mul_scalar(0.0)?.f_sum(Kind::Float)?)? == 0.0)
+}
+
 /// A single number.
 pub(crate) fn number(tensor: &Tensor) -> Result<f64> {
     Ok(tensor.f_double_value(&[])?)

@@ -185,6 +185,17 @@ impl Model {
             let what = format!("there is no layer {layer} of {}", self.config.num_layers);
             return Err(FinetuneError::Settings(what));
         }
+        let side = |module: &Module| {
+            let (out, inner) = self.config.linear_shape(*module);
+            (out.min(inner), *module)
+        };
+        if let Some((most, module)) = targets.iter().map(side).min()
+            && *rank > most
+        {
+            return Err(FinetuneError::Settings(format!(
+                "a LoRA rank of {rank} is more than the smaller side of `{module}`, {most}"
+            )));
+        }
         for (number, layer) in self.layers.iter_mut().enumerate() {
             if layers.as_ref().is_some_and(|chosen| !chosen.contains(&number)) {
                 continue;

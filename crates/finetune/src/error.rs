@@ -29,6 +29,11 @@ pub enum FinetuneError {
          weights are sound"
     )]
     NotANumber,
+    #[error(
+        "`{name}` holds a number that is not finite, so nothing was written; lower the learning \
+         rate or compute in f32"
+    )]
+    NotFiniteWeight { name: String },
     #[error("{}: the adapter does not fit the model: {what}", path.display())]
     OtherModel { path: PathBuf, what: String },
     #[error("{}: there is no saved training to go on from; begin anew", path.display())]

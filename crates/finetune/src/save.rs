@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use checkpoint::{
-    Adapter, AdapterConfig, AdapterPair, Checkpoint, CheckpointWriter, LayerTensor, Staging,
+    Adapter, AdapterConfig, AdapterPair, Checkpoint, CheckpointWriter, Dtype, LayerTensor, Staging,
     TensorSpec, copy_companions, write_adapter,
 };
-use tch::Kind;
+use tch::{Kind, Tensor};
 
-use crate::bridge::{bytes, matrix};
+use crate::bridge::{bytes, is_finite, kind, matrix};
 use crate::{FinetuneError, Model, Result};
 
 /// The model's adapters as PEFT has them; `base` names the model they belong on.
@@ -43,10 +43,30 @@ pub fn trained_adapter(model: &Model, base: &str) -> Result<Adapter> {
 ///
 /// If the model has none, `target` exists, or the disk refuses.
 pub fn save_adapter(model: &Model, base: &str, target: &Path) -> Result<()> {
+    require_finite(model)?;
     let adapter = trained_adapter(model, base)?;
     let staging = Staging::folder(target)?;
     write_adapter(staging.path(), &adapter)?;
     Ok(staging.commit()?)
+}
+
+/// A trained weight's bytes; rounding to a narrow type may overflow.
+fn finite_bytes(name: &str, weight: &Tensor, dtype: Dtype) -> Result<Vec<u8>> {
+    let rounded = weight.f_to_kind(kind(dtype))?;
+    match is_finite(&rounded)? {
+        true => bytes(&rounded, dtype),
+        false => Err(FinetuneError::NotFiniteWeight { name: name.to_owned() }),
+    }
+}
+
+/// What trained must be finite before anything is written.
+fn require_finite(model: &Model) -> Result<()> {
+    for (name, parameter) in model.trained() {
+        if !is_finite(&parameter.value)? {
+            return Err(FinetuneError::NotFiniteWeight { name });
+        }
+    }
+    Ok(())
 }
 
 /// Writes the model as a checkpoint like the one it was loaded from: trained weights in its stored
@@ -56,6 +76,7 @@ pub fn save_adapter(model: &Model, base: &str, target: &Path) -> Result<()> {
 ///
 /// If `target` exists or the disk refuses.
 pub fn save_checkpoint(model: &Model, target: &Path, shard_bytes: u64) -> Result<()> {
+    require_finite(model)?;
     let source = Checkpoint::open(model.folder())?;
     let staging = Staging::folder(target)?;
     copy_companions(source.folder(), staging.path())?;
@@ -75,14 +96,50 @@ pub fn save_checkpoint(model: &Model, target: &Path, shard_bytes: u64) -> Result
         });
         if let Some(lora) = lora {
             let wide = crate::bridge::load(view, model.device, Kind::Float)?;
-            let merged = wide.tensor.f_add(&lora.delta()?)?;
-            writer.write(name, &bytes(&merged, view.dtype()?)?)?;
+            let wide = wide.tensor.f_to_kind(Kind::Float)?;
+            let merged = wide.f_add(&lora.delta()?)?;
+            writer.write(name, &finite_bytes(name, &merged, view.dtype()?)?)?;
         } else if let Some(weight) = trained.get(name) {
-            writer.write(name, &bytes(&weight.value, view.dtype()?)?)?;
+            writer.write(name, &finite_bytes(name, &weight.value, view.dtype()?)?)?;
         } else {
             writer.copy(name, view)?;
         }
     }
     writer.finish()?;
     Ok(staging.commit()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::tests::{golden_model, lora};
+    use crate::{Method, decoder::Trainable};
+
+    #[test]
+    fn what_is_not_finite_is_not_written() {
+        let folder = testkit::temporary_folder();
+        let target = folder.path().join("out");
+        let refused = |model: &Model, adapter: bool| {
+            let _guard = tch::no_grad_guard();
+            let (name, parameter) = model.trained().pop().unwrap();
+            let _ = parameter.value.shallow_clone().get(0).fill_(f64::NAN);
+            let found = match adapter {
+                true => save_adapter(model, "base", &target),
+                false => save_checkpoint(model, &target, 1 << 30),
+            };
+            assert!(
+                matches!(&found, Err(FinetuneError::NotFiniteWeight { name: of }) if *of == name),
+                "{found:?}"
+            );
+            assert_eq!(fs_err::read_dir(folder.path()).unwrap().count(), 0);
+        };
+        let mut model = golden_model("tiny_llama");
+        let Method::Lora(settings) = lora() else { panic!("it is LoRA") };
+        model.add_lora(&settings, 3).unwrap();
+        refused(&model, true);
+        refused(&model, false);
+        let mut model = golden_model("tiny_llama");
+        model.make_trainable(Trainable::All).unwrap();
+        refused(&model, false);
+    }
 }

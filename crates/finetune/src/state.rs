@@ -8,7 +8,7 @@ use checkpoint::{
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, no_grad_guard};
 
-use crate::bridge::{bytes, load};
+use crate::bridge::{bytes, is_finite, load};
 use crate::optimizer::AdamW;
 use crate::{FinetuneError, Result};
 
@@ -34,7 +34,8 @@ pub(crate) struct Owner {
     pub(crate) num_layers: usize,
 }
 
-/// Saves trained tensors and optimizer state after `step` steps; older states are removed then.
+/// Saves trained tensors and optimizer state after `step` steps; older states are removed then. A
+/// state that is not finite is refused, and the older one stays.
 ///
 /// Everything else a step depends on (rows, learning rate, initial adapters) follows from the
 /// settings and the step's number.
@@ -42,6 +43,11 @@ pub(crate) fn save(folder: &Path, step: usize, owner: &Owner, adamw: &AdamW) -> 
     let target = folder.join(format!("step-{step:06}"));
     if target.exists() {
         return Ok(());
+    }
+    for slot in &adamw.slots {
+        if !is_finite(&slot.tensor)? {
+            return Err(FinetuneError::NotFiniteWeight { name: slot.name.clone() });
+        }
     }
     let staging = Staging::folder(&target)?;
     let header = Header {

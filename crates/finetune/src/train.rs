@@ -219,8 +219,10 @@ impl Trainer {
             let sink = sink.as_mut().map(|sink| &mut **sink as &mut dyn GradientSink);
             let metrics = match (self.step(sink, &mut ignore), saves) {
                 (Err(error @ FinetuneError::NotFinite { .. }), Some(folder)) => {
-                    // Nothing was updated yet: this is the last good state.
-                    state::save(folder, self.step, &owner, &self.adamw)?;
+                    // Nothing was updated yet: this is the last good state, unless the update before
+                    // it broke the weights; then the older one stays. The error says more than
+                    // that of saving.
+                    let _ = state::save(folder, self.step, &owner, &self.adamw);
                     return Err(error);
                 }
                 (metrics, _) => metrics?,

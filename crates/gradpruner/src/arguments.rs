@@ -46,13 +46,13 @@ pub(crate) struct CollectingArgs {
     #[arg(long, default_value_t = 4, value_parser = positive)]
     collect_batch: usize,
     /// Learning rate of the collected steps
-    #[arg(long, default_value_t = 1e-4)]
+    #[arg(long, default_value_t = 1e-4, value_parser = learning_rate)]
     collect_lr: f64,
     /// LoRA rank of the collected gradients
-    #[arg(long, default_value_t = 8, value_parser = positive)]
+    #[arg(long, default_value_t = 8, value_parser = rank)]
     collect_rank: usize,
     /// LoRA alpha of the collected gradients
-    #[arg(long, default_value_t = 32.0)]
+    #[arg(long, default_value_t = 32.0, value_parser = scale)]
     collect_alpha: f64,
 }
 
@@ -87,7 +87,7 @@ impl CollectingArgs {
 #[command(next_help_heading = "Fine-tuning")]
 pub(crate) struct TrainingArgs {
     /// How often every row is seen
-    #[arg(long, default_value_t = 3.0)]
+    #[arg(long, default_value_t = 3.0, value_parser = epochs)]
     epochs: f64,
     /// Stop after so many steps
     #[arg(long, value_parser = positive)]
@@ -99,28 +99,28 @@ pub(crate) struct TrainingArgs {
     #[arg(long, default_value_t = 4, value_parser = positive)]
     accumulate: usize,
     /// Tokens of a row at most; the rest is cut
-    #[arg(long, default_value_t = 2048, value_parser = positive)]
+    #[arg(long, default_value_t = 2048, value_parser = length)]
     max_length: usize,
     /// Highest learning rate [default: 2e-4 for LoRA, else 2e-5]
-    #[arg(long)]
+    #[arg(long, value_parser = learning_rate)]
     lr: Option<f64>,
     /// Share of the steps over which the learning rate rises
-    #[arg(long, default_value_t = 0.03)]
+    #[arg(long, default_value_t = 0.03, value_parser = share)]
     warmup: f64,
     /// How the learning rate falls
     #[arg(long, default_value = "cosine", value_parser = ["constant", "linear", "cosine"])]
     decay: String,
     /// Weight decay
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, value_parser = share)]
     weight_decay: f64,
     /// Largest norm of the gradients
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, value_parser = scale)]
     max_grad_norm: f64,
     /// LoRA rank
-    #[arg(long, default_value_t = 16, value_parser = positive)]
+    #[arg(long, default_value_t = 16, value_parser = rank)]
     rank: usize,
     /// LoRA alpha [default: twice the rank]
-    #[arg(long)]
+    #[arg(long, value_parser = scale)]
     alpha: Option<f64>,
     /// Weights that get adapters: `all`, or names such as `q_proj,v_proj`
     #[arg(long, default_value = "all", value_delimiter = ',')]
@@ -232,19 +232,51 @@ struct Steps {
 
 /// A number of things of which there must be at least one.
 pub(crate) fn positive(text: &str) -> Result<usize, String> {
+    at_most(text, 1_000_000)
+}
+
+/// A number of tokens of a row.
+pub(crate) fn length(text: &str) -> Result<usize, String> {
+    at_most(text, 1 << 20)
+}
+
+/// LoRA's inner dimension; that it is at most the weights' smaller side is seen with the model.
+fn rank(text: &str) -> Result<usize, String> {
+    at_most(text, 1 << 16)
+}
+
+fn at_most(text: &str, most: usize) -> Result<usize, String> {
     match text.parse() {
-        Ok(0) => Err("it must be at least 1".into()),
-        Ok(number) => Ok(number),
-        Err(error) => Err(format!("{error}")),
+        Ok(number) if (1..=most).contains(&number) => Ok(number),
+        Ok(_) | Err(_) => Err(format!("it must be a whole number from 1 to {most}")),
+    }
+}
+
+fn learning_rate(text: &str) -> Result<f64, String> {
+    above_zero(text, 1.0)
+}
+
+fn epochs(text: &str) -> Result<f64, String> {
+    above_zero(text, 10_000.0)
+}
+
+/// A factor or a norm.
+fn scale(text: &str) -> Result<f64, String> {
+    above_zero(text, 1e6)
+}
+
+fn above_zero(text: &str, most: f64) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number > 0.0 && number <= most => Ok(number),
+        Ok(_) | Err(_) => Err(format!("it must be a number above 0, at most {most}")),
     }
 }
 
 fn steps(text: &str) -> Result<Steps, String> {
-    match (text, text.parse()) {
+    match (text, positive(text)) {
         ("auto", _) => Ok(Steps { most: 100, auto: true }),
-        (_, Ok(0)) => Err("it must be at least 1".into()),
         (_, Ok(most)) => Ok(Steps { most, auto: false }),
-        _ => Err(format!("`{text}` is neither a number nor auto")),
+        (_, Err(error)) => Err(format!("{error}, or auto")),
     }
 }
 
@@ -299,6 +331,11 @@ mod tests {
     fn sizes() {
         assert_eq!(size("5GB"), Ok(5_000_000_000));
         assert_eq!(size("1.5MB"), Ok(1_500_000));
+        for wrong in ["nan", "inf", "-1e-3", "0", "1.5", "x"] {
+            assert!(learning_rate(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(learning_rate("1e-3"), Ok(1e-3));
+        assert!(rank("18446744073709551615").is_err() && rank("0").is_err());
         assert!(size("0").is_err() && size("5GiB").is_err() && size("x").is_err());
     }
 }

@@ -29,6 +29,15 @@ pub enum PipelineError {
         path.display()
     )]
     OtherRun { path: PathBuf, differing: String },
+    #[error(
+        "{}: another run is at work in it ({holder}); wait for it, or choose another folder",
+        path.display()
+    )]
+    Busy { path: PathBuf, holder: String },
+    #[error("{what}; choose another place for the result")]
+    Output { what: String },
+    #[error("{output} cannot be written")]
+    Unwritable { output: String, source: std::io::Error },
     #[error("{}: not a run's settings: {what}", path.display())]
     RunFile { path: PathBuf, what: String },
     #[error("the settings cannot be used: {0}")]

@@ -9,7 +9,9 @@ mod error;
 mod estimate;
 mod event;
 mod gram;
+mod lock;
 mod log;
+mod outputs;
 mod report;
 mod run;
 mod settings;
@@ -23,6 +25,7 @@ pub use estimate::{Estimate, FasterType, Sample, StageEstimate, bytes_text, esti
 pub use event::{Event, Stage};
 pub use gram::GramScores;
 pub use log::LogTargets;
+pub use outputs::{Named, check_outputs};
 pub use report::write_report;
 pub use run::{Evaluations, RunOutcome, run};
 pub use settings::{

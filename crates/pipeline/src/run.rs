@@ -10,6 +10,7 @@ use prune::{Criterion, Plan, PlanSettings, PruneSettings, Scores, Size, apply, s
 use serde::{Deserialize, Serialize};
 
 use crate::estimate::require_disk;
+use crate::lock::RunLock;
 use crate::log::{Log, LogTargets};
 use crate::settings::{Inputs, RunFile, share};
 use crate::stage::{
@@ -17,8 +18,8 @@ use crate::stage::{
 };
 use crate::table::{ComparisonRow, comparison, no_better_than_majority};
 use crate::{
-    Computing, Event, FinetuneMethod, PipelineError, Result, RunSettings, Sample, Stage, estimate,
-    write_report,
+    Computing, Event, FinetuneMethod, Named, PipelineError, Result, RunSettings, Sample, Stage,
+    check_outputs, estimate, write_report,
 };
 
 /// `eval.json` of a run: every evaluation it made.
@@ -118,6 +119,7 @@ struct Run<'a> {
     /// Where the dense model is.
     model: PathBuf,
     observe: &'a mut dyn FnMut(Event),
+    _lock: RunLock,
 }
 
 impl<'a> Run<'a> {
@@ -127,9 +129,19 @@ impl<'a> Run<'a> {
         observe: &'a mut dyn FnMut(Event),
     ) -> Result<Self> {
         let model = locate(&settings.model)?;
+        let outputs = [Named::new("--out", folder)];
+        let eval = settings.eval.as_deref().map(|eval| Named::new("--eval", eval));
+        let inputs = [Named::new("--model", &model), Named::new("--train", &settings.train)];
+        check_outputs(&outputs, &inputs.into_iter().chain(eval).collect::<Vec<_>>())?;
         // What would fail late is looked at early.
         let config = Checkpoint::open(&model)?.config().clone();
         let count = share(&settings.prune)?.of(config.num_layers);
+        if count == 0 {
+            return Err(PipelineError::Settings(format!(
+                "--prune {} of {} layers rounds to none; prune at least one",
+                settings.prune, config.num_layers
+            )));
+        }
         if count >= config.num_layers {
             return Err(PipelineError::Settings(format!(
                 "--prune {} is {count} of {} layers, and at least one must stay",
@@ -145,6 +157,7 @@ impl<'a> Run<'a> {
         };
         let (settings, computing) = in_force(settings, folder)?;
         fs_err::create_dir_all(folder)?;
+        let lock = RunLock::take(folder)?;
         RunFile::new(settings.clone(), inputs).claim(&folder.join("run.toml"))?;
         if !folder.join("eval.json").exists() {
             let encoder = Encoder::read(&model)?;
@@ -159,7 +172,7 @@ impl<'a> Run<'a> {
             observe(Event::Computing(computing));
             observe(Event::Needs(needs));
         }
-        Ok(Self { settings, folder: folder.to_owned(), model, observe })
+        Ok(Self { settings, folder: folder.to_owned(), model, observe, _lock: lock })
     }
 
     /// The file and the folder that steps are logged to.

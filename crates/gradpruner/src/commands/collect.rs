@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use checkpoint::locate;
-use pipeline::{CollectTargets, Event, Stage, collect_record};
+use pipeline::{CollectTargets, Event, Named, Stage, check_outputs, collect_record};
 use prune::{Criterion, Share};
 use serde_json::json;
 
-use crate::arguments::{CollectingArgs, ComputeArgs, criterion, positive};
+use crate::arguments::{CollectingArgs, ComputeArgs, criterion, length};
 use crate::commands::ranking_text;
 use crate::printer::{Outcome, Printer};
 
@@ -38,7 +38,7 @@ pub(crate) struct CollectArgs {
     #[arg(long, default_value = "40%")]
     prune: Share,
     /// Tokens of a row at most; the rest is cut
-    #[arg(long, default_value_t = 2048, value_parser = positive)]
+    #[arg(long, default_value_t = 2048, value_parser = length)]
     max_length: usize,
     /// Decides the rows' order and the initial adapters
     #[arg(long, default_value_t = 0)]
@@ -65,6 +65,12 @@ pub(crate) fn run(args: CollectArgs, printer: &mut Printer) -> anyhow::Result<Ou
     printer.event(Event::Started(Stage::Collect));
     let context = || format!("cannot collect gradients of `{model}` on `{}`", train.display());
     let folder = locate(&model).with_context(context)?;
+    let given =
+        [out.as_ref().map(|path| ("--out", path)), scores.as_ref().map(|path| ("--scores", path))];
+    let outputs: Vec<_> =
+        given.iter().flatten().map(|(flag, path)| Named::new(flag, path)).collect();
+    let inputs = [Named::new("--model", &folder), Named::new("--train", &train)];
+    check_outputs(&outputs, &inputs).with_context(context)?;
     let record = out.as_deref();
     let targets = CollectTargets { record, state: None, model_name: &model, criterion, prune };
     let found = collect_record(

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use ::finetune::EvalReport;
 use anyhow::Context;
 use checkpoint::{Staging, locate};
-use pipeline::{Event, Stage, evaluate_model};
+use pipeline::{Event, Named, Stage, check_outputs, evaluate_model};
 
-use crate::arguments::{ComputeArgs, EvaluationArgs, positive};
+use crate::arguments::{ComputeArgs, EvaluationArgs, length};
 use crate::printer::{Outcome, Printer};
 
 /// Evaluate a model.
@@ -32,7 +32,7 @@ pub(crate) struct EvalArgs {
     #[arg(long)]
     out: Option<PathBuf>,
     /// Tokens of a row at most; the rest is cut
-    #[arg(long, default_value_t = 2048, value_parser = positive)]
+    #[arg(long, default_value_t = 2048, value_parser = length)]
     max_length: usize,
     #[command(flatten)]
     evaluation: EvaluationArgs,
@@ -45,6 +45,10 @@ pub(crate) fn run(args: EvalArgs, printer: &mut Printer) -> anyhow::Result<Outco
     let context = || format!("cannot evaluate `{model}` on `{}`", data.display());
     printer.event(Event::Started(Stage::Evaluate));
     let folder = locate(&model).with_context(context)?;
+    if let Some(out) = &out {
+        let inputs = [Named::new("--model", &folder), Named::new("--data", &data)];
+        check_outputs(&[Named::new("--out", out)], &inputs).with_context(context)?;
+    }
     let report = evaluate_model(
         (&folder, adapter.as_deref()),
         &data,

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use checkpoint::locate;
-use pipeline::{Event, FinetuneMethod, FinetuneTarget, LogTargets, Stage, finetune_model};
+use pipeline::{
+    Event, FinetuneMethod, FinetuneTarget, LogTargets, Named, Stage, check_outputs, finetune_model,
+};
 use serde_json::json;
 
 use crate::arguments::{ComputeArgs, TrainingArgs, method, size};
@@ -68,6 +70,15 @@ pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<O
     let context = || format!("cannot fine-tune `{model}` on `{}`", train.display());
     printer.event(Event::Started(Stage::Finetune));
     let folder = locate(&model).with_context(context)?;
+    let given = [Some(("--out", &out)), merged.as_ref().map(|path| ("--merged", path))];
+    let logs = [
+        metrics.as_ref().map(|path| ("--metrics", path)),
+        tensorboard.as_ref().map(|path| ("--tensorboard", path)),
+    ];
+    let outputs: Vec<_> = given.into_iter().chain(logs).flatten().collect();
+    let outputs: Vec<_> = outputs.iter().map(|(flag, path)| Named::new(flag, path)).collect();
+    let inputs = [Named::new("--model", &folder), Named::new("--train", &train)];
+    check_outputs(&outputs, &inputs).with_context(context)?;
     let target = FinetuneTarget {
         saves: PathBuf::from(format!("{}.state", out.display())),
         target: out.clone(),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use checkpoint::locate;
-use pipeline::{Event, Stage};
+use pipeline::{Event, Named, Stage, check_outputs};
 use prune::{Plan, PruneReport, PruneSettings, apply};
 
 use crate::arguments::size;
@@ -41,8 +41,12 @@ pub(crate) struct PruneArgs {
 pub(crate) fn run(args: PruneArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
     let PruneArgs { model, plan, record, out, shard_size, verify } = args;
     let context = || format!("cannot prune `{model}`");
+    let folder = locate(&model).with_context(context)?;
+    let mut inputs = vec![Named::new("--model", &folder), Named::new("--plan", &plan)];
+    inputs.extend(record.as_deref().map(|record| Named::new("--record", record)));
+    check_outputs(&[Named::new("--out", &out)], &inputs).with_context(context)?;
     let settings = PruneSettings {
-        model: locate(&model).with_context(context)?,
+        model: folder.clone(),
         plan: Plan::read(&plan).with_context(|| format!("cannot use `{}`", plan.display()))?,
         record,
         target: out,
