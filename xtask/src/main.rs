@@ -47,6 +47,9 @@ enum Task {
         /// Widths of the shape, as a share, for kernels and wide: 0.1 for small machines
         #[arg(long, default_value_t = 1.0)]
         scale: f64,
+        /// Of the comparisons of finetune, those whose names contain this, such as `AVX2`
+        #[arg(long, default_value = "")]
+        only: String,
     },
 }
 
@@ -59,6 +62,6 @@ fn main() -> Result<()> {
         Task::Demo => demo::run(),
         Task::Test => test::run(),
         Task::Layers => layers::run(),
-        Task::Bench { what, repeats, scale } => bench::run(what, repeats, scale),
+        Task::Bench { what, repeats, scale, only } => bench::run(what, repeats, scale, &only),
     }
 }

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::costs::{self, step_seconds};
+use super::machine::Machine;
 use super::measure::{Measured, measure, median, python};
 use crate::fetch::remove;
 use crate::models::{Build, fetch};
@@ -24,43 +25,54 @@ struct Benches {
     folder: PathBuf,
     /// How often each pair is run; the table has medians.
     repeats: usize,
+    /// What the names of the comparisons to make contain.
+    only: String,
     lines: Vec<Value>,
 }
 
 /// Runs all pairs, prints a table and writes `.cache/bench/finetune.json`.
-pub(crate) fn run(repeats: usize) -> Result<()> {
+pub(crate) fn run(repeats: usize, only: &str) -> Result<()> {
     libtorch::set_up()?;
     let program = Build::Release.program()?;
     let sets = data::fetch()?;
     let folder = cache("bench");
     fs_err::create_dir_all(&folder)?;
-    let mut benches = Benches { program, python: python()?, folder, repeats, lines: Vec::new() };
+    let (here, avx2) = (Machine::here(&program)?, Machine::avx2(&program)?);
+    let (python, only) = (python()?, only.to_owned());
+    let mut benches = Benches { program, python, folder, repeats, only, lines: Vec::new() };
     let smollm2 = fetch("smollm2", Build::Release)?;
     let qwen = fetch("qwen2.5-coder-0.5b", Build::Release)?;
     for (model, name) in [(&smollm2, "SmolLM2-135M"), (&qwen, "Qwen2.5-Coder-0.5B")] {
         for set in ["vader_reviews", "piqa"] {
             let rows = sets.join(set).join("train.jsonl");
             let rows = benches.first_rows(&rows, set, 13 * BATCH)?;
-            let what = format!("{name}, LoRA, {set}, batch {BATCH}");
-            benches.training(&what, model, &rows, false)?;
+            for machine in [&here, &avx2] {
+                let what = format!("{name}, LoRA, {set}, batch {BATCH}{}", machine.suffix);
+                benches.training(&what, machine, (model, &rows), false)?;
+            }
+            let what = format!("{name}, LoRA, {set}, batch {BATCH}, products in f32 and in bf16");
+            benches.types(&what, model, &rows)?;
         }
     }
     let long = benches.long_rows(&sets.join("hellaswag/train.jsonl"), 12)?;
     let what = "SmolLM2-135M, LoRA, 4 x 2048 tokens, layers computed again";
-    benches.training(what, &smollm2, &long, true)?;
+    benches.training(what, &here, (&smollm2, &long), true)?;
     for (model, name) in [(&smollm2, "SmolLM2-135M"), (&qwen, "Qwen2.5-Coder-0.5B")] {
         let what = format!("{name}, multiple choice, hellaswag");
         benches.evaluation(&what, model, &sets.join("hellaswag/test.jsonl"))?;
     }
     let rows =
         benches.first_rows(&sets.join("vader_reviews/train.jsonl"), "vader_reviews", 13 * 16)?;
-    let shares = costs::run(&benches.program, (&smollm2, &rows), &benches.folder, repeats)?;
-    benches.lines.extend(shares);
-    let larger = fetch("qwen2.5-coder-1.5b", Build::Release)?;
+    if benches.wants("layers pruned") {
+        let shares = costs::run(&benches.program, (&smollm2, &rows), &benches.folder, repeats)?;
+        benches.lines.extend(shares);
+    }
     let rows = sets.join("vader_reviews/train.jsonl");
-    for (model, name) in
-        [(&smollm2, "SmolLM2-135M"), (&qwen, "Qwen2.5-Coder-0.5B"), (&larger, "Qwen2.5-Coder-1.5B")]
-    {
+    for (model, name) in [
+        ("smollm2", "SmolLM2-135M"),
+        ("qwen2.5-coder-0.5b", "Qwen2.5-Coder-0.5B"),
+        ("qwen2.5-coder-1.5b", "Qwen2.5-Coder-1.5B"),
+    ] {
         let what = format!("{name}, collect, vader_reviews, batch {BATCH}");
         benches.collecting(&what, model, &rows)?;
     }
@@ -71,21 +83,41 @@ pub(crate) fn run(repeats: usize) -> Result<()> {
 }
 
 impl Benches {
-    fn training(&mut self, what: &str, model: &Path, rows: &Path, again: bool) -> Result<()> {
+    fn wants(&self, what: &str) -> bool {
+        what.contains(&self.only)
+    }
+
+    /// Our fine-tuning on a machine, and where its steps are told.
+    fn ours(&self, machine: &Machine, model: &Path, rows: &Path) -> Result<(Command, PathBuf)> {
+        let (out, metrics) = (self.folder.join("adapter"), self.folder.join("metrics.jsonl"));
+        remove(&out)?;
+        remove(&metrics)?;
+        let mut ours = machine.command(&self.program);
+        ours.arg("finetune").arg("--model").arg(model).arg("--train").arg(rows);
+        ours.args(["--epochs", "1", "--rank", "8", "--alpha", "32", "--lr", "1e-4"]);
+        ours.args(["--accumulate", "1", "--batch", &BATCH.to_string(), "--json", "--out"]);
+        ours.arg(&out).arg("--metrics").arg(&metrics);
+        Ok((ours, metrics))
+    }
+
+    fn training(
+        &mut self,
+        what: &str,
+        machine: &Machine,
+        (model, rows): (&Path, &Path),
+        again: bool,
+    ) -> Result<()> {
+        if !self.wants(what) {
+            return Ok(());
+        }
         let mut pairs = Vec::new();
         for _ in 0..self.repeats {
-            let (out, metrics) = (self.folder.join("adapter"), self.folder.join("metrics.jsonl"));
-            remove(&out)?;
-            remove(&metrics)?;
-            let mut ours = Command::new(&self.program);
-            ours.arg("finetune").arg("--model").arg(model).arg("--train").arg(rows);
-            ours.args(["--epochs", "1", "--rank", "8", "--alpha", "32", "--lr", "1e-4"]);
-            ours.args(["--accumulate", "1", "--batch", &BATCH.to_string(), "--json", "--out"]);
-            ours.arg(&out).arg("--metrics").arg(&metrics);
-            let mut theirs = Command::new(&self.python);
+            let (mut ours, metrics) = self.ours(machine, model, rows)?;
+            let mut theirs = machine.command(&self.python);
             theirs.arg(root().join("benches/pytorch/train.py")).arg("--model").arg(model);
             theirs.arg("--train").arg(rows).args(["--steps", "1000"]);
-            theirs.args(["--batch", &BATCH.to_string()]);
+            theirs.args(["--batch", &BATCH.to_string(), "--dtype"]);
+            theirs.arg(if machine.dtype == "f32" { "float32" } else { "bfloat16" });
             if again {
                 ours.arg("--remat");
                 theirs.arg("--checkpointing");
@@ -107,9 +139,39 @@ impl Benches {
             ]);
         }
         self.add(what, &pairs);
+        self.compare_types(machine);
         let foretold = self.foretold(model, rows, if again { &["--remat"] } else { &[] })?;
         self.compare_peak(foretold);
         Ok(())
+    }
+
+    /// Peak memory of the same fine-tuning with products in either type.
+    fn types(&mut self, what: &str, model: &Path, rows: &Path) -> Result<()> {
+        if !self.wants(what) {
+            return Ok(());
+        }
+        let here = Machine::here(&self.program)?;
+        let mut peaks = Vec::new();
+        for dtype in ["f32", "bf16"] {
+            let (mut ours, _) = self.ours(&here, model, rows)?;
+            let report = measure(ours.args(["--dtype", dtype]))?.output;
+            peaks.push(report["report"]["peak_memory_bytes"].as_f64().unwrap_or(f64::NAN));
+        }
+        let ratio = peaks[0] / peaks[1];
+        say(&format!(
+            "{what}: {:.2} against {:.2} GB ({ratio:.2} x)",
+            peaks[0] / 1e9,
+            peaks[1] / 1e9
+        ));
+        self.lines.push(json!({"what": what, "peak_memory_bytes": peaks, "memory_ratio": ratio}));
+        Ok(())
+    }
+
+    /// Says in which type a line's pairs computed.
+    fn compare_types(&mut self, machine: &Machine) {
+        let Some(line) = self.lines.last_mut() else { return };
+        line["dtype"] = json!(machine.dtype);
+        say(&format!("  both in {}", machine.dtype));
     }
 
     /// What `estimate` says of the memory of a fine-tuning as [`Benches::training`] runs it.
@@ -138,6 +200,9 @@ impl Benches {
     }
 
     fn evaluation(&mut self, what: &str, model: &Path, rows: &Path) -> Result<()> {
+        if !self.wants(what) {
+            return Ok(());
+        }
         let count = 50;
         let mut pairs = Vec::new();
         let mut accuracies = json!([]);
@@ -165,7 +230,11 @@ impl Benches {
         Ok(())
     }
 
-    fn collecting(&mut self, what: &str, model: &Path, rows: &Path) -> Result<()> {
+    fn collecting(&mut self, what: &str, model: &str, rows: &Path) -> Result<()> {
+        if !self.wants(what) {
+            return Ok(());
+        }
+        let model = fetch(model, Build::Release)?;
         let mut ours = Command::new(&self.program);
         let scores = self.folder.join("scores.json");
         remove(&scores)?;

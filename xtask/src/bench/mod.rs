@@ -3,6 +3,7 @@
 mod costs;
 mod finetune;
 mod kernels;
+mod machine;
 mod measure;
 
 use anyhow::Result;
@@ -19,11 +20,11 @@ pub(crate) enum Bench {
     Finetune,
 }
 
-/// Runs one of them.
-pub(crate) fn run(bench: Bench, repeats: usize, scale: f64) -> Result<()> {
+/// Runs one of them; of the pairs of `finetune`, those whose names contain `only`.
+pub(crate) fn run(bench: Bench, repeats: usize, scale: f64, only: &str) -> Result<()> {
     match bench {
         Bench::Kernels => kernels::run(scale),
         Bench::Wide => kernels::run_wide(scale),
-        Bench::Finetune => finetune::run(repeats),
+        Bench::Finetune => finetune::run(repeats, only),
     }
 }
