@@ -8,7 +8,10 @@ use std::sync::Arc;
 use fs_err::os::unix::fs::FileExt;
 use safetensors::SafeTensors;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
+use crate::json::{parse_json, read_json};
+use crate::unused::require_used;
 use crate::{CheckpointError, Dtype, MappedFile, ModelConfig, Result, widen};
 
 const SINGLE: &str = "model.safetensors";
@@ -52,13 +55,11 @@ impl Weights {
         if !index.exists() {
             let single = folder.join(SINGLE);
             if folder.is_dir() && !single.exists() {
-                return Err(CheckpointError::NoWeights { folder: folder.to_owned() });
+                return Err(no_weights(folder));
             }
             return Self::open_file(&single);
         }
-        let text = fs_err::read_to_string(&index)?;
-        let Index { weight_map } =
-            serde_json::from_str(&text).map_err(CheckpointError::json(&index))?;
+        let Index { weight_map } = read_json(&index)?;
         let mut shards: BTreeMap<&str, Self> = BTreeMap::new();
         for shard in weight_map.values() {
             // An index must not lead outside the folder.
@@ -72,6 +73,17 @@ impl Weights {
             }
             if !shards.contains_key(shard.as_str()) {
                 shards.insert(shard, Self::open_file(&folder.join(shard))?);
+            }
+        }
+        for (shard, weights) in &shards {
+            // What no reader of the index sees, and readers of the files do.
+            let stray = weights
+                .tensors
+                .keys()
+                .find(|name| weight_map.get(*name).is_none_or(|at| at != shard));
+            if let Some(name) = stray {
+                let (path, name) = (folder.join(shard), name.clone());
+                return Err(CheckpointError::NotInIndex { path, name });
             }
         }
         let mut tensors = BTreeMap::new();
@@ -89,11 +101,12 @@ impl Weights {
     ///
     /// # Errors
     ///
-    /// If it cannot be opened or its header does not fit its length.
+    /// If it cannot be opened, its header does not fit its length, or it holds two tensors of a name.
     pub fn open_file(path: &Path) -> Result<Self> {
         let file = Arc::new(MappedFile::open(path)?);
         let bytes = file.bytes();
         let parsed = SafeTensors::deserialize(bytes).map_err(CheckpointError::safetensors(path))?;
+        require_unique_names(bytes, path)?;
         let tensors = parsed
             .iter()
             .map(|(name, view)| {
@@ -176,12 +189,16 @@ impl<'a> TensorView<'a> {
     ///
     /// # Errors
     ///
-    /// [`CheckpointError::Dtype`] unless F32, F16 or BF16.
+    /// [`CheckpointError::Dtype`] or [`CheckpointError::Quantised`] unless F32, F16 or BF16.
     pub fn dtype(&self) -> Result<Dtype> {
-        Dtype::from_safetensors(self.place.dtype).ok_or_else(|| CheckpointError::Dtype {
-            path: self.path().to_owned(),
-            name: self.name.to_owned(),
-            found: format!("{:?}", self.place.dtype),
+        Dtype::from_safetensors(self.place.dtype).ok_or_else(|| {
+            let (path, name) = (self.path().to_owned(), self.name.to_owned());
+            let found = format!("{:?}", self.place.dtype);
+            match self.place.dtype {
+                safetensors::Dtype::F64 => CheckpointError::Dtype { path, name, found },
+                // Whole numbers and floats of a byte are what quantisers leave.
+                _ => CheckpointError::Quantised { path, name, found },
+            }
         })
     }
 
@@ -246,6 +263,38 @@ impl TensorReader {
     }
 }
 
+/// Why a folder has no weights that can be mapped, as far as its files tell.
+fn no_weights(folder: &Path) -> CheckpointError {
+    let folder = folder.to_owned();
+    let names = fs_err::read_dir(&folder).into_iter().flatten().flatten();
+    let mut names: Vec<String> =
+        names.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    let ending = |endings: &[&str]| {
+        names.iter().find(|name| endings.iter().any(|ending| name.ends_with(ending))).cloned()
+    };
+    if ending(&["adapter_model.safetensors"]).is_some() {
+        return CheckpointError::OnlyAdapter { folder };
+    }
+    if let Some(file) = ending(&[".gguf"]) {
+        return CheckpointError::OnlyGguf { folder, file };
+    }
+    match ending(&[".bin", ".bin.index.json", ".pt", ".pth"]) {
+        Some(file) => CheckpointError::OnlyPickled { folder, file },
+        None => CheckpointError::NoWeights { folder },
+    }
+}
+
+/// Of two tensors of one name the parser takes one and says nothing.
+fn require_unique_names(bytes: &[u8], path: &Path) -> Result<()> {
+    // The parser has read it, so the header is there and is UTF-8.
+    let header = bytes
+        .split_first_chunk()
+        .and_then(|(length, rest)| rest.get(..usize::try_from(u64::from_le_bytes(*length)).ok()?));
+    let header = String::from_utf8_lossy(header.unwrap_or_default());
+    parse_json::<IgnoredAny>(&header, path).map(|_| ())
+}
+
 /// A folder in Hugging Face layout: its configuration and its mapped weights, checked against
 /// each other.
 #[derive(Debug, Clone)]
@@ -257,16 +306,19 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// Opens a model folder and checks that every tensor the configuration implies is there, in
-    /// its shape, as floats.
+    /// its shape, as floats, and that there is no other that would matter.
     ///
     /// # Errors
     ///
     /// Whatever [`ModelConfig::read`] and [`Weights::open`] refuse; a missing tensor; a shape or
-    /// type that contradicts the configuration.
+    /// type that contradicts the configuration; a tensor that the model does not use; weights that
+    /// are quantised.
     pub fn open(folder: &Path) -> Result<Self> {
         let config = ModelConfig::read(folder)?;
         let weights = Weights::open(folder)?;
-        for (name, expected) in config.tensors() {
+        let tensors = config.tensors();
+        require_used(&config, &weights, &tensors)?;
+        for (name, expected) in tensors {
             let Some(view) = weights.get(&name) else {
                 return Err(CheckpointError::MissingTensor { path: folder.to_owned(), name });
             };
