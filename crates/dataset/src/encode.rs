@@ -72,6 +72,11 @@ impl Encoder {
         &self.template
     }
 
+    /// The largest id the tokenizer can give a token.
+    pub fn largest_id(&self) -> u32 {
+        self.tokenizer.get_vocab(true).into_values().max().unwrap_or(0)
+    }
+
     /// A text's tokens, special tokens recognised but none added.
     ///
     /// # Errors

@@ -25,10 +25,15 @@ pub enum FinetuneError {
     )]
     NotFinite { step: usize, what: &'static str, found: f64, rows: Vec<Place> },
     #[error(
-        "a log-likelihood is not a number: the model overflows; compute in f32, or look whether its \
+        "the model gives what is not a number: it overflows; compute in f32, or look whether its \
          weights are sound"
     )]
     NotANumber,
+    #[error(
+        "the rows hold token {token}, and the embedding has {embedding} tokens; are tokenizer and \
+         model of one model?"
+    )]
+    Token { token: i64, embedding: usize },
     #[error("{}: the adapter does not fit the model: {what}", path.display())]
     OtherModel { path: PathBuf, what: String },
     #[error("{}: there is no saved training to go on from; begin anew", path.display())]

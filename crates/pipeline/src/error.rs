@@ -20,6 +20,12 @@ pub enum PipelineError {
     Finetune(#[from] FinetuneError),
     #[error(transparent)]
     Prune(#[from] PruneError),
+    #[error(
+        "{}: the tokenizer has ids up to {largest} (tokenizer {}, embedding {embedding}); are both of \
+         one model? If tokens were added, resize the embedding and save the model again",
+        path.display(), largest + 1
+    )]
+    Tokenizer { path: PathBuf, largest: usize, embedding: usize },
     #[error("the disk is too full: {0}")]
     Disk(String),
     #[error("memory is too short for the training: {0}")]

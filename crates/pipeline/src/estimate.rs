@@ -151,7 +151,7 @@ pub fn estimate(
     let on_cpu = device.is_cpu()?;
     let rate = product_rate((config.hidden_size, config.intermediate_size), device, compute)?
         * OF_PRODUCT_RATE;
-    let count = share(&settings.prune)?.of(config.num_layers).min(config.num_layers);
+    let count = share(&settings.prune)?.layers_of(config.num_layers)?;
     let retained: Vec<usize> = (0..config.num_layers - count).collect();
     let pruned = ModelConfig::from_json(config.with_layers(&retained), Path::new("config.json"))?;
     let stored = |config: &ModelConfig| {
