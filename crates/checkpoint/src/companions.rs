@@ -76,7 +76,7 @@ fn homes(folder: &Path) -> Result<Vec<PathBuf>> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use fs_err::os::unix::fs::symlink;
 
     use super::*;
 

@@ -12,6 +12,8 @@ pub enum CheckpointError {
     Io(#[from] io::Error), // From `fs_err`, which names the file.
     #[error("{}: not valid JSON; was it cut off or edited by hand?", path.display())]
     Json { path: PathBuf, source: serde_json::Error },
+    #[error("{}: gives two values for one name; remove one of them", path.display())]
+    KeyTwice { path: PathBuf, source: serde_json::Error },
     #[error("{}: not a file; put the file itself there", path.display())]
     NotAFile { path: PathBuf },
     #[error(

@@ -27,7 +27,12 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 
 /// As [`read_json`], of text that was read already; `path` is for messages only.
 pub(crate) fn parse_json<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T> {
-    let _: UniqueKeys = serde_json::from_str(text).map_err(CheckpointError::json(path))?;
+    // Of itself it refuses nothing but a second value of a key.
+    let unique: serde_json::Result<UniqueKeys> = serde_json::from_str(text);
+    unique.map_err(|source| match source.is_data() {
+        true => CheckpointError::KeyTwice { path: path.to_owned(), source },
+        false => CheckpointError::Json { path: path.to_owned(), source },
+    })?;
     serde_json::from_str(text).map_err(CheckpointError::json(path))
 }
 
@@ -119,7 +124,9 @@ mod tests {
         let path = folder.path().join("a.json");
         fs_err::write(&path, text).unwrap();
         match read_json::<Value>(&path).unwrap_err() {
-            CheckpointError::Json { source, .. } => source.to_string(),
+            CheckpointError::Json { source, .. } | CheckpointError::KeyTwice { source, .. } => {
+                source.to_string()
+            }
             other => other.to_string(),
         }
     }

@@ -141,15 +141,16 @@ pub(crate) fn parse_lora_name(name: &str) -> Option<(usize, Module, char)> {
     Some((layer, module, side.chars().next()?)).filter(|(.., side)| "AB".contains(*side))
 }
 
+/// The stored name of each matrix by layer and weight, A and B of a pair together.
+pub(crate) type PairNames = BTreeMap<(usize, Module), (String, String)>;
+
 /// The names of the two matrices of each weight, in a file of LoRA matrices and nothing else.
 ///
 /// # Errors
 ///
 /// What is wrong with the first name that is none of a LoRA matrix, names a matrix that another has
 /// named, or has no other side.
-pub(crate) fn pair_names<'a>(
-    names: impl Iterator<Item = &'a str>,
-) -> Result<BTreeMap<(usize, Module), (String, String)>, String> {
+pub(crate) fn pair_names<'a>(names: impl Iterator<Item = &'a str>) -> Result<PairNames, String> {
     let mut sides: BTreeMap<(usize, Module), [Option<&str>; 2]> = BTreeMap::new();
     for name in names {
         let Some((layer, module, side)) = parse_lora_name(name) else {

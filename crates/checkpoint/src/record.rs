@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Hashing;
 use crate::json::read_json;
-use crate::names::pair_names;
+use crate::names::{PairNames, pair_names};
 use crate::writer::{header, write_json};
 use crate::{
     CheckpointError, Dtype, MOST_LAYERS, MOST_WIDTH, Module, Result, Staging, TensorSpec,
@@ -164,8 +164,7 @@ pub struct Record {
 struct Step {
     path: PathBuf,
     weights: Weights,
-    /// The stored name of each matrix, A and B of a pair together.
-    pairs: BTreeMap<(usize, Module), (String, String)>,
+    pairs: PairNames,
 }
 
 /// One adapter pair's gradients at one step.

@@ -358,3 +358,67 @@ impl Checkpoint {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Opens a safetensors file of this header and eight bytes.
+    fn check(length: u64, header: &str) -> CheckpointError {
+        let folder = testkit::temporary_folder();
+        let path = folder.path().join("a.safetensors");
+        let bytes = [&length.to_le_bytes(), header.as_bytes(), &[0; 8]].concat();
+        fs_err::write(&path, bytes).unwrap();
+        Weights::open_file(&path).unwrap_err()
+    }
+
+    #[test]
+    fn headers_that_cannot_be_are_refused() {
+        let tensor = |rest: &str| format!("\"t\": {{\"dtype\": {rest}, \"data_offsets\": [0, 8]}}");
+        let (floats, halves) =
+            (tensor("\"F32\", \"shape\": [2]"), tensor("\"F16\", \"shape\": [4]"));
+        let twice = format!("{{{floats}, {halves}}}");
+        let found = check(twice.len() as u64, &twice);
+        assert!(matches!(found, CheckpointError::KeyTwice { .. }), "{found}");
+        let overflow = format!("{{{}}}", tensor("\"F32\", \"shape\": [4294967296, 4294967296]"));
+        let deep = format!("{{\"t\": {}", "[".repeat(100_000));
+        for (length, header) in [
+            (u64::MAX, twice.as_str()),
+            (1 << 40, &twice),
+            (0, &twice),
+            (overflow.len() as u64, &overflow),
+            (deep.len() as u64, &deep),
+        ] {
+            let found = check(length, header);
+            assert!(matches!(found, CheckpointError::Safetensors { .. }), "{found}");
+        }
+    }
+
+    #[test]
+    fn an_index_and_its_shards_name_the_same_tensors() {
+        let folder = testkit::temporary_folder();
+        let single = folder.path().join(SINGLE);
+        fs_err::copy(testkit::fixture("tiny_llama/model/model.safetensors"), single).unwrap();
+        let open = |shard: &str, leave_out: &str| {
+            let names = testkit::tensor_names(&folder.path().join(SINGLE));
+            let map: BTreeMap<_, _> = names
+                .into_iter()
+                .filter(|name| name != leave_out)
+                .map(|name| (name, shard))
+                .collect();
+            let index = serde_json::json!({"weight_map": map}).to_string();
+            fs_err::write(folder.path().join(INDEX), index).unwrap();
+            Weights::open(folder.path()).map_err(|error| error.to_string())
+        };
+        assert!(open(SINGLE, "").is_ok());
+        let error = open(SINGLE, "lm_head.weight").unwrap_err();
+        assert!(
+            error.contains("`lm_head.weight`, which the index does not place there"),
+            "{error}"
+        );
+        for shard in ["../model.safetensors", "/etc/hosts", "..", "a/b", ""] {
+            let error = open(shard, "").unwrap_err();
+            assert!(error.contains("which is not a plain file name"), "{error}");
+        }
+    }
+}

@@ -6,7 +6,7 @@ use super::AdapterConfig;
 use crate::MOST_WIDTH;
 
 /// Keys that are read elsewhere, and those that say where an adapter comes from or how to train it.
-const KNOWN: [&str; 27] = [
+const KNOWN: [&str; 28] = [
     "peft_type",
     "r",
     "lora_alpha",
@@ -24,6 +24,7 @@ const KNOWN: [&str; 27] = [
     "revision",
     "auto_mapping",
     "peft_version",
+    "unsloth_fixed",
     "inference_mode",
     "lora_dropout",
     "runtime_config",
