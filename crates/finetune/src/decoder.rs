@@ -500,6 +500,15 @@ mod tests {
     use super::*;
     use crate::bridge::values;
 
+    #[test]
+    fn tokens_beyond_the_embedding_are_refused_with_both_numbers() {
+        let folder = testkit::fixture("tiny_llama/model");
+        let model = Model::load(&folder, DeviceChoice::Cpu, ComputeType::F32).unwrap();
+        assert!(model.all_logits(&[&[0, 255]]).is_ok());
+        let error = model.all_logits(&[&[1, 2], &[256, 0]]).unwrap_err().to_string();
+        assert!(error.contains("token 256, and the embedding has 256 tokens"), "{error}");
+    }
+
     /// The written-out backward pass against libtorch's automatic one through the same forward
     /// pass: every trained weight, in every family, with and without computing layers again.
     #[test]

@@ -25,7 +25,7 @@ pub enum FinetuneError {
     )]
     NotFinite { step: usize, what: &'static str, found: f64, rows: Vec<Place> },
     #[error(
-        "the model gives what is not a number: it overflows; compute in f32, or look whether its \
+        "the model's output is not a number: it overflows; compute in f32, or look whether its \
          weights are sound"
     )]
     NotANumber,

@@ -21,11 +21,11 @@ pub enum PipelineError {
     #[error(transparent)]
     Prune(#[from] PruneError),
     #[error(
-        "{}: the tokenizer has ids up to {largest} (tokenizer {}, embedding {embedding}); are both of \
-         one model? If tokens were added, resize the embedding and save the model again",
-        path.display(), largest + 1
+        "{}: it has more tokens than the model's embedding (tokenizer {tokens}, embedding \
+         {embedding}); use the model's own tokenizer, or save the model with its embedding resized",
+        path.display()
     )]
-    Tokenizer { path: PathBuf, largest: usize, embedding: usize },
+    Tokenizer { path: PathBuf, tokens: usize, embedding: usize },
     #[error("the disk is too full: {0}")]
     Disk(String),
     #[error("memory is too short for the training: {0}")]

@@ -275,15 +275,13 @@ pub fn evaluate_model(
 /// embedding with more is padded, and fine.
 pub fn read_encoder(model: &Path) -> Result<Encoder> {
     let encoder = Encoder::read(model)?;
-    let (largest, embedding) =
-        (encoder.largest_id() as usize, ModelConfig::read(model)?.vocab_size);
-    match largest < embedding {
-        true => Ok(encoder),
-        false => {
-            let path = model.join("tokenizer.json");
-            Err(PipelineError::Tokenizer { path, largest, embedding })
-        }
+    let tokens = encoder.largest_id() as usize + 1;
+    let embedding = ModelConfig::read(model)?.vocab_size;
+    if tokens > embedding {
+        let path = model.join("tokenizer.json");
+        return Err(PipelineError::Tokenizer { path, tokens, embedding });
     }
+    Ok(encoder)
 }
 
 fn load(model: &Path, settings: &ComputeSettings) -> Result<Model> {
