@@ -146,7 +146,7 @@ fn pruning_all_layers() {
         &expect![[r#"
             exit 1
             error: the run in `r` stopped
-              because: the settings cannot be used: --prune 100% is 6 of 6 layers, and at least one must stay
+              because: --prune 100% is 6 of 6 layers, and at least one must stay
         "#]],
     );
 }
