@@ -148,25 +148,30 @@ fn weights_in_other_formats() {
     let desk = Desk::new();
     fs_err::remove_file(desk.at("model/model.safetensors")).unwrap();
     let mut said = String::new();
-    for file in ["pytorch_model.bin", "model-q4.gguf", "adapter_model.safetensors", "notes.txt"] {
+    for file in ["pytorch_model.bin", "model-q4.gguf", "adapter_config.json", "notes.txt"] {
         let file = format!("model/{file}");
         desk.write(&file, "");
-        said.push_str(&failures(&desk, &["inspect ./model"]));
+        said.push_str(&failures(&desk, &["eval --model model --data test.jsonl --device cpu"]));
         fs_err::remove_file(desk.at(&file)).unwrap();
     }
+    desk.write("model.gguf", "");
+    said.push_str(&failures(&desk, &["eval --model model.gguf --data test.jsonl --device cpu"]));
     expect![[r#"
         exit 1
-        error: cannot inspect `./model`
-          because: ./model: holds `pytorch_model.bin` and no safetensors; convert it once with transformers: `AutoModelForCausalLM.from_pretrained(…, dtype="auto").save_pretrained(…)`
+        error: cannot evaluate `model` on `test.jsonl`
+          because: model: holds `pytorch_model.bin` and no safetensors; convert it once with transformers: `AutoModelForCausalLM.from_pretrained(…, dtype="auto").save_pretrained(…)`
         exit 1
-        error: cannot inspect `./model`
-          because: ./model: holds `model-q4.gguf` and no safetensors; see `gradpruner convert`
+        error: cannot evaluate `model` on `test.jsonl`
+          because: model: a model as GGUF (`model-q4.gguf`); turn it into a folder with `gradpruner convert`
         exit 1
-        error: cannot inspect `./model`
-          because: ./model: an adapter and no model; give the model it belongs to, and the adapter by `--adapter`
+        error: cannot evaluate `model` on `test.jsonl`
+          because: model: an adapter and no model; give the model it belongs to, and the adapter by `--adapter`
         exit 1
-        error: cannot inspect `./model`
-          because: ./model: neither `model.safetensors` nor `model.safetensors.index.json` is there; is this a folder in Hugging Face layout?
+        error: cannot evaluate `model` on `test.jsonl`
+          because: model: neither `model.safetensors` nor `model.safetensors.index.json` is there; is this a folder in Hugging Face layout?
+        exit 1
+        error: cannot evaluate `model.gguf` on `test.jsonl`
+          because: model.gguf: a model as GGUF (`model.gguf`); turn it into a folder with `gradpruner convert`
     "#]].assert_eq(&said);
 }
 
@@ -419,7 +424,7 @@ fn adapters_that_would_compute_something_else() {
           because: a/adapter_model.safetensors: not a usable PEFT adapter: `layers_to_transform` leaves out layer 2, of which there are matrices
         exit 1
         error: cannot evaluate `model` on `test.jsonl`
-          because: a/adapter_config.json: not a usable PEFT adapter: `init_lora_weights` is "pissa", which changes the base model's weights; save the adapter with PEFT's `path_initial_model_for_weight_conversion`
+          because: a/adapter_config.json: not a usable PEFT adapter: `init_lora_weights` is "pissa", which may change the base model's weights; save the adapter with PEFT's `path_initial_model_for_weight_conversion`
         exit 1
         error: cannot evaluate `model` on `test.jsonl`
           because: a/adapter_model.safetensors: not a usable PEFT adapter: layer 0 self_attn.q_proj is not of rank 4

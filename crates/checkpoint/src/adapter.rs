@@ -220,7 +220,8 @@ impl AdapterConfig {
             ));
         }
         match &self.layers_to_transform {
-            Some(layers) if !layers.contains(&layer) => Err(format!(
+            // To PEFT an empty list is none.
+            Some(layers) if !layers.is_empty() && !layers.contains(&layer) => Err(format!(
                 "`layers_to_transform` leaves out layer {layer}, of which there are matrices"
             )),
             _ => Ok(()),
@@ -323,6 +324,7 @@ mod tests {
             ("target_modules", json!("all-linear")),
             ("target_modules", json!(".*\\.q_proj")),
             ("layers_to_transform", json!(2)),
+            ("layers_to_transform", json!([])),
             ("layers_pattern", json!("layers")),
             ("layers_pattern", json!(["layers"])),
             ("modules_to_save", Value::Null),

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use self::keys::Keys;
 use crate::json::read_json;
+use crate::other_formats::without_config;
 use crate::{CheckpointError, Dtype, Module, Result};
 
 // Far more than any model has. Counts in files stay within these, so that their products fit and a
@@ -110,6 +111,9 @@ impl ModelConfig {
     /// If the file is missing, not JSON, lacks a key, or describes a model that is not supported.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
+        if let Some(other) = without_config(folder).filter(|_| !path.exists()) {
+            return Err(other);
+        }
         let mut config = Self::from_json(read_json(&path)?, &path)?;
         if let Some(more) = generation_eos_tokens(folder)? {
             config.eos_tokens = more;

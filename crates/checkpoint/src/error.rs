@@ -45,7 +45,10 @@ pub enum CheckpointError {
         folder.display()
     )]
     OnlyPickled { folder: PathBuf, file: String },
-    #[error("{}: holds `{file}` and no safetensors; see `gradpruner convert`", folder.display())]
+    #[error(
+        "{}: a model as GGUF (`{file}`); turn it into a folder with `gradpruner convert`",
+        folder.display()
+    )]
     OnlyGguf { folder: PathBuf, file: String },
     #[error(
         "{}: an adapter and no model; give the model it belongs to, and the adapter by `--adapter`",

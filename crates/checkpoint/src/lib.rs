@@ -17,6 +17,7 @@ mod hub;
 mod json;
 mod mmap;
 mod names;
+mod other_formats;
 mod record;
 mod staging;
 mod unused;

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use crate::json::{parse_json, read_json};
+use crate::other_formats::without_weights;
 use crate::unused::require_used;
 use crate::{CheckpointError, Dtype, MappedFile, ModelConfig, Result, widen};
 
@@ -55,7 +56,7 @@ impl Weights {
         if !index.exists() {
             let single = folder.join(SINGLE);
             if folder.is_dir() && !single.exists() {
-                return Err(no_weights(folder));
+                return Err(without_weights(folder));
             }
             return Self::open_file(&single);
         }
@@ -260,28 +261,6 @@ impl TensorReader {
     /// If the file ends early or cannot be read.
     pub fn read(&self, offset: u64, part: &mut [u8]) -> Result<()> {
         Ok(self.file.read_exact_at(part, self.first + offset)?)
-    }
-}
-
-/// Why a folder has no weights that can be mapped, as far as its files tell.
-fn no_weights(folder: &Path) -> CheckpointError {
-    let folder = folder.to_owned();
-    let names = fs_err::read_dir(&folder).into_iter().flatten().flatten();
-    let mut names: Vec<String> =
-        names.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-    names.sort();
-    let ending = |endings: &[&str]| {
-        names.iter().find(|name| endings.iter().any(|ending| name.ends_with(ending))).cloned()
-    };
-    if ending(&["adapter_model.safetensors"]).is_some() {
-        return CheckpointError::OnlyAdapter { folder };
-    }
-    if let Some(file) = ending(&[".gguf"]) {
-        return CheckpointError::OnlyGguf { folder, file };
-    }
-    match ending(&[".bin", ".bin.index.json", ".pt", ".pth"]) {
-        Some(file) => CheckpointError::OnlyPickled { folder, file },
-        None => CheckpointError::NoWeights { folder },
     }
 }
 

@@ -274,9 +274,9 @@ pub fn evaluate_model(
 /// If either cannot be used, or the tokenizer has ids that the model's embedding does not have. An
 /// embedding with more is padded, and fine.
 pub fn read_encoder(model: &Path) -> Result<Encoder> {
+    let embedding = ModelConfig::read(model)?.vocab_size;
     let encoder = Encoder::read(model)?;
     let tokens = encoder.largest_id() as usize + 1;
-    let embedding = ModelConfig::read(model)?.vocab_size;
     if tokens > embedding {
         let path = model.join("tokenizer.json");
         return Err(PipelineError::Tokenizer { path, tokens, embedding });

@@ -62,7 +62,7 @@ pub(super) fn reason_against(raw: &Map<String, Value>) -> Option<String> {
         && !(start.is_boolean() || start.as_str().is_some_and(|name| PLAIN_STARTS.contains(&name)))
     {
         return Some(format!(
-            "`init_lora_weights` is {start}, which changes the base model's weights; save the \
+            "`init_lora_weights` is {start}, which may change the base model's weights; save the \
              adapter with PEFT's `path_initial_model_for_weight_conversion`"
         ));
     }
