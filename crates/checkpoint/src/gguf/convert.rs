@@ -145,7 +145,7 @@ impl Source<'_> {
         match self.file.tensors.keys().find(|name| !used.contains(*name)) {
             None => Ok(()),
             Some(name) => self.fail(format!(
-                "it holds `{name}`, which a dense {} model without biases does not use",
+                "it holds `{name}`, which a folder of a {} model has no place for",
                 self.architecture()?
             )),
         }
