@@ -140,9 +140,11 @@ impl Source<'_> {
     fn require_used(&self, config: &ModelConfig) -> Result<()> {
         let mut used: HashSet<String> =
             config.tensors().iter().map(|(name, _)| gguf_name(name)).collect();
-        // What the configuration says, and a head that is the embedding.
+        // What the configuration says, as do old files' rotations, and a head that is the embedding.
         used.extend(["rope_freqs.weight".into(), "output.weight".into()]);
-        match self.file.tensors.keys().find(|name| !used.contains(*name)) {
+        let is_stray =
+            |name: &&String| !used.contains(*name) && !name.ends_with("attn_rot_embd.weight");
+        match self.file.tensors.keys().find(is_stray) {
             None => Ok(()),
             Some(name) => self.fail(format!(
                 "it holds `{name}`, which a folder of a {} model has no place for",
