@@ -146,7 +146,7 @@ fn pruning_all_layers() {
         &expect![[r#"
             exit 1
             error: the run in `r` stopped
-              because: the settings cannot be used: --prune 100% is 6 of 6 layers, and at least one must stay
+              because: --prune 100% is 6 of 6 layers, and at least one must stay
         "#]],
     );
 }
@@ -371,7 +371,7 @@ fn pruning_no_layer_and_a_rank_that_is_too_large() {
         &expect![[r#"
             exit 1
             error: the run in `r` stopped
-              because: the settings cannot be used: --prune 5% of 6 layers rounds to none; prune at least one
+              because: --prune 5% of 6 layers is no layer; prune at least 1 layer, or 9%
         "#]],
     );
     check(

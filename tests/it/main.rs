@@ -5,6 +5,7 @@
 
 mod commands;
 mod errors;
+mod files;
 mod hub;
 mod run;
 mod support;

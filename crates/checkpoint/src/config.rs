@@ -1,13 +1,30 @@
 //! `config.json`: what a model is made of, in transformers' spellings, old and new.
 
-use std::path::{Path, PathBuf};
+mod keys;
+mod refused;
+
+use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use self::keys::Keys;
+use crate::json::read_json;
+use crate::other_formats::without_config;
 use crate::{CheckpointError, Dtype, Module, Result};
 
-/// More layers than any model has; a slip in the file must not fill the memory.
-const MOST_LAYERS: usize = 10_000;
+// Far more than any model has. Counts in files stay within these, so that their products fit and a
+// slip in a file does not fill the memory.
+
+/// The most decoder layers that are supported.
+pub const MOST_LAYERS: usize = 10_000;
+/// The most of a model's widths: hidden size, inner size, all heads together, a LoRA's rank.
+pub const MOST_WIDTH: usize = 1 << 20;
+/// The most tokens in a vocabulary.
+const MOST_TOKENS: usize = 1 << 24;
+/// The longest context.
+const MOST_POSITIONS: usize = 1 << 32;
+/// The most parameters.
+const MOST_PARAMETERS: u64 = 1 << 44;
 
 /// A model family whose decoder is the Llama decoder with small differences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +34,18 @@ pub enum Family {
     Mistral,
     Qwen2,
     Qwen3,
+}
+
+impl Family {
+    /// Its name in `config.json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Mistral => "mistral",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
+        }
+    }
 }
 
 /// How positions turn into rotation angles.
@@ -82,10 +111,11 @@ impl ModelConfig {
     /// If the file is missing, not JSON, lacks a key, or describes a model that is not supported.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
-        let text = fs_err::read_to_string(&path)?;
-        let raw = serde_json::from_str(&text).map_err(CheckpointError::json(&path))?;
-        let mut config = Self::from_json(raw, &path)?;
-        if let Some(more) = generation_eos_tokens(folder) {
+        if let Some(other) = without_config(folder).filter(|_| !path.exists()) {
+            return Err(other);
+        }
+        let mut config = Self::from_json(read_json(&path)?, &path)?;
+        if let Some(more) = generation_eos_tokens(folder)? {
             config.eos_tokens = more;
         }
         Ok(config)
@@ -95,42 +125,34 @@ impl ModelConfig {
     ///
     /// # Errors
     ///
-    /// If a key is missing or the model is not supported.
+    /// If a key is missing, of another type or out of bounds, or the model is not supported.
     pub fn from_json(raw: Map<String, Value>, path: &Path) -> Result<Self> {
+        if let Some(reason) = refused::reason_against(&raw) {
+            return Err(CheckpointError::config(path, reason));
+        }
         let keys = Keys { raw: &raw, path };
         let family = keys.family()?;
         keys.require_silu()?;
-        let (hidden_size, num_heads) =
-            (keys.count("hidden_size")?, keys.count("num_attention_heads")?);
-        let num_layers = keys.count("num_hidden_layers")?;
-        if num_layers > MOST_LAYERS {
-            return keys.fail(format!("`num_hidden_layers` is {num_layers}; is that so?"));
-        }
-        let num_kv_heads = keys.count_or("num_key_value_heads", num_heads)?;
-        let head_dim = keys.count_or("head_dim", hidden_size / num_heads)?;
-        if num_heads % num_kv_heads != 0 || head_dim % 2 != 0 {
-            let what = format!(
-                "{num_heads} heads of {head_dim} over {num_kv_heads} key-value heads do not divide"
-            );
-            return Err(CheckpointError::config(path, what));
-        }
-        let attention_bias = keys.flag("attention_bias", false);
-        Ok(Self {
+        let hidden_size = keys.count("hidden_size", MOST_WIDTH)?;
+        let num_layers = keys.count("num_hidden_layers", MOST_LAYERS)?;
+        let (num_heads, num_kv_heads, head_dim) = heads(&keys, hidden_size)?;
+        let attention_bias = keys.flag("attention_bias", false)?;
+        let config = Self {
             family,
             hidden_size,
             num_layers,
             num_heads,
             num_kv_heads,
             head_dim,
-            intermediate_size: keys.count("intermediate_size")?,
-            vocab_size: keys.count("vocab_size")?,
-            max_positions: keys.count_or("max_position_embeddings", 2048)?,
-            rms_norm_eps: keys.number("rms_norm_eps").unwrap_or(1e-6),
+            intermediate_size: keys.count("intermediate_size", MOST_WIDTH)?,
+            vocab_size: keys.count("vocab_size", MOST_TOKENS)?,
+            max_positions: keys.count_or("max_position_embeddings", 2048, MOST_POSITIONS)?,
+            rms_norm_eps: keys.number("rms_norm_eps")?.unwrap_or(1e-6),
             rope: keys.rope()?,
-            tied_head: keys.flag("tie_word_embeddings", false),
+            tied_head: keys.flag("tie_word_embeddings", false)?,
             qkv_bias: attention_bias || family == Family::Qwen2,
             o_bias: attention_bias,
-            mlp_bias: keys.flag("mlp_bias", false),
+            mlp_bias: keys.flag("mlp_bias", false)?,
             qk_norm: family == Family::Qwen3,
             windows: keys.windows(family, num_layers)?,
             dtype: keys
@@ -139,7 +161,16 @@ impl ModelConfig {
                 .and_then(Dtype::from_torch_name),
             eos_tokens: raw.get("eos_token_id").map(token_ids).unwrap_or_default(),
             raw,
-        })
+        };
+        let parameters = config.parameters();
+        if parameters > MOST_PARAMETERS {
+            let what = format!(
+                "its sizes make {parameters} parameters; {MOST_PARAMETERS} is the most that is \
+                 supported"
+            );
+            return Err(CheckpointError::config(path, what));
+        }
+        Ok(config)
     }
 
     /// `config.json` for the same model with only the layers `retained`, in that order.
@@ -251,149 +282,48 @@ impl ModelConfig {
     }
 }
 
+/// How many heads queries and keys have, and of what size.
+fn heads(keys: &Keys<'_>, hidden_size: usize) -> Result<(usize, usize, usize)> {
+    let num_heads = keys.count("num_attention_heads", MOST_WIDTH)?;
+    let num_kv_heads = keys.count_or("num_key_value_heads", num_heads, MOST_WIDTH)?;
+    let head_dim = keys.count_or("head_dim", hidden_size / num_heads, MOST_WIDTH)?;
+    if num_heads % num_kv_heads != 0 || head_dim == 0 || head_dim % 2 != 0 {
+        return keys.fail(format!(
+            "{num_heads} heads of {head_dim} over {num_kv_heads} key-value heads do not divide"
+        ));
+    }
+    if num_heads * head_dim > MOST_WIDTH {
+        return keys.fail(format!(
+            "{num_heads} heads of {head_dim} are {} wide; {MOST_WIDTH} is the most that is \
+             supported",
+            num_heads * head_dim
+        ));
+    }
+    Ok((num_heads, num_kv_heads, head_dim))
+}
+
 /// `generation_config.json` often knows more end-of-turn tokens than `config.json`.
-fn generation_eos_tokens(folder: &Path) -> Option<Vec<u32>> {
-    let text = fs_err::read_to_string(folder.join("generation_config.json")).ok()?;
-    let raw: Value = serde_json::from_str(&text).ok()?;
-    Some(token_ids(raw.get("eos_token_id")?)).filter(|tokens| !tokens.is_empty())
+fn generation_eos_tokens(folder: &Path) -> Result<Option<Vec<u32>>> {
+    let path = folder.join("generation_config.json");
+    if !path.exists() {
+        return Ok(None);
+    }
+    let raw: Map<String, Value> = read_json(&path)?;
+    let tokens = raw.get("eos_token_id").map(token_ids);
+    Ok(tokens.filter(|tokens| !tokens.is_empty()))
 }
 
 fn token_ids(value: &Value) -> Vec<u32> {
     match value {
         Value::Array(values) => values.iter().flat_map(token_ids).collect(),
-        _ => value.as_u64().map(|token| token as u32).into_iter().collect(),
+        // No token has an id that does not fit.
+        _ => value.as_u64().and_then(|token| token.try_into().ok()).into_iter().collect(),
     }
 }
 
 fn is_per_layer(key: &str) -> bool {
     key.contains("layer")
         || matches!(key, "block_types" | "attention_types" | "sliding_window_pattern")
-}
-
-/// The keys of one file, with errors that name it.
-struct Keys<'a> {
-    raw: &'a Map<String, Value>,
-    path: &'a Path,
-}
-
-impl Keys<'_> {
-    fn get(&self, key: &str) -> Option<&Value> {
-        self.raw.get(key).filter(|value| !value.is_null())
-    }
-
-    fn either(&self, new: &str, old: &str) -> Option<&Value> {
-        self.get(new).or_else(|| self.get(old))
-    }
-
-    fn fail<T>(&self, what: impl Into<String>) -> Result<T> {
-        Err(CheckpointError::Config { path: PathBuf::from(self.path), what: what.into() })
-    }
-
-    fn count(&self, key: &str) -> Result<usize> {
-        match self.get(key).map(Value::as_u64) {
-            Some(Some(count)) if count > 0 => Ok(count as usize),
-            Some(_) => self.fail(format!("`{key}` must be a positive whole number")),
-            None => self.fail(format!("`{key}` is missing; is this a model's config.json?")),
-        }
-    }
-
-    fn count_or(&self, key: &str, default: usize) -> Result<usize> {
-        if self.get(key).is_some() { self.count(key) } else { Ok(default) }
-    }
-
-    fn number(&self, key: &str) -> Option<f64> {
-        self.get(key).and_then(Value::as_f64)
-    }
-
-    fn flag(&self, key: &str, default: bool) -> bool {
-        self.get(key).and_then(Value::as_bool).unwrap_or(default)
-    }
-
-    fn family(&self) -> Result<Family> {
-        match self.get("model_type").and_then(Value::as_str) {
-            Some("llama") => Ok(Family::Llama),
-            Some("mistral") => Ok(Family::Mistral),
-            Some("qwen2") => Ok(Family::Qwen2),
-            Some("qwen3") => Ok(Family::Qwen3),
-            found => self.fail(format!(
-                "`model_type` is `{}`; llama, mistral, qwen2 and qwen3 are supported",
-                found.unwrap_or("missing")
-            )),
-        }
-    }
-
-    fn require_silu(&self) -> Result<()> {
-        match self.get("hidden_act").and_then(Value::as_str) {
-            None | Some("silu" | "swish") => Ok(()),
-            Some(other) => self.fail(format!("`hidden_act` is `{other}`; only silu is supported")),
-        }
-    }
-
-    /// `rope_theta` and `rope_scaling`, or both in `rope_parameters` (transformers 5).
-    fn rope(&self) -> Result<Rope> {
-        let scaling = self.either("rope_parameters", "rope_scaling").and_then(Value::as_object);
-        let inner = |key: &str| scaling.and_then(|map| map.get(key)).and_then(Value::as_f64);
-        let needed = |key: &str| match inner(key) {
-            Some(value) => Ok(value),
-            None => self.fail(format!("the rope scaling lacks `{key}`")),
-        };
-        let theta = inner("rope_theta").or_else(|| self.number("rope_theta")).unwrap_or(1e4);
-        let kind = scaling
-            .and_then(|map| map.get("rope_type").or_else(|| map.get("type")))
-            .and_then(Value::as_str);
-        let scaling = match kind {
-            None | Some("default") => RopeScaling::Default,
-            Some("linear") => RopeScaling::Linear { factor: needed("factor")? },
-            Some("llama3") => RopeScaling::Llama3 {
-                factor: needed("factor")?,
-                low_freq_factor: needed("low_freq_factor")?,
-                high_freq_factor: needed("high_freq_factor")?,
-                original_context: needed("original_max_position_embeddings")?,
-            },
-            Some(other) => {
-                return self.fail(format!(
-                    "rope type `{other}` is not supported; default, linear and llama3 are"
-                ));
-            }
-        };
-        Ok(Rope { theta, scaling })
-    }
-
-    /// Each layer's window: from `layer_types` where it is given, else by the family's old rule.
-    fn windows(&self, family: Family, num_layers: usize) -> Result<Vec<Option<usize>>> {
-        let used = match family {
-            Family::Mistral => true,
-            Family::Llama => false,
-            Family::Qwen2 | Family::Qwen3 => self.flag("use_sliding_window", false),
-        };
-        let window = self.number("sliding_window").map(|window| window as usize);
-        let window = window.filter(|&window| used && window > 0);
-        let Some(types) = self.get("layer_types").and_then(Value::as_array) else {
-            let first = match family {
-                // 0 where every layer has a window, as after the first layers were pruned.
-                Family::Qwen2 | Family::Qwen3 => match self.get("max_window_layers") {
-                    Some(first) if first.as_u64() == Some(0) => 0,
-                    _ => self.count_or("max_window_layers", num_layers)?,
-                },
-                Family::Llama | Family::Mistral => 0,
-            };
-            return Ok((0..num_layers).map(|layer| window.filter(|_| first <= layer)).collect());
-        };
-        if types.len() != num_layers {
-            return self.fail(format!(
-                "`layer_types` has {} entries for {num_layers} layers",
-                types.len()
-            ));
-        }
-        types
-            .iter()
-            .map(|kind| match kind.as_str() {
-                Some("full_attention") => Ok(None),
-                Some("sliding_attention") => Ok(window),
-                _ => self.fail(format!("layer type {kind} is not supported")),
-            })
-            .collect()
-    }
 }
 
 #[cfg(test)]
@@ -453,10 +383,42 @@ mod tests {
     }
 
     #[test]
+    fn a_model_larger_than_any_is_refused() {
+        let mut raw = qwen2();
+        (raw["hidden_size"], raw["vocab_size"]) = (json!(1 << 20), json!(1 << 24));
+        raw["head_dim"] = json!(128);
+        let error = parse(raw).unwrap_err().to_string();
+        assert!(error.contains("parameters; 17592186044416 is the most"), "{error}");
+    }
+
+    #[test]
     fn refuses_what_it_does_not_know() {
         for (key, value, message) in [
             ("model_type", json!("gpt2"), "`model_type` is `gpt2`"),
-            ("num_hidden_layers", json!(1_000_000_000_000_u64), "is that so?"),
+            (
+                "num_hidden_layers",
+                json!(1_u64 << 32),
+                "`num_hidden_layers` is 4294967296; 10000 is",
+            ),
+            ("vocab_size", json!(1_u64 << 63), "`vocab_size` is 9223372036854775808; 16777216 is"),
+            ("head_dim", json!(1 << 20), "4 heads of 1048576 are 4194304 wide"),
+            ("num_attention_heads", json!(u64::MAX), "`num_attention_heads` is"),
+            ("num_attention_heads", json!(96), "heads of 0"),
+            ("rms_norm_eps", json!("1e-6"), "`rms_norm_eps` must be a number"),
+            ("tie_word_embeddings", json!(1), "`tie_word_embeddings` must be true or false"),
+            ("sliding_window", json!(-1), "`sliding_window` must be a positive whole number"),
+            ("rope_parameters", json!({"rope_type": "linear", "factor": 0}), "must be above 0"),
+            ("rope_parameters", json!({"full_attention": {}}), "differ by layer type"),
+            ("rope_parameters", json!("yarn"), "the rope scaling is no object"),
+            ("partial_rotary_factor", json!(0.5), "`partial_rotary_factor` is 0.5"),
+            (
+                "quantization_config",
+                json!({"quant_method": "gptq"}),
+                "quantised (`quantization_config`, gptq)",
+            ),
+            ("vision_config", json!({}), "multimodal (`vision_config`)"),
+            ("num_experts", json!(8), "Mixture-of-Experts (`num_experts` is 8)"),
+            ("architectures", json!(["Qwen2ForTokenClassification"]), "…ForCausalLM"),
             ("hidden_act", json!("gelu"), "`hidden_act` is `gelu`"),
             ("num_hidden_layers", json!(0), "`num_hidden_layers` must be"),
             ("rope_parameters", json!({"rope_type": "yarn"}), "rope type `yarn`"),

@@ -12,6 +12,17 @@ pub enum CheckpointError {
     Io(#[from] io::Error), // From `fs_err`, which names the file.
     #[error("{}: not valid JSON; was it cut off or edited by hand?", path.display())]
     Json { path: PathBuf, source: serde_json::Error },
+    #[error("{}: gives two values for one name; remove one of them", path.display())]
+    KeyTwice { path: PathBuf, source: serde_json::Error },
+    #[error("{}: not a file; put the file itself there", path.display())]
+    NotAFile { path: PathBuf },
+    #[error(
+        "{}: a link out of the model's folder, to {}; put the file itself there, or remove the link",
+        path.display(), target.display()
+    )]
+    LeavesFolder { path: PathBuf, target: PathBuf },
+    #[error("{}: larger than {} MB, which no such file is", path.display(), most >> 20)]
+    TooLarge { path: PathBuf, most: u64 },
     #[error(
         "{}: not a complete safetensors file; it may be truncated, fetch it again",
         path.display()
@@ -28,6 +39,39 @@ pub enum CheckpointError {
         folder.display()
     )]
     NoWeights { folder: PathBuf },
+    #[error(
+        "{}: holds `{file}` and no safetensors; convert it once with transformers: \
+         `AutoModelForCausalLM.from_pretrained(…, dtype=\"auto\").save_pretrained(…)`",
+        folder.display()
+    )]
+    OnlyPickled { folder: PathBuf, file: String },
+    #[error(
+        "{}: a model as GGUF (`{file}`); turn it into a folder with `gradpruner convert`",
+        folder.display()
+    )]
+    OnlyGguf { folder: PathBuf, file: String },
+    #[error(
+        "{}: an adapter and no model; give the model it belongs to, and the adapter by `--adapter`",
+        folder.display()
+    )]
+    OnlyAdapter { folder: PathBuf },
+    #[error(
+        "{}: holds `{name}`, which the index does not place there; fetch the checkpoint again",
+        path.display()
+    )]
+    NotInIndex { path: PathBuf, name: String },
+    #[error(
+        "{}: holds `{name}`, which a {family} model with this config.json does not use; is \
+         config.json of this model?",
+        path.display()
+    )]
+    UnusedTensor { path: PathBuf, name: String, family: &'static str },
+    #[error(
+        "{}: the weights are quantised (`{name}` is {found}); use the model's original in BF16, F16 \
+         or F32",
+        path.display()
+    )]
+    Quantised { path: PathBuf, name: String, found: String },
     #[error("{}: tensor `{name}` is missing; is config.json of this model?", path.display())]
     MissingTensor { path: PathBuf, name: String },
     #[error(

@@ -5,6 +5,7 @@
 //! written aside first and renamed when it is complete ([`Staging`]).
 
 mod adapter;
+mod companions;
 mod config;
 mod copying;
 mod digest;
@@ -13,20 +14,25 @@ mod dtype;
 mod error;
 pub mod gguf;
 mod hub;
+mod json;
 mod mmap;
 mod names;
+mod other_formats;
 mod record;
 mod staging;
+mod unused;
 mod weights;
 mod writer;
 
 pub use adapter::{Adapter, AdapterConfig, AdapterPair, write_adapter};
-pub use config::{Family, ModelConfig, Rope, RopeScaling};
+pub use companions::{copy_companions, require_companions};
+pub use config::{Family, MOST_LAYERS, MOST_WIDTH, ModelConfig, Rope, RopeScaling};
 pub use digest::{sha256_bytes, sha256_file};
 pub use disk::free_disk_bytes;
 pub use dtype::{Dtype, narrow, widen};
 pub use error::CheckpointError;
 pub use hub::{locate, locate_configuration};
+pub use json::read_json;
 pub use mmap::MappedFile;
 pub use names::{LayerTensor, Module, tensor_name};
 pub use record::{
@@ -35,7 +41,7 @@ pub use record::{
 };
 pub use staging::{Staging, remove_if_there};
 pub use weights::{Checkpoint, TensorReader, TensorView, Weights};
-pub use writer::{CheckpointWriter, TensorSpec, copy_companions};
+pub use writer::{CheckpointWriter, TensorSpec};
 
 /// What every function here returns.
 pub type Result<T, E = CheckpointError> = std::result::Result<T, E>;

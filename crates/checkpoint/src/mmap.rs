@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use memmap2::Mmap;
 
+use crate::json::require_file;
 use crate::{CheckpointError, Result};
 
 // Tensors are little-endian in every format here, and are read as they lie.
@@ -40,8 +41,9 @@ impl MappedFile {
     ///
     /// # Errors
     ///
-    /// If it cannot be opened or mapped.
+    /// If it is no file, or cannot be opened or mapped.
     pub fn open(path: &Path) -> Result<Self> {
+        require_file(path)?;
         let file = fs_err::File::open(path)?;
         let stamp = Stamp::of(&file)?;
         // SAFETY: the mapping is read-only and private to this process. What remains is that

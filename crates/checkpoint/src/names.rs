@@ -1,9 +1,12 @@
 //! How the seven linear weights of a decoder layer are named, here and by PEFT.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+use crate::MOST_LAYERS;
 
 /// A linear weight of a decoder layer, as Llama, Mistral and Qwen have them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -112,26 +115,57 @@ pub fn tensor_name(layer: usize, module: Module) -> String {
     format!("model.layers.{layer}.{module}.weight")
 }
 
+/// What may stand before a parameter's own name: PEFT's wrappers, and those of training loops.
+const WRAPPERS: [&str; 5] = ["base_model", "model", "module", "_orig_mod", "_fsdp_wrapped_module"];
+
 /// Takes the name of a LoRA matrix apart, in a record's spelling or in PEFT's:
 /// `layers.0.self_attn.q_proj.lora_A` or
 /// `base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight`.
 pub(crate) fn parse_lora_name(name: &str) -> Option<(usize, Module, char)> {
     let from = name.find("layers.")?;
-    let head = &name[..from];
-    if !head.is_empty() && !head.ends_with('.') {
+    let (head, rest) = name.split_at(from);
+    // Another part's layers, such as an image encoder's, are not the decoder's.
+    if !head.split_terminator('.').all(|part| WRAPPERS.contains(&part)) {
         return None;
     }
-    let (layer, rest) = name[from + "layers.".len()..].split_once('.')?;
+    let (number, rest) = rest.strip_prefix("layers.")?.split_once('.')?;
+    let layer: usize = number.parse().ok()?;
     let (module, side) = rest.split_once(".lora_")?;
     let (side, tail) = side.split_at_checked(1)?;
     // PEFT puts the adapter's name in between: `.default.weight`.
     let known_tail = tail.is_empty() || (tail.starts_with('.') && tail.ends_with(".weight"));
-    if !known_tail {
+    if !known_tail || layer >= MOST_LAYERS || layer.to_string() != number {
         return None;
     }
     let module = Module::ALL.into_iter().find(|known| known.name() == module)?;
-    Some((layer.parse().ok()?, module, side.chars().next()?))
-        .filter(|(.., side)| "AB".contains(*side))
+    Some((layer, module, side.chars().next()?)).filter(|(.., side)| "AB".contains(*side))
+}
+
+/// The stored name of each matrix by layer and weight, A and B of a pair together.
+pub(crate) type PairNames = BTreeMap<(usize, Module), (String, String)>;
+
+/// The names of the two matrices of each weight, in a file of LoRA matrices and nothing else.
+///
+/// # Errors
+///
+/// What is wrong with the first name that is none of a LoRA matrix, names a matrix that another has
+/// named, or has no other side.
+pub(crate) fn pair_names<'a>(names: impl Iterator<Item = &'a str>) -> Result<PairNames, String> {
+    let mut sides: BTreeMap<(usize, Module), [Option<&str>; 2]> = BTreeMap::new();
+    for name in names {
+        let Some((layer, module, side)) = parse_lora_name(name) else {
+            return Err(format!("`{name}` is no LoRA matrix of a decoder layer"));
+        };
+        let place = &mut sides.entry((layer, module)).or_default()[usize::from(side == 'B')];
+        if let Some(other) = place.replace(name) {
+            return Err(format!("`{other}` and `{name}` are two spellings of one matrix"));
+        }
+    }
+    let pair = |((layer, module), sides): ((usize, Module), [Option<&str>; 2])| match sides {
+        [Some(a), Some(b)] => Ok(((layer, module), (a.to_owned(), b.to_owned()))),
+        _ => Err(format!("layer {layer} {module} has only one of lora_A and lora_B")),
+    };
+    sides.into_iter().map(pair).collect()
 }
 
 #[cfg(test)]
@@ -146,10 +180,32 @@ mod tests {
             let name = format!("base_model.model.model.layers.3.self_attn.q_proj.{suffix}");
             assert_eq!(parse_lora_name(&name), expected, "{name}");
         }
-        for name in
-            ["layers.x.self_attn.q_proj.lora_A", "layers.3.self_attn.q_proj.lora_C", "lm_head"]
-        {
+        for name in [
+            "layers.x.self_attn.q_proj.lora_A",
+            "layers.03.self_attn.q_proj.lora_A",
+            "layers.18446744073709551615.self_attn.q_proj.lora_A",
+            "vision.layers.3.self_attn.q_proj.lora_A",
+            "layers.3.self_attn.q_proj.lora_C",
+            "layers.3.self_attn.q_proj.lora_B.bias",
+            "lm_head",
+        ] {
             assert_eq!(parse_lora_name(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn pairs_are_complete_and_each_matrix_comes_once() {
+        let check = |names: &[&str]| pair_names(names.iter().copied()).map(|pairs| pairs.len());
+        let (a, b) = ("layers.0.self_attn.q_proj.lora_A", "layers.0.self_attn.q_proj.lora_B");
+        assert_eq!(check(&[a, b]), Ok(1));
+        let peft = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
+        for (names, reason) in [
+            (&[a, peft, b][..], "are two spellings of one matrix"),
+            (&[a], "has only one of lora_A and lora_B"),
+            (&[a, b, "lm_head.weight"], "`lm_head.weight` is no LoRA matrix"),
+        ] {
+            let error = check(names).unwrap_err();
+            assert!(error.contains(reason), "{error}");
         }
     }
 

@@ -2,7 +2,7 @@
 //! framework's hook leaves them (docs/formats.md).
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -10,10 +10,12 @@ use ndarray::{Array2, ArrayView2, CowArray, Ix2};
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Hashing;
-use crate::names::parse_lora_name;
+use crate::json::read_json;
+use crate::names::{PairNames, pair_names};
 use crate::writer::{header, write_json};
 use crate::{
-    CheckpointError, Dtype, Module, Result, Staging, TensorSpec, TensorView, Weights, sha256_file,
+    CheckpointError, Dtype, MOST_LAYERS, MOST_WIDTH, Module, Result, Staging, TensorSpec,
+    TensorView, Weights, sha256_file,
 };
 
 const FORMAT: &str = "gradpruner-gradients";
@@ -35,6 +37,38 @@ pub struct Manifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<DataSource>,
     pub steps: Vec<StepEntry>,
+}
+
+impl Manifest {
+    fn reason_against(&self) -> Option<String> {
+        let Self { format, version, num_layers, lora, steps, .. } = self;
+        let fail = |what: &str| Some(format!("manifest.json {what}"));
+        if format != FORMAT || *version != VERSION {
+            return fail(&format!(
+                "says `{format}` version {version}; `{FORMAT}` version {VERSION} is understood"
+            ));
+        }
+        if !(1..=MOST_LAYERS).contains(num_layers) {
+            return fail(&format!("says {num_layers} layers; 1 to {MOST_LAYERS} are supported"));
+        }
+        if !(1..=MOST_WIDTH).contains(&lora.rank) {
+            return fail(&format!("says rank {}; 1 to {MOST_WIDTH} are supported", lora.rank));
+        }
+        let mut files = BTreeSet::new();
+        for (expected, StepEntry { step, file, .. }) in (1..).zip(steps) {
+            if *step != expected {
+                return fail(&format!("has step {step} where step {expected} belongs"));
+            }
+            // A manifest must not lead outside its record.
+            if Path::new(file).file_name() != Some(file.as_ref()) {
+                return fail(&format!("names `{file}`, which is not a plain file name"));
+            }
+            if !files.insert(file) {
+                return fail(&format!("names `{file}` for two steps"));
+            }
+        }
+        None
+    }
 }
 
 /// The LoRA settings gradients were taken with.
@@ -104,6 +138,16 @@ impl Activations {
     pub fn new(tokens: usize, block_influence: Vec<f64>) -> Self {
         Self { format: ACTIVATIONS.into(), version: VERSION, tokens, block_influence }
     }
+
+    fn reason_against(&self) -> Option<String> {
+        let Self { format, version, .. } = self;
+        (format != ACTIVATIONS || *version != VERSION).then(|| {
+            format!(
+                "activations.json says `{format}` version {version}; `{ACTIVATIONS}` version \
+                 {VERSION} is understood"
+            )
+        })
+    }
 }
 
 /// A record on disk, its step files mapped and checked for agreement.
@@ -120,8 +164,7 @@ pub struct Record {
 struct Step {
     path: PathBuf,
     weights: Weights,
-    /// The stored name of each matrix, A and B of a pair together.
-    pairs: BTreeMap<(usize, Module), (String, String)>,
+    pairs: PairNames,
 }
 
 /// One adapter pair's gradients at one step.
@@ -148,19 +191,16 @@ impl Record {
     ///
     /// # Errors
     ///
-    /// If there are no steps, a file is missing or truncated, a pair is incomplete, or steps
-    /// disagree on which weights they hold or on a shape.
+    /// If there are no steps, they are not numbered from 1 on, a file is missing, truncated or
+    /// outside the folder, a pair is incomplete or there twice, or steps disagree on which weights
+    /// they hold or on a shape.
     pub fn open(folder: &Path) -> Result<Self> {
         let manifest: Option<Manifest> = read_optional(&folder.join("manifest.json"))?;
         let activations: Option<Activations> = read_optional(&folder.join("activations.json"))?;
         let fail = |what: String| Err(CheckpointError::record(folder, what));
-        if let Some(found) = &manifest
-            && (found.format != FORMAT || found.version != VERSION)
-        {
-            return fail(format!(
-                "manifest.json says `{}` version {}; `{FORMAT}` version {VERSION} is understood",
-                found.format, found.version
-            ));
+        let reason = manifest.as_ref().and_then(Manifest::reason_against);
+        if let Some(reason) = reason.or_else(|| activations.as_ref()?.reason_against()) {
+            return fail(reason);
         }
         let files = match &manifest {
             Some(manifest) => manifest.steps.iter().map(|step| folder.join(&step.file)).collect(),
@@ -277,23 +317,8 @@ impl Record {
 impl Step {
     fn open(path: &Path) -> Result<Self> {
         let weights = Weights::open_file(path)?;
-        let mut sides: BTreeMap<(usize, Module), [Option<String>; 2]> = BTreeMap::new();
-        for view in weights.iter() {
-            let Some((layer, module, side)) = parse_lora_name(view.name()) else {
-                let what = format!("`{}` names no LoRA gradient", view.name());
-                return Err(CheckpointError::record(path, what));
-            };
-            sides.entry((layer, module)).or_default()[usize::from(side == 'B')] =
-                Some(view.name().to_owned());
-        }
-        let mut pairs = BTreeMap::new();
-        for ((layer, module), sides) in sides {
-            let [Some(a), Some(b)] = sides else {
-                let what = format!("layer {layer} {module} has only one of lora_A and lora_B");
-                return Err(CheckpointError::record(path, what));
-            };
-            pairs.insert((layer, module), (a, b));
-        }
+        let pairs = pair_names(weights.iter().map(|view| view.name()))
+            .map_err(|what| CheckpointError::record(path, what))?;
         let step = Self { path: path.to_owned(), weights, pairs };
         for &(layer, module) in step.pairs.keys() {
             step.require_pair(layer, module)?;
@@ -310,7 +335,7 @@ impl Step {
         let shapes = self.views(layer, module).map(|(a, b)| (a.shape(), b.shape()));
         match shapes {
             Some((&[rank, columns], &[rows, of_b]))
-                if rank == of_b && rank * columns * rows > 0 =>
+                if rank == of_b && rank > 0 && columns > 0 && rows > 0 =>
             {
                 Ok(())
             }
@@ -355,21 +380,33 @@ fn read_optional<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>>
     if !path.exists() {
         return Ok(None);
     }
-    let text = fs_err::read_to_string(path)?;
-    serde_json::from_str(&text).map(Some).map_err(CheckpointError::json(path))
+    read_json(path).map(Some)
 }
 
+/// The step files of a record without a manifest, which says their order and that none is missing.
 fn step_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
+    let mut files = BTreeMap::new();
     for entry in fs_err::read_dir(folder)? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with("step-") && name.ends_with(".safetensors") {
-            files.push(path);
+        let number = name.strip_prefix("step-").and_then(|rest| rest.strip_suffix(".safetensors"));
+        let Some(number) = number else { continue };
+        let Ok(step) = number.parse::<usize>() else {
+            let what = format!("`{name}` has no step's number");
+            return Err(CheckpointError::record(folder, what));
+        };
+        if let Some(other) = files.insert(step, path.clone()) {
+            let what = format!("step {step} is there twice; {} is the other", other.display());
+            return Err(CheckpointError::record(&path, what));
         }
     }
-    files.sort();
-    Ok(files)
+    for (expected, (step, path)) in (1..).zip(&files) {
+        if *step != expected {
+            let what = format!("it stands where step {expected} belongs");
+            return Err(CheckpointError::record(path, what));
+        }
+    }
+    Ok(files.into_values().collect())
 }
 
 /// Writes a record step by step; it stands under its name only when it is complete.
@@ -509,5 +546,60 @@ mod tests {
         write(&path, &[one, other]);
         let error = Record::open(&path).unwrap_err().to_string();
         assert!(error.contains("another shape or rank"), "{error}");
+    }
+    /// Opens a record of two steps whose manifest was changed.
+    fn check(change: impl FnOnce(&mut serde_json::Value)) -> String {
+        let folder = testkit::temporary_folder();
+        let path = folder.path().join("record");
+        let pair = StepGradients { a: array![[1.0]], b: array![[4.0]] };
+        write(&path, &[pair.clone(), pair]);
+        let file = path.join("manifest.json");
+        let mut manifest = testkit::json(&file);
+        change(&mut manifest);
+        fs_err::write(&file, manifest.to_string()).unwrap();
+        Record::open(&path).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn manifests_that_lie_are_refused() {
+        for (at, value, reason) in [
+            ("/num_layers", 1_u64 << 32, "says 4294967296 layers; 1 to 10000"),
+            ("/num_layers", 0, "says 0 layers"),
+            ("/lora/rank", u64::MAX, "says rank 18446744073709551615"),
+            ("/steps/1/step", 1, "has step 1 where step 2 belongs"),
+            ("/steps/0/step", 0, "has step 0 where step 1 belongs"),
+        ] {
+            let error = check(|manifest| *manifest.pointer_mut(at).unwrap() = value.into());
+            assert!(error.contains(reason), "{error}");
+        }
+        for (file, reason) in [
+            ("../record/step-00002.safetensors", "which is not a plain file name"),
+            ("/etc/hosts", "which is not a plain file name"),
+            ("..", "which is not a plain file name"),
+            ("step-00001.safetensors", "names `step-00001.safetensors` for two steps"),
+        ] {
+            let error = check(|manifest| manifest["steps"][1]["file"] = file.into());
+            assert!(error.contains(reason), "{error}");
+        }
+    }
+
+    #[test]
+    fn step_files_alone_are_numbered_without_a_gap() {
+        let folder = testkit::temporary_folder();
+        let path = folder.path().join("record");
+        let pair = StepGradients { a: array![[1.0]], b: array![[4.0]] };
+        write(&path, &[pair.clone(), pair]);
+        fs_err::remove_file(path.join("manifest.json")).unwrap();
+        let second = path.join("step-00002.safetensors");
+        for (name, reason) in [
+            ("step-00003.safetensors", "it stands where step 2 belongs"),
+            ("step-1.safetensors", "step 1 is there twice"),
+            ("step-x.safetensors", "`step-x.safetensors` has no step's number"),
+        ] {
+            fs_err::rename(&second, path.join(name)).unwrap();
+            let error = Record::open(&path).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+            fs_err::rename(path.join(name), &second).unwrap();
+        }
     }
 }

@@ -8,7 +8,11 @@ use std::sync::Arc;
 use fs_err::os::unix::fs::FileExt;
 use safetensors::SafeTensors;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
+use crate::json::{parse_json, read_json};
+use crate::other_formats::without_weights;
+use crate::unused::require_used;
 use crate::{CheckpointError, Dtype, MappedFile, ModelConfig, Result, widen};
 
 const SINGLE: &str = "model.safetensors";
@@ -52,13 +56,11 @@ impl Weights {
         if !index.exists() {
             let single = folder.join(SINGLE);
             if folder.is_dir() && !single.exists() {
-                return Err(CheckpointError::NoWeights { folder: folder.to_owned() });
+                return Err(without_weights(folder));
             }
             return Self::open_file(&single);
         }
-        let text = fs_err::read_to_string(&index)?;
-        let Index { weight_map } =
-            serde_json::from_str(&text).map_err(CheckpointError::json(&index))?;
+        let Index { weight_map } = read_json(&index)?;
         let mut shards: BTreeMap<&str, Self> = BTreeMap::new();
         for shard in weight_map.values() {
             // An index must not lead outside the folder.
@@ -72,6 +74,17 @@ impl Weights {
             }
             if !shards.contains_key(shard.as_str()) {
                 shards.insert(shard, Self::open_file(&folder.join(shard))?);
+            }
+        }
+        for (shard, weights) in &shards {
+            // What no reader of the index sees, and readers of the files do.
+            let stray = weights
+                .tensors
+                .keys()
+                .find(|name| weight_map.get(*name).is_none_or(|at| at != shard));
+            if let Some(name) = stray {
+                let (path, name) = (folder.join(shard), name.clone());
+                return Err(CheckpointError::NotInIndex { path, name });
             }
         }
         let mut tensors = BTreeMap::new();
@@ -89,11 +102,12 @@ impl Weights {
     ///
     /// # Errors
     ///
-    /// If it cannot be opened or its header does not fit its length.
+    /// If it cannot be opened, its header does not fit its length, or it holds two tensors of a name.
     pub fn open_file(path: &Path) -> Result<Self> {
         let file = Arc::new(MappedFile::open(path)?);
         let bytes = file.bytes();
         let parsed = SafeTensors::deserialize(bytes).map_err(CheckpointError::safetensors(path))?;
+        require_unique_names(bytes, path)?;
         let tensors = parsed
             .iter()
             .map(|(name, view)| {
@@ -176,12 +190,16 @@ impl<'a> TensorView<'a> {
     ///
     /// # Errors
     ///
-    /// [`CheckpointError::Dtype`] unless F32, F16 or BF16.
+    /// [`CheckpointError::Dtype`] or [`CheckpointError::Quantised`] unless F32, F16 or BF16.
     pub fn dtype(&self) -> Result<Dtype> {
-        Dtype::from_safetensors(self.place.dtype).ok_or_else(|| CheckpointError::Dtype {
-            path: self.path().to_owned(),
-            name: self.name.to_owned(),
-            found: format!("{:?}", self.place.dtype),
+        Dtype::from_safetensors(self.place.dtype).ok_or_else(|| {
+            let (path, name) = (self.path().to_owned(), self.name.to_owned());
+            let found = format!("{:?}", self.place.dtype);
+            match self.place.dtype {
+                safetensors::Dtype::F64 => CheckpointError::Dtype { path, name, found },
+                // Whole numbers and floats of a byte are what quantisers leave.
+                _ => CheckpointError::Quantised { path, name, found },
+            }
         })
     }
 
@@ -246,6 +264,16 @@ impl TensorReader {
     }
 }
 
+/// Of two tensors of one name the parser takes one and says nothing.
+fn require_unique_names(bytes: &[u8], path: &Path) -> Result<()> {
+    // The parser has read it, so the header is there and is UTF-8.
+    let header = bytes
+        .split_first_chunk()
+        .and_then(|(length, rest)| rest.get(..usize::try_from(u64::from_le_bytes(*length)).ok()?));
+    let header = String::from_utf8_lossy(header.unwrap_or_default());
+    parse_json::<IgnoredAny>(&header, path).map(|_| ())
+}
+
 /// A folder in Hugging Face layout: its configuration and its mapped weights, checked against
 /// each other.
 #[derive(Debug, Clone)]
@@ -257,16 +285,19 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// Opens a model folder and checks that every tensor the configuration implies is there, in
-    /// its shape, as floats.
+    /// its shape, as floats, and that there is no other that would matter.
     ///
     /// # Errors
     ///
     /// Whatever [`ModelConfig::read`] and [`Weights::open`] refuse; a missing tensor; a shape or
-    /// type that contradicts the configuration.
+    /// type that contradicts the configuration; a tensor that the model does not use; weights that
+    /// are quantised.
     pub fn open(folder: &Path) -> Result<Self> {
         let config = ModelConfig::read(folder)?;
         let weights = Weights::open(folder)?;
-        for (name, expected) in config.tensors() {
+        let tensors = config.tensors();
+        require_used(&config, &weights, &tensors)?;
+        for (name, expected) in tensors {
             let Some(view) = weights.get(&name) else {
                 return Err(CheckpointError::MissingTensor { path: folder.to_owned(), name });
             };
@@ -304,5 +335,69 @@ impl Checkpoint {
             path: self.folder.clone(),
             name: name.to_owned(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Opens a safetensors file of this header and eight bytes.
+    fn check(length: u64, header: &str) -> CheckpointError {
+        let folder = testkit::temporary_folder();
+        let path = folder.path().join("a.safetensors");
+        let bytes = [&length.to_le_bytes(), header.as_bytes(), &[0; 8]].concat();
+        fs_err::write(&path, bytes).unwrap();
+        Weights::open_file(&path).unwrap_err()
+    }
+
+    #[test]
+    fn headers_that_cannot_be_are_refused() {
+        let tensor = |rest: &str| format!("\"t\": {{\"dtype\": {rest}, \"data_offsets\": [0, 8]}}");
+        let (floats, halves) =
+            (tensor("\"F32\", \"shape\": [2]"), tensor("\"F16\", \"shape\": [4]"));
+        let twice = format!("{{{floats}, {halves}}}");
+        let found = check(twice.len() as u64, &twice);
+        assert!(matches!(found, CheckpointError::KeyTwice { .. }), "{found}");
+        let overflow = format!("{{{}}}", tensor("\"F32\", \"shape\": [4294967296, 4294967296]"));
+        let deep = format!("{{\"t\": {}", "[".repeat(100_000));
+        for (length, header) in [
+            (u64::MAX, twice.as_str()),
+            (1 << 40, &twice),
+            (0, &twice),
+            (overflow.len() as u64, &overflow),
+            (deep.len() as u64, &deep),
+        ] {
+            let found = check(length, header);
+            assert!(matches!(found, CheckpointError::Safetensors { .. }), "{found}");
+        }
+    }
+
+    #[test]
+    fn an_index_and_its_shards_name_the_same_tensors() {
+        let folder = testkit::temporary_folder();
+        let single = folder.path().join(SINGLE);
+        fs_err::copy(testkit::fixture("tiny_llama/model/model.safetensors"), single).unwrap();
+        let open = |shard: &str, leave_out: &str| {
+            let names = testkit::tensor_names(&folder.path().join(SINGLE));
+            let map: BTreeMap<_, _> = names
+                .into_iter()
+                .filter(|name| name != leave_out)
+                .map(|name| (name, shard))
+                .collect();
+            let index = serde_json::json!({"weight_map": map}).to_string();
+            fs_err::write(folder.path().join(INDEX), index).unwrap();
+            Weights::open(folder.path()).map_err(|error| error.to_string())
+        };
+        assert!(open(SINGLE, "").is_ok());
+        let error = open(SINGLE, "lm_head.weight").unwrap_err();
+        assert!(
+            error.contains("`lm_head.weight`, which the index does not place there"),
+            "{error}"
+        );
+        for shard in ["../model.safetensors", "/etc/hosts", "..", "a/b", ""] {
+            let error = open(shard, "").unwrap_err();
+            assert!(error.contains("which is not a plain file name"), "{error}");
+        }
     }
 }

@@ -261,35 +261,6 @@ pub(crate) fn header(tensors: &[TensorSpec]) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes(), header.as_slice()].concat()
 }
 
-/// Copies what belongs to a checkpoint besides config and weights: tokenizer, chat template,
-/// generation settings, licence.
-///
-/// # Errors
-///
-/// If a file cannot be read or written.
-pub fn copy_companions(source: &Path, target: &Path) -> Result<()> {
-    for entry in fs_err::read_dir(source)? {
-        let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let is_weight = [
-            ".safetensors",
-            ".safetensors.index.json",
-            ".bin",
-            ".bin.index.json",
-            ".pt",
-            ".pth",
-            ".gguf",
-        ]
-        .iter()
-        .any(|ending| name.ends_with(ending));
-        if path.is_file() && !is_weight && name != "config.json" && !name.starts_with('.') {
-            // Read and written, not copied: a read-only source must not make a read-only copy.
-            fs_err::write(target.join(&name), fs_err::read(&path)?)?;
-        }
-    }
-    Ok(())
-}
-
 /// Writes JSON as people like to read it, with a line end.
 pub(crate) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     let mut text = serde_json::to_string_pretty(value).map_err(CheckpointError::json(path))?;

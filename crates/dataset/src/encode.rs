@@ -3,8 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 
-use tokenizers::Tokenizer;
-
+use crate::tokenizer::Tokenizer;
 use crate::{Chat, ChatTemplate, Content, DatasetError, Message, Result, Row};
 
 /// A chat as tokens.
@@ -56,20 +55,18 @@ impl Encoder {
     ///
     /// If either is missing or broken.
     pub fn read(folder: &Path) -> Result<Self> {
-        let path = folder.join("tokenizer.json");
-        let bytes = fs_err::read(&path)?;
-        let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(|error| {
-            DatasetError::Tokenizer { path: path.clone(), what: error.to_string() }
-        })?;
-        // A stored truncation or padding would cut or fill rows behind our back.
-        let _ = tokenizer.with_truncation(None);
-        tokenizer.with_padding(None);
+        let tokenizer = Tokenizer::read(&folder.join("tokenizer.json"))?;
         Ok(Self { tokenizer, template: ChatTemplate::read(folder)? })
     }
 
     /// The chat template.
     pub fn template(&self) -> &ChatTemplate {
         &self.template
+    }
+
+    /// The largest id the tokenizer can give a token.
+    pub fn largest_id(&self) -> u32 {
+        self.tokenizer.get_vocab(true).into_values().max().unwrap_or(0)
     }
 
     /// A text's tokens, special tokens recognised but none added.

@@ -11,6 +11,7 @@ mod error;
 mod row;
 mod sampler;
 mod template;
+mod tokenizer;
 
 pub use chat::{Chat, Content, Message, Place, Row};
 pub use encode::{Encoder, Example, Question};

@@ -217,7 +217,6 @@ impl Model {
     ///
     /// [`FinetuneError::OtherModel`] if a matrix does not fit; `path` is for the message.
     pub fn add_adapter(&mut self, adapter: &Adapter, path: &Path) -> Result<()> {
-        let scale = adapter.config.lora_alpha / adapter.config.r as f64;
         for (&(layer, module), pair) in &adapter.pairs {
             let found = (pair.b.nrows(), pair.a.ncols());
             if layer >= self.config.num_layers || found != self.config.linear_shape(module) {
@@ -229,6 +228,7 @@ impl Model {
                 let values: Vec<f32> = matrix.iter().copied().collect();
                 Tensor::f_from_slice(&values)?.f_view([rows as i64, columns as i64])
             };
+            let scale = adapter.config.scale(layer, module);
             let lora =
                 Lora::from_tensors(&tensor(&pair.a)?, &tensor(&pair.b)?, scale, self.device)?;
             if let Some(linear) = self.layers[layer].linears.get_mut(&module) {
@@ -342,7 +342,7 @@ impl Model {
             true => 0,
             false => self.layers.iter().position(Layer::trains).unwrap_or(self.layers.len()),
         };
-        let mut x = self.embed(&batch.tokens)?;
+        let mut x = self.embed(batch)?;
         let mut kept: Vec<(Tensor, Option<Saved>)> = Vec::new();
         let (up, down) = (0..self.layers.len(), (lowest..self.layers.len()).rev());
         let mut passage = Passage::new(self, up.clone().chain(down.clone()));
@@ -408,7 +408,7 @@ impl Model {
         watch: &mut dyn FnMut(usize, &Tensor, &Tensor) -> Result<()>,
     ) -> Result<Tensor> {
         let (rotation, attention) = self.prepare(batch)?;
-        let mut x = self.embed(&batch.tokens)?;
+        let mut x = self.embed(batch)?;
         let mut passage = Passage::new(self, 0..self.layers.len());
         for number in 0..self.layers.len() {
             let layer = passage.next()?;
@@ -424,7 +424,7 @@ impl Model {
     pub(crate) fn hidden_cached(&self, batch: &Packed, cache: &mut KvCache) -> Result<Tensor> {
         let rotation = Rotation::new(&self.config, &batch.positions, (self.kind, self.device))?;
         let before = cache.len() as i64;
-        let mut x = self.embed(&batch.tokens)?;
+        let mut x = self.embed(batch)?;
         let mut passage = Passage::new(self, 0..self.layers.len());
         for number in 0..self.layers.len() {
             let layer = passage.next()?;
@@ -462,8 +462,12 @@ impl Model {
         Ok(Some(distance.f_ge(0)?.f_logical_and(&distance.f_lt(window)?)?))
     }
 
-    fn embed(&self, tokens: &Tensor) -> Result<Tensor> {
-        let found = Tensor::f_embedding(&self.embedding.value, tokens, -1, false, false)?;
+    fn embed(&self, batch: &Packed) -> Result<Tensor> {
+        let embedding = self.config.vocab_size;
+        if batch.largest >= embedding as i64 {
+            return Err(FinetuneError::Token { token: batch.largest, embedding });
+        }
+        let found = Tensor::f_embedding(&self.embedding.value, &batch.tokens, -1, false, false)?;
         Ok(found.f_to_kind(self.kind)?)
     }
 
@@ -506,6 +510,15 @@ mod tests {
 
     use super::*;
     use crate::bridge::values;
+
+    #[test]
+    fn tokens_beyond_the_embedding_are_refused_with_both_numbers() {
+        let folder = testkit::fixture("tiny_llama/model");
+        let model = Model::load(&folder, DeviceChoice::Cpu, ComputeType::F32).unwrap();
+        assert!(model.all_logits(&[&[0, 255]]).is_ok());
+        let error = model.all_logits(&[&[1, 2], &[256, 0]]).unwrap_err().to_string();
+        assert!(error.contains("token 256, and the embedding has 256 tokens"), "{error}");
+    }
 
     /// The written-out backward pass against libtorch's automatic one through the same forward
     /// pass: every trained weight, in every family, with and without computing layers again.

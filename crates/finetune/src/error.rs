@@ -25,7 +25,7 @@ pub enum FinetuneError {
     )]
     NotFinite { step: usize, what: &'static str, found: f64, rows: Vec<Place> },
     #[error(
-        "a log-likelihood is not a number: the model overflows; compute in f32, or look whether its \
+        "the model's output is not a number: it overflows; compute in f32, or look whether its \
          weights are sound"
     )]
     NotANumber,
@@ -34,6 +34,11 @@ pub enum FinetuneError {
          rate or compute in f32"
     )]
     NotFiniteWeight { name: String },
+    #[error(
+        "the rows hold token {token}, and the embedding has {embedding} tokens; are tokenizer and \
+         model of one model?"
+    )]
+    Token { token: i64, embedding: usize },
     #[error("{}: the adapter does not fit the model: {what}", path.display())]
     OtherModel { path: PathBuf, what: String },
     #[error("{}: there is no saved training to go on from; begin anew", path.display())]

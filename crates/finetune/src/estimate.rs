@@ -221,7 +221,7 @@ impl Workload<'_> {
     /// Floating-point operations of the forward pass over rows of such lengths, `labelled` of whose
     /// tokens are learned from: two for each weight and token; attention counts whole rows.
     pub fn forward_flops(&self, lengths: &[usize], labelled: usize) -> f64 {
-        let head = 2.0 * (self.config.vocab_size * self.config.hidden_size * labelled) as f64;
+        let head = self.head_flops(labelled);
         let (linears, attention) = self.layer_flops(lengths);
         self.config.num_layers as f64 * (linears + attention) + head
     }
@@ -233,7 +233,7 @@ impl Workload<'_> {
         let again = if self.train.remat { layers * (linears + attention) } else { 0.0 };
         // Attention's backward pass forms the scores again, and four products more.
         let backward = layers * (linears + 2.5 * attention);
-        let head = 2.0 * (self.config.vocab_size * self.config.hidden_size * labelled) as f64;
+        let head = self.head_flops(labelled);
         // An adapter's two small products run forward, and twice backward; a weight's gradient is
         // one product more.
         let tokens = lengths.iter().sum::<usize>() as f64;
@@ -243,15 +243,19 @@ impl Workload<'_> {
         self.forward_flops(lengths, labelled) + again + backward + head + trained
     }
 
+    fn head_flops(&self, labelled: usize) -> f64 {
+        2.0 * (self.config.vocab_size * self.config.hidden_size) as f64 * labelled as f64
+    }
+
     /// Of one layer's linears and attention.
     fn layer_flops(&self, lengths: &[usize]) -> (f64, f64) {
         let config = self.config;
-        let squares: f64 = lengths.iter().map(|&length| (length * length) as f64).sum();
+        let squares: f64 = lengths.iter().map(|&length| (length as f64).powi(2)).sum();
         let shapes = Module::ALL.map(|module| config.linear_shape(module));
         let weights: usize = shapes.iter().map(|(rows, columns)| rows * columns).sum();
         let tokens: usize = lengths.iter().sum();
         let attention = 4.0 * (config.num_heads * config.head_dim) as f64 * squares;
-        (2.0 * (weights * tokens) as f64, attention)
+        (2.0 * weights as f64 * tokens as f64, attention)
     }
 }
 

@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
-use tch::{Tensor, no_grad_guard};
+use tch::no_grad_guard;
 
 use crate::decoder::KvCache;
 use crate::pack::Packed;
-use crate::{Model, Result};
+use crate::{FinetuneError, Model, Result};
 
 /// What [`generate`] said, and how fast.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,7 +24,8 @@ pub struct Generation {
 ///
 /// # Errors
 ///
-/// If the prompt is empty or libtorch refuses, as when memory runs out.
+/// If the prompt is empty, the model's weights or sums are not finite, or libtorch refuses, as when
+/// memory runs out.
 pub fn generate(
     model: &Model,
     prompt: &[u32],
@@ -32,7 +33,7 @@ pub fn generate(
     observe: &mut dyn FnMut(u32),
 ) -> Result<Generation> {
     if prompt.is_empty() {
-        return Err(crate::FinetuneError::Settings("the prompt has no tokens".into()));
+        return Err(FinetuneError::Settings("the prompt has no tokens".into()));
     }
     let _guard = no_grad_guard();
     let started = Instant::now();
@@ -55,6 +56,10 @@ pub fn generate(
 fn likeliest(model: &Model, tokens: &[u32], cache: &mut KvCache) -> Result<u32> {
     let batch = Packed::continuation(tokens, cache.len(), model.device)?;
     let hidden = model.hidden_cached(&batch, cache)?.f_index_select(0, &batch.predict)?;
-    let best: Tensor = model.head().logits(&hidden)?.f_argmax(-1, false)?;
-    Ok(best.f_int64_value(&[0])? as u32)
+    let (logit, token) = model.head().logits(&hidden)?.f_max_dim(-1, false)?;
+    // The largest of numbers of which one is NaN is NaN, and where it stands says nothing.
+    match logit.f_double_value(&[0])?.is_finite() {
+        true => Ok(token.f_int64_value(&[0])? as u32),
+        false => Err(FinetuneError::NotANumber),
+    }
 }

@@ -21,6 +21,8 @@ pub(crate) struct Packed {
     pub(crate) predict: Tensor,
     /// Those next tokens, `[m]`.
     pub(crate) targets: Tensor,
+    /// The largest token id.
+    pub(crate) largest: i64,
     /// How many tokens are no filling.
     real: usize,
     device: Device,
@@ -221,6 +223,7 @@ impl Builder {
             tokens: on_device(&self.tokens)?,
             predict: on_device(&self.predict)?,
             targets: on_device(&self.targets)?,
+            largest: self.tokens.iter().chain(&self.targets).copied().max().unwrap_or(0),
             real: self.positions.len(),
             positions: self.positions,
             rows: self.rows,

@@ -109,7 +109,9 @@ pub(crate) fn restore(
         .map_err(checkpoint::CheckpointError::from)?;
     let header: Header = serde_json::from_str(&text).map_err(|_| other())?;
     let found = (header.format.as_str(), header.version, header.num_layers, header.settings);
-    if found != (FORMAT, VERSION, owner.num_layers, sha256_bytes(owner.settings.as_bytes())) {
+    let expected = (FORMAT, VERSION, owner.num_layers, sha256_bytes(owner.settings.as_bytes()));
+    // A renamed folder would go on at another place in the data and the schedule.
+    if found != expected || header.step != step {
         return Err(other());
     }
     let weights = Weights::open(&path)?;

@@ -35,6 +35,9 @@ static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
 /// Seconds between progress lines where there is no screen to draw a bar on.
 const LINE_EVERY: Duration = Duration::from_secs(15);
 
+/// What a result that could not be written says; files it speaks of are there.
+const UNWRITTEN: &str = "the result could not be written to standard output";
+
 pub(crate) struct Printer {
     json: bool,
     quiet: bool,
@@ -43,6 +46,8 @@ pub(crate) struct Printer {
     last_line: Instant,
     /// Whether the line about where and how it computes is out.
     told_computing: bool,
+    /// Why streamed text could not be written.
+    broken: Option<io::Error>,
 }
 
 impl Printer {
@@ -61,26 +66,43 @@ impl Printer {
             .with_ansi(io::stderr().is_terminal())
             .init();
         let screen = io::stderr().is_terminal() && !quiet;
-        Self { json, quiet, screen, stage: None, last_line: Instant::now(), told_computing: false }
+        Self {
+            json,
+            quiet,
+            screen,
+            stage: None,
+            last_line: Instant::now(),
+            told_computing: false,
+            broken: None,
+        }
     }
 
     /// Prints a command's result.
     pub(crate) fn outcome(&mut self, outcome: &Outcome) -> ExitCode {
         clear();
         let text = if self.json { format!("{:#}", outcome.json) } else { outcome.text.clone() };
-        let mut out = io::stdout().lock();
-        // A reader that has gone away (`| head`) is no failure of ours.
-        match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+        self.write(&format!("{}\n", text.trim_end()));
+        match self.broken.take() {
+            // A reader that has gone away (`| head`) is no failure of ours.
+            Some(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                report_error(&anyhow::Error::new(error).context(UNWRITTEN))
+            }
             _ => ExitCode::SUCCESS,
         }
     }
 
     /// Shows text as it comes, as part of the result.
-    pub(crate) fn stream(&self, text: &str) {
+    pub(crate) fn stream(&mut self, text: &str) {
         if !self.json {
+            self.write(text);
+        }
+    }
+
+    /// Writes to standard output; once that has failed, no more.
+    fn write(&mut self, text: &str) {
+        if self.broken.is_none() {
             let mut out = io::stdout().lock();
-            let _ = write!(out, "{text}").and_then(|()| out.flush());
+            self.broken = out.write_all(text.as_bytes()).and_then(|()| out.flush()).err();
         }
     }
 

@@ -20,6 +20,12 @@ pub enum PipelineError {
     Finetune(#[from] FinetuneError),
     #[error(transparent)]
     Prune(#[from] PruneError),
+    #[error(
+        "{}: it has more tokens than the model's embedding (tokenizer {tokens}, embedding \
+         {embedding}); use the model's own tokenizer, or save the model with its embedding resized",
+        path.display()
+    )]
+    Tokenizer { path: PathBuf, tokens: usize, embedding: usize },
     #[error("the disk is too full: {0}")]
     Disk(String),
     #[error("memory is too short for the training: {0}")]

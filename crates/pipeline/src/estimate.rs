@@ -8,6 +8,7 @@ use finetune::{
     BatchShape, ComputeType, MemoryEstimate, Method, ProductRates, TrainSettings, Workload,
     available_memory_bytes, largest_batch, product_rate,
 };
+use prune::Share;
 use serde::{Deserialize, Serialize};
 
 use crate::settings::share;
@@ -155,7 +156,10 @@ pub fn estimate(
     let rates =
         ProductRates { bf16: measured(ComputeType::BF16)?, f32: measured(ComputeType::F32)? };
     let rate = rates.of(compute) * OF_PRODUCT_RATE;
-    let count = share(&settings.prune)?.of(config.num_layers).min(config.num_layers);
+    let count = match share(&settings.prune)? {
+        Share::Layers(0) => 0, // What fine-tuning alone would take.
+        share => share.layers_of(config.num_layers)?,
+    };
     let retained: Vec<usize> = (0..config.num_layers - count).collect();
     let pruned = ModelConfig::from_json(config.with_layers(&retained), Path::new("config.json"))?;
     let stored = |config: &ModelConfig| {

@@ -35,7 +35,7 @@ pub use settings::{
 pub use stability::Stability;
 pub use stage::{
     CollectTargets, Collected, FinetuneTarget, collect_record, evaluate_model, finetune_model,
-    load_adapted,
+    load_adapted, read_encoder,
 };
 pub use table::{ComparisonRow, comparison, layer_strip, table_text};
 

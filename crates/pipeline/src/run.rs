@@ -3,8 +3,10 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use checkpoint::{Checkpoint, Record, Staging, locate, remove_if_there, sha256_file};
-use dataset::{Encoder, Row, read_rows};
+use checkpoint::{
+    Checkpoint, Record, Staging, locate, remove_if_there, require_companions, sha256_file,
+};
+use dataset::{Row, read_rows};
 use finetune::{Continuation, EvalReport};
 use prune::{Criterion, Plan, PlanSettings, PruneSettings, Scores, Size, apply, score};
 use serde::{Deserialize, Serialize};
@@ -14,12 +16,12 @@ use crate::lock::RunLock;
 use crate::log::{Log, LogTargets};
 use crate::settings::{Inputs, RunFile, share};
 use crate::stage::{
-    CollectTargets, FinetuneTarget, collect_record, evaluate_model, finetune_model,
+    CollectTargets, FinetuneTarget, collect_record, evaluate_model, finetune_model, read_encoder,
 };
 use crate::table::{ComparisonRow, comparison, no_better_than_majority};
 use crate::{
-    Computing, Event, FinetuneMethod, Named, PipelineError, Result, RunSettings, Sample, Stage,
-    check_outputs, estimate, write_report,
+    Computing, Event, FinetuneMethod, Named, Result, RunSettings, Sample, Stage, check_outputs,
+    estimate, write_report,
 };
 
 /// `eval.json` of a run: every evaluation it made.
@@ -135,19 +137,8 @@ impl<'a> Run<'a> {
         check_outputs(&outputs, &inputs.into_iter().chain(eval).collect::<Vec<_>>())?;
         // What would fail late is looked at early.
         let config = Checkpoint::open(&model)?.config().clone();
-        let count = share(&settings.prune)?.of(config.num_layers);
-        if count == 0 {
-            return Err(PipelineError::Settings(format!(
-                "--prune {} of {} layers rounds to none; prune at least one",
-                settings.prune, config.num_layers
-            )));
-        }
-        if count >= config.num_layers {
-            return Err(PipelineError::Settings(format!(
-                "--prune {} is {count} of {} layers, and at least one must stay",
-                settings.prune, config.num_layers
-            )));
-        }
+        share(&settings.prune)?.layers_of(config.num_layers)?;
+        require_companions(&model)?;
         let train = read_rows(&settings.train, &[])?;
         let eval = settings.eval.as_deref().map(|path| read_rows(path, &[])).transpose()?;
         let inputs = Inputs {
@@ -160,7 +151,7 @@ impl<'a> Run<'a> {
         let lock = RunLock::take(folder)?;
         RunFile::new(settings.clone(), inputs).claim(&folder.join("run.toml"))?;
         if !folder.join("eval.json").exists() {
-            let encoder = Encoder::read(&model)?;
+            let encoder = read_encoder(&model)?;
             let max_tokens = settings.training.max_tokens;
             let train = Sample::training(&train, &encoder, max_tokens)?;
             let most = settings.evaluation.max_rows.unwrap_or(usize::MAX);

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use checkpoint::{
-    Activations, Adapter, DataSource, Dtype, Manifest, ModelConfig, ModelSource, sha256_file,
+    Activations, Adapter, DataSource, Dtype, Manifest, ModelConfig, ModelSource,
+    require_companions, sha256_file,
 };
 use dataset::{Encoder, Row, read_rows};
 use finetune::{
@@ -19,7 +20,7 @@ use crate::log::{Log, LogTargets};
 use crate::stability::StabilityMeter;
 use crate::{
     CollectSettings, ComputeSettings, EvaluationSettings, Event, FinetuneMethod, GramScores,
-    Result, Stability, Stage, TrainingSettings,
+    PipelineError, Result, Stability, Stage, TrainingSettings,
 };
 
 /// What [`collect_record`] leaves.
@@ -66,7 +67,7 @@ pub fn collect_record(
     observe: &mut dyn FnMut(Event),
 ) -> Result<Collected> {
     let rows = read_rows(train, &[])?;
-    let (encoder, num_rows) = (Encoder::read(model)?, rows.len());
+    let (encoder, num_rows) = (read_encoder(model)?, rows.len());
     let examples = encoder.examples(&rows, settings.training.max_tokens)?;
     let mut train_settings = settings.training.parse(FinetuneMethod::Lora, seed)?;
     fit(&ModelConfig::read(model)?, &mut train_settings, compute, &examples.examples)?;
@@ -207,7 +208,12 @@ pub fn finetune_model(
     {
         return Err(checkpoint::CheckpointError::Exists { path: taken.clone() }.into());
     }
-    let encoder = Encoder::read(model)?;
+    let writes_checkpoint = target.merged.is_some()
+        || matches!(method, FinetuneMethod::Full | FinetuneMethod::HeadAndLast(_));
+    if writes_checkpoint {
+        require_companions(model)?;
+    }
+    let encoder = read_encoder(model)?;
     let examples = encoder.examples(&read_rows(train, &[])?, settings.max_tokens)?;
     let mut train_settings = settings.parse(method, seed)?;
     fit(&ModelConfig::read(model)?, &mut train_settings, compute, &examples.examples)?;
@@ -256,13 +262,30 @@ pub fn evaluate_model(
 ) -> Result<EvalReport> {
     let mut rows: Vec<Row> = read_rows(data, &[])?;
     rows.truncate(settings.max_rows.unwrap_or(usize::MAX));
-    let encoder = Encoder::read(model)?;
+    let encoder = read_encoder(model)?;
     let loaded = load_adapted(model, adapter, compute)?;
     observe(Event::Computing(compute.computing()?));
     let total = rows.len();
     Ok(evaluate(&loaded, &encoder, &rows, &settings.parse(), &mut |done| {
         observe(Event::Rows { done, total });
     })?)
+}
+
+/// Reads a model folder's tokenizer and chat template.
+///
+/// # Errors
+///
+/// If either cannot be used, or the tokenizer has ids that the model's embedding does not have. An
+/// embedding with more is padded, and fine.
+pub fn read_encoder(model: &Path) -> Result<Encoder> {
+    let embedding = ModelConfig::read(model)?.vocab_size;
+    let encoder = Encoder::read(model)?;
+    let tokens = encoder.largest_id() as usize + 1;
+    if tokens > embedding {
+        let path = model.join("tokenizer.json");
+        return Err(PipelineError::Tokenizer { path, tokens, embedding });
+    }
+    Ok(encoder)
 }
 
 fn load(model: &Path, settings: &ComputeSettings) -> Result<Model> {

@@ -8,7 +8,7 @@ use std::thread::available_parallelism;
 
 use checkpoint::{
     Checkpoint, CheckpointWriter, LayerTensor, ModelConfig, Module, Record, Staging, TensorSpec,
-    TensorView, Weights, copy_companions,
+    TensorView, Weights, copy_companions, require_companions,
 };
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -92,6 +92,7 @@ pub fn apply(
     let PruneSettings { model, plan, record, target, shard_bytes, verify } = settings;
     plan.check()?;
     let source = Checkpoint::open(model)?;
+    require_companions(model)?;
     let config = source.config();
     if plan.num_layers != config.num_layers {
         return Err(PruneError::Plan(format!(

@@ -26,6 +26,8 @@ pub enum PruneError {
         "`{name}` was written otherwise than the plan makes it of the source; is the disk sound?"
     )]
     Differs { name: String },
+    #[error("--prune {0}")]
+    Share(String),
     #[error("the plan cannot hold: {0}")]
     Plan(String),
     #[error("{}: the record does not fit the model: {what}", path.display())]

@@ -5,9 +5,10 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
+use checkpoint::MOST_LAYERS;
 use serde::{Deserialize, Serialize};
 
-use crate::scores::{read_json, write_json};
+use crate::scores::write_json;
 use crate::{PruneError, Result, Scores};
 
 const FORMAT: &str = "gradpruner-plan";
@@ -51,6 +52,25 @@ pub enum Share {
 }
 
 impl Share {
+    /// How many of `num_layers` are pruned: at least one, and at least one stays.
+    ///
+    /// # Errors
+    ///
+    /// [`PruneError::Share`] if it rounds to no layer or to all.
+    pub fn layers_of(self, num_layers: usize) -> Result<usize> {
+        let count = self.of(num_layers);
+        let least = (50.0 / num_layers as f64).ceil();
+        match count {
+            0 => Err(PruneError::Share(format!(
+                "{self} of {num_layers} layers is no layer; prune at least 1 layer, or {least}%"
+            ))),
+            _ if count >= num_layers => Err(PruneError::Share(format!(
+                "{self} is {count} of {num_layers} layers, and at least one must stay"
+            ))),
+            _ => Ok(count),
+        }
+    }
+
     /// How many of `num_layers` this is.
     pub fn of(self, num_layers: usize) -> usize {
         match self {
@@ -107,17 +127,12 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// [`PruneError::Plan`] if more layers are to go than there are, or to be merged than pruned,
-    /// or a layer is to be merged that no retained layer stands before.
+    /// [`PruneError::Share`] if no layer is to go, or all; [`PruneError::Plan`] if more are to be
+    /// merged than pruned, or a layer that no retained layer stands before.
     pub fn from_scores(scores: &Scores, settings: &PlanSettings) -> Result<Self> {
         let PlanSettings { prune, merge, density } = *settings;
         let num_layers = scores.layers.len();
-        let count = prune.of(num_layers);
-        if count >= num_layers {
-            return Err(PruneError::Plan(format!(
-                "{prune} of {num_layers} layers is {count}, and at least one must stay"
-            )));
-        }
+        let count = prune.layers_of(num_layers)?;
         if merge > count {
             return Err(PruneError::Plan(format!(
                 "{merge} layers are to be merged, but only {count} are pruned"
@@ -157,6 +172,11 @@ impl Plan {
         let Self { format, version, num_layers, pruned, merges, density, rule } = self;
         if format != FORMAT || *version != VERSION {
             return Some(format!("it says `{format}` version {version}, not `{FORMAT}` {VERSION}"));
+        }
+        if !(1..=MOST_LAYERS).contains(num_layers) {
+            return Some(format!(
+                "it is for {num_layers} layers; 1 to {MOST_LAYERS} are supported"
+            ));
         }
         if rule != SAME_SIGN {
             return Some(format!("the rule `{rule}` is not known; there is `{SAME_SIGN}`"));
@@ -213,7 +233,8 @@ impl Plan {
 
     /// The layers that stay, ascending.
     pub fn retained(&self) -> Vec<usize> {
-        (0..self.num_layers).filter(|layer| !self.pruned.contains(layer)).collect()
+        let pruned: BTreeSet<_> = self.pruned.iter().collect();
+        (0..self.num_layers).filter(|layer| !pruned.contains(layer)).collect()
     }
 
     /// The layers merged into `receiver`, ascending.
@@ -235,7 +256,7 @@ impl Plan {
     ///
     /// If it is no such file or the plan cannot hold.
     pub fn read(path: &Path) -> Result<Self> {
-        let plan: Self = read_json(path)?;
+        let plan: Self = checkpoint::read_json(path)?;
         plan.check()?;
         Ok(plan)
     }
@@ -316,7 +337,12 @@ mod tests {
             let error = Plan::new(4, pruned, merges, density).check().unwrap_err().to_string();
             assert!(error.contains(reason), "{error}");
         }
+        for num_layers in [0, 1 << 32, usize::MAX] {
+            let error = Plan::new(num_layers, vec![], vec![], 0.2).check().unwrap_err().to_string();
+            assert!(error.contains("1 to 10000 are supported"), "{error}");
+        }
         for (prune, merge, reason) in [
+            (0, 0, "0 of 3 layers is no layer; prune at least 1 layer, or 17%"),
             (3, 0, "at least one must stay"),
             (1, 2, "only 1 are pruned"),
             (1, 1, "layer 0 is to be"),
@@ -324,6 +350,17 @@ mod tests {
             let error = Plan::from_scores(&scores(&[1.0, 2.0, 3.0]), &settings(prune, merge));
             let error = error.unwrap_err().to_string();
             assert!(error.contains(reason), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_share_of_no_layer_says_the_least() {
+        let of = |text: &str, layers| text.parse::<Share>().unwrap().layers_of(layers);
+        for layers in 2..200_usize {
+            let least = (50.0 / layers as f64).ceil();
+            assert!(of(&format!("{least}%"), layers).is_ok(), "{layers}");
+            let below = of(&format!("{}%", 49.0 / layers as f64), layers).unwrap_err().to_string();
+            assert!(below.contains(&format!("prune at least 1 layer, or {least}%")), "{below}");
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::str::FromStr;
 
-use checkpoint::{CheckpointError, Module, Record, RecordedPair, Staging};
+use checkpoint::{CheckpointError, MOST_LAYERS, Module, Record, RecordedPair, Staging};
 use igia::{ScoreError, StepPair, WeightScores, product_bound, product_norm_squared};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -95,12 +95,16 @@ impl Scores {
     ///
     /// If it is no such file, layers are missing or out of order, or a score is not finite.
     pub fn read(path: &Path) -> Result<Self> {
-        let scores: Self = read_json(path)?;
+        let scores: Self = checkpoint::read_json(path)?;
         let fail = |what: String| {
             Err(PruneError::File { path: path.to_owned(), kind: "scores file", what })
         };
         if scores.format != FORMAT || scores.version != VERSION {
             return fail(format!("it says `{}` version {}", scores.format, scores.version));
+        }
+        if !(1..=MOST_LAYERS).contains(&scores.layers.len()) {
+            let found = scores.layers.len();
+            return fail(format!("it scores {found} layers; 1 to {MOST_LAYERS} are supported"));
         }
         for (expected, layer) in scores.layers.iter().enumerate() {
             if layer.layer != expected {
@@ -247,12 +251,6 @@ pub(crate) fn require_finite(record: &Record, layer: usize, module: Module) -> R
 /// A weight's gradients as the arithmetic takes them.
 pub(crate) fn step_pairs<'a>(gradients: &'a [RecordedPair<'_>]) -> Vec<StepPair<'a>> {
     gradients.iter().map(|pair| StepPair { b: pair.b.view(), a: pair.a.view() }).collect()
-}
-
-pub(crate) fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
-    let text = fs_err::read_to_string(path).map_err(CheckpointError::from)?;
-    serde_json::from_str(&text)
-        .map_err(|source| CheckpointError::Json { path: path.to_owned(), source }.into())
 }
 
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {

@@ -1,5 +1,6 @@
 //! A GGUF file as a folder in Hugging Face layout.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use serde::Serialize;
@@ -10,8 +11,8 @@ use super::tokenizer::{TokenizerFiles, tokenizer_files};
 use super::{GgufFile, GgufValue, dequantize};
 use crate::writer::write_json;
 use crate::{
-    CheckpointError, CheckpointWriter, Dtype, ModelConfig, Module, Result, Staging, TensorSpec,
-    narrow,
+    CheckpointError, CheckpointWriter, Dtype, MOST_WIDTH, ModelConfig, Module, Result, Staging,
+    TensorSpec, narrow,
 };
 
 /// What [`convert`] made.
@@ -49,6 +50,7 @@ pub fn convert(
     let (tied_head, embedding) = source.embedding()?;
     let raw = source.config(tied_head, &tokenizer)?;
     let config = ModelConfig::from_json(raw.clone(), file.path())?;
+    source.require_used(&config)?;
 
     let staging = Staging::folder(target)?;
     write_json(&staging.path().join("config.json"), &raw)?;
@@ -134,6 +136,23 @@ impl Source<'_> {
         }
     }
 
+    /// Refuses a file with tensors that the converted model would do without.
+    fn require_used(&self, config: &ModelConfig) -> Result<()> {
+        let mut used: HashSet<String> =
+            config.tensors().iter().map(|(name, _)| gguf_name(name)).collect();
+        // What the configuration says, as do old files' rotations, and a head that is the embedding.
+        used.extend(["rope_freqs.weight".into(), "output.weight".into()]);
+        let is_stray =
+            |name: &&String| !used.contains(*name) && !name.ends_with("attn_rot_embd.weight");
+        match self.file.tensors.keys().find(is_stray) {
+            None => Ok(()),
+            Some(name) => self.fail(format!(
+                "it holds `{name}`, which a folder of a {} model has no place for",
+                self.architecture()?
+            )),
+        }
+    }
+
     fn config(&self, tied_head: bool, tokenizer: &TokenizerFiles) -> Result<Map<String, Value>> {
         let architecture = self.architecture()?;
         let class = match architecture {
@@ -147,6 +166,13 @@ impl Source<'_> {
                 ));
             }
         };
+        if let Some(count) = self.key("expert_count")?.and_then(GgufValue::as_count)
+            && count > 0
+        {
+            return self.fail(format!(
+                "a Mixture-of-Experts of {count} experts; only dense models are supported"
+            ));
+        }
         let (hidden, heads) =
             (self.count("embedding_length")?, self.count("attention.head_count")?);
         let number =
@@ -204,6 +230,9 @@ impl Source<'_> {
             // The published settings of every Llama 3.1, 3.2 and 3.3; the factor shows in the
             // largest entry.
             let tensor = &self.file.tensors["rope_freqs.weight"];
+            if tensor.shape.iter().product::<usize>() > MOST_WIDTH {
+                return self.fail("`rope_freqs.weight` is larger than a head");
+            }
             let factors = dequantize(self.file.bytes(tensor), tensor.format);
             let factor = factors.iter().copied().fold(1.0_f32, f32::max);
             return Ok(json!({
@@ -249,10 +278,10 @@ impl Source<'_> {
     /// Two quantisations of one matrix differ by far less than two matrices do: their distance is
     /// below half their norm, where independent matrices are about 1.4 norms apart.
     fn are_one_matrix(&self, one: &GgufTensor, other: &GgufTensor) -> bool {
+        let &[rows, _] = one.shape.as_slice() else { return false };
         if one.shape != other.shape {
             return false;
         }
-        let rows = one.shape.first().copied().unwrap_or(0);
         let (mut apart, mut norm) = (0.0, 0.0);
         for row in (0..rows).step_by((rows / 256).max(1)) {
             let row_of = |tensor: &GgufTensor| {

@@ -6,6 +6,13 @@ use std::path::Path;
 use super::BlockFormat;
 use crate::{CheckpointError, MappedFile, Result};
 
+/// Values of all metadata lists together; the largest vocabularies with their merges come to a third.
+const MOST_VALUES: usize = 1 << 22;
+/// The most dimensions of a tensor that ggml has.
+const MOST_DIMENSIONS: u32 = 4;
+/// The largest alignment of tensors that makes sense.
+const MOST_ALIGNMENT: u64 = 1 << 16;
+
 /// A metadata value.
 #[derive(Debug, Clone, PartialEq)]
 #[expect(missing_docs, reason = "the variants are the format's types, widened")]
@@ -84,7 +91,7 @@ impl GgufFile {
     /// is not understood.
     pub fn open(path: &Path) -> Result<Self> {
         let file = MappedFile::open(path)?;
-        let mut cursor = Cursor { bytes: file.bytes(), at: 0, path };
+        let mut cursor = Cursor { bytes: file.bytes(), at: 0, values_left: MOST_VALUES, path };
         if cursor.take(4)? != b"GGUF" {
             return Err(cursor.fail("it does not begin with `GGUF`"));
         }
@@ -97,7 +104,11 @@ impl GgufFile {
         for _ in 0..num_values {
             let key = cursor.text()?;
             let kind = cursor.u32()?;
-            metadata.insert(key, cursor.value(kind, 0)?);
+            let value = cursor.value(kind, 0)?;
+            if metadata.contains_key(&key) {
+                return Err(cursor.fail(&format!("`{key}` is given twice")));
+            }
+            metadata.insert(key, value);
         }
         let mut places = Vec::new();
         for _ in 0..num_tensors {
@@ -105,8 +116,10 @@ impl GgufFile {
         }
         let alignment =
             metadata.get("general.alignment").and_then(GgufValue::as_count).unwrap_or(32);
-        let alignment = usize::try_from(alignment.max(1)).unwrap_or(32);
-        let data = cursor.at.next_multiple_of(alignment);
+        if !(1..=MOST_ALIGNMENT).contains(&alignment) {
+            return Err(cursor.fail(&format!("its alignment is {alignment}")));
+        }
+        let data = cursor.at.next_multiple_of(alignment as usize);
         let mut tensors = BTreeMap::new();
         for (name, shape, format, offset) in places {
             let range = (|| {
@@ -123,6 +136,10 @@ impl GgufFile {
                 let what = format!("tensor `{name}` does not fit the file; fetch it again");
                 return Err(CheckpointError::gguf(path, what));
             };
+            if tensors.contains_key(&name) {
+                let what = format!("tensor `{name}` is there twice");
+                return Err(CheckpointError::gguf(path, what));
+            }
             tensors.insert(name, GgufTensor { shape, format, range });
         }
         Ok(Self { file, metadata, tensors })
@@ -143,6 +160,8 @@ impl GgufFile {
 struct Cursor<'a> {
     bytes: &'a [u8],
     at: usize,
+    /// Elements of lists that may still come: one takes more memory than its byte in the file.
+    values_left: usize,
     path: &'a Path,
 }
 
@@ -202,6 +221,12 @@ impl<'a> Cursor<'a> {
             9 if depth < 4 => {
                 let kind = self.u32()?;
                 let length = self.size()?;
+                let Some(left) = self.values_left.checked_sub(length) else {
+                    return Err(
+                        self.fail(&format!("its lists hold more than {MOST_VALUES} values"))
+                    );
+                };
+                self.values_left = left;
                 let mut values = Vec::new(); // Not sized ahead: the length is not yet believed.
                 for _ in 0..length {
                     values.push(self.value(kind, depth + 1)?);
@@ -218,6 +243,9 @@ impl<'a> Cursor<'a> {
     fn tensor(&mut self) -> Result<Place> {
         let name = self.text()?;
         let dimensions = self.u32()?;
+        if !(1..=MOST_DIMENSIONS).contains(&dimensions) {
+            return Err(self.fail(&format!("tensor `{name}` has {dimensions} dimensions")));
+        }
         let mut shape = Vec::new();
         for _ in 0..dimensions {
             shape.push(self.size()?);
@@ -229,5 +257,62 @@ impl<'a> Cursor<'a> {
         };
         let offset = self.size()?;
         Ok((name, shape, format, offset))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A text as the format has it.
+    fn text(text: &str) -> Vec<u8> {
+        [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
+    }
+
+    /// A metadata value of a type.
+    fn value(key: &str, kind: u32, bytes: &[u8]) -> Vec<u8> {
+        [text(key), kind.to_le_bytes().to_vec(), bytes.to_vec()].concat()
+    }
+
+    /// An F32 tensor without data, of as many dimensions as sizes.
+    fn tensor(name: &str, sizes: &[u64]) -> Vec<u8> {
+        let sizes: Vec<u8> = sizes.iter().flat_map(|size| size.to_le_bytes()).collect();
+        let dimensions = (sizes.len() as u32 / 8).to_le_bytes();
+        [text(name), dimensions.to_vec(), sizes, vec![0; 12]].concat()
+    }
+
+    fn open(counts: [u64; 2], parts: &[Vec<u8>]) -> String {
+        let folder = testkit::temporary_folder();
+        let path = folder.path().join("a.gguf");
+        let counts: Vec<u8> = counts.iter().flat_map(|count| count.to_le_bytes()).collect();
+        let bytes = [b"GGUF\x03\0\0\0".to_vec(), counts, parts.concat()].concat();
+        fs_err::write(&path, bytes).unwrap();
+        GgufFile::open(&path).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn headers_that_cannot_be_are_refused() {
+        let many = 1_u64 << 60;
+        // A list of lists of lists …
+        let nested = [9_u32.to_le_bytes().to_vec(), 1_u64.to_le_bytes().to_vec()].concat();
+        let list = |kind: u32, length: u64| {
+            [kind.to_le_bytes().to_vec(), length.to_le_bytes().to_vec()].concat()
+        };
+        for (counts, parts, reason) in [
+            ([many, 0], vec![], "it ends within its header"),
+            ([0, many], vec![], "it ends within its header"),
+            ([0, 1], vec![value("a", 9, &list(0, many))], "more than 4194304 values"),
+            ([0, 1], vec![value("a", 9, &nested.repeat(9))], "unknown type 9"),
+            ([0, 2], vec![value("a", 7, &[1]), value("a", 7, &[0])], "`a` is given twice"),
+            ([0, 1], vec![value("general.alignment", 10, &[255; 8])], "its alignment is"),
+            ([0, 1], vec![value("general.alignment", 10, &[0; 8])], "its alignment is 0"),
+            ([1, 0], vec![tensor("t", &[])], "has 0 dimensions"),
+            ([1, 0], vec![tensor("t", &[1; 5])], "has 5 dimensions"),
+            ([1, 0], vec![tensor("t", &[many; 2])], "does not fit the file"),
+            ([2, 0], vec![tensor("t", &[0]), tensor("t", &[0]), vec![0; 64]], "`t` is there twice"),
+        ] {
+            let error = open(counts, &parts);
+            assert!(error.contains(reason), "{error}");
+        }
     }
 }

@@ -21,6 +21,11 @@ const USER_DEFINED: u64 = 4;
 const UNUSED: u64 = 5;
 const BYTE: u64 = 6;
 
+/// The longest token that is cut into merges: the time that takes grows with its square.
+const MOST_BYTES: usize = 1024;
+/// Bytes of all merges together; the largest vocabularies come to a tenth.
+const MOST_MERGED_BYTES: usize = 64 << 20;
+
 /// One entry of the vocabulary.
 struct Token<'a> {
     id: usize,
@@ -197,7 +202,8 @@ impl<'a> Source<'a> {
                 "unk_token": self.special_text(tokens, "unknown_token_id").unwrap_or("<unk>"),
                 "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": true,
                 "byte_fallback": true, "ignore_merges": false,
-                "vocab": vocabulary(tokens), "merges": merges_by_score(tokens, scores),
+                "vocab": vocabulary(tokens),
+                "merges": merges_by_score(tokens, scores).map_err(|what| self.fail(&what))?,
             },
         }))
     }
@@ -273,24 +279,33 @@ fn vocabulary(tokens: &[Token<'_>]) -> Map<String, Value> {
 
 /// Every way to cut a token into two tokens is a merge; better-scored results merge first, and of
 /// one result's merges those of earlier pieces.
-fn merges_by_score(tokens: &[Token<'_>], scores: &[GgufValue]) -> Vec<Value> {
+fn merges_by_score(tokens: &[Token<'_>], scores: &[GgufValue]) -> Result<Vec<Value>, String> {
     let ids: HashMap<&str, usize> = tokens
         .iter()
         .filter(|token| !matches!(token.kind, UNUSED | CONTROL | BYTE))
         .map(|token| (token.text, token.id))
         .collect();
-    let mut merges = Vec::new();
+    let (mut merges, mut bytes) = (Vec::new(), 0);
     for token in tokens.iter().filter(|token| ids.contains_key(token.text)) {
+        if token.text.len() > MOST_BYTES {
+            let (id, size) = (token.id, token.text.len());
+            return Err(format!("token {id} has {size} bytes, and {MOST_BYTES} is the most"));
+        }
         let score = scores.get(token.id).and_then(GgufValue::as_number).unwrap_or(0.0);
         for (at, _) in token.text.char_indices().skip(1) {
             let (left, right) = token.text.split_at(at);
             if let (Some(&l), Some(&r)) = (ids.get(left), ids.get(right)) {
+                bytes += token.text.len();
                 merges.push((score, l, r, json!([left, right])));
             }
         }
+        if bytes > MOST_MERGED_BYTES {
+            let most = MOST_MERGED_BYTES >> 20;
+            return Err(format!("its tokens' merges take more than {most} MB"));
+        }
     }
     merges.sort_by(|x, y| y.0.total_cmp(&x.0).then((x.1, x.2).cmp(&(y.1, y.2))));
-    merges.into_iter().map(|(.., merge)| merge).collect()
+    Ok(merges.into_iter().map(|(.., merge)| merge).collect())
 }
 
 #[cfg(test)]
@@ -313,8 +328,22 @@ mod tests {
             })
             .collect();
         let scores: Vec<_> = [0.0, -9.0, -9.0, -1.0, -3.0, -2.0, 0.0].map(GgufValue::Float).into();
-        let found = merges_by_score(&tokens, &scores);
+        let found = merges_by_score(&tokens, &scores).unwrap();
         let expected = [["a", "b"], ["a", "ba"], ["ab", "a"], ["b", "a"]];
         assert_eq!(found, expected.map(|pair| json!(pair)));
+    }
+
+    /// A token of 400 kB took minutes; vocabularies whose merges are long fill the memory.
+    #[test]
+    fn tokens_that_take_too_long_are_refused() {
+        let check = |texts: &[String]| {
+            let tokens: Vec<Token<'_>> =
+                texts.iter().enumerate().map(|(id, text)| Token { id, text, kind: 1 }).collect();
+            merges_by_score(&tokens, &[]).unwrap_err()
+        };
+        let long = check(&["a".into(), "a".repeat(400_000)]);
+        assert_eq!(long, "token 1 has 400000 bytes, and 1024 is the most");
+        let many: Vec<String> = (1..=1024).map(|length| "a".repeat(length)).collect();
+        assert_eq!(check(&many), "its tokens' merges take more than 64 MB");
     }
 }

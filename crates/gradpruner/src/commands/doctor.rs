@@ -21,7 +21,7 @@ const WEIGHT: (usize, usize) = (8192, 2048);
 
 pub(crate) fn run(_: DoctorArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
     // Each line is out before the next one is looked for.
-    let line = |name: &str, text: &str| printer.stream(&format!("{name:14}{text}\n"));
+    let mut line = |name: &str, text: &str| printer.stream(&format!("{name:14}{text}\n"));
     line("gradpruner", env!("CARGO_PKG_VERSION"));
     let gpus = usable_gpus();
     match &gpus {
@@ -33,7 +33,7 @@ pub(crate) fn run(_: DoctorArgs, printer: &mut Printer) -> anyhow::Result<Outcom
     let free = memory.map_or("unknown".into(), |free| format!("{} free", bytes_text(free)));
     line("memory", &free);
     let device = if gpus.is_ok() { DeviceChoice::Cuda(0) } else { DeviceChoice::Cpu };
-    let rate = |compute: ComputeType| -> anyhow::Result<f64> {
+    let mut rate = |compute: ComputeType| -> anyhow::Result<f64> {
         let rate = product_rate(WEIGHT, device, compute)?;
         line("products", &format!("{} GFLOP/s in {compute} on {device}", gigaflops(rate)));
         Ok(rate)

@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use checkpoint::{ModelConfig, locate_configuration};
-use dataset::{Encoder, read_rows};
-use pipeline::{Estimate, FinetuneMethod, RunSettings, Sample, bytes_text, estimate, time_text};
+use dataset::read_rows;
+use pipeline::{
+    Estimate, FinetuneMethod, RunSettings, Sample, bytes_text, estimate, read_encoder, time_text,
+};
 use prune::Criterion;
 
 use crate::arguments::{CollectingArgs, ComputeArgs, EvaluationArgs, TrainingArgs, positive};
@@ -80,7 +82,7 @@ pub(crate) fn run(args: EstimateArgs) -> anyhow::Result<Outcome> {
     let read = |path: &PathBuf| -> anyhow::Result<_> {
         Ok((
             read_rows(path, &[]).with_context(context)?,
-            Encoder::read(&folder).with_context(context)?,
+            read_encoder(&folder).with_context(context)?,
         ))
     };
     let train_sample = match train.as_ref().map(read).transpose()? {

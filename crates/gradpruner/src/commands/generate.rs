@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use ::finetune::{generate, peak_memory_bytes};
 use anyhow::Context;
 use checkpoint::locate;
-use dataset::{Chat, Encoder, Message};
-use pipeline::load_adapted;
+use dataset::{Chat, Message};
+use pipeline::{load_adapted, read_encoder};
 use serde_json::json;
 
 use crate::arguments::ComputeArgs;
@@ -43,7 +43,7 @@ pub(crate) fn run(args: GenerateArgs, printer: &mut Printer) -> anyhow::Result<O
     let GenerateArgs { model, adapter, prompt, system, raw, max_new_tokens, compute } = args;
     let context = || format!("cannot generate with `{model}`");
     let folder = locate(&model).with_context(context)?;
-    let encoder = Encoder::read(&folder).with_context(context)?;
+    let encoder = read_encoder(&folder).with_context(context)?;
     let tokens = if raw {
         encoder.tokens(&prompt).with_context(context)?
     } else {

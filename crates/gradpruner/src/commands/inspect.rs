@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use checkpoint::gguf::GgufFile;
-use checkpoint::{Adapter, Checkpoint, Record, locate};
+use checkpoint::{Adapter, Checkpoint, Record, locate, read_json};
 use pipeline::layer_strip;
 use prune::{Plan, Scores, Size};
 use serde_json::{Value, json};
@@ -35,7 +35,7 @@ fn inspect(path: &Path) -> anyhow::Result<Outcome> {
         return gguf(path);
     }
     if path.is_file() {
-        let value: Value = serde_json::from_str(&fs_err::read_to_string(path)?)?;
+        let value: Value = read_json(path)?;
         return match value["format"].as_str() {
             Some("gradpruner-plan") => {
                 let plan = Plan::read(path)?;

@@ -1,0 +1,82 @@
+//! Models that cannot be used, each refused in a sentence that says what can.
+
+use serde_json::{Map, Value};
+
+/// The families that are supported, as messages name them.
+pub(super) const SUPPORTED: &str = "llama, mistral, qwen2 and qwen3 are supported";
+
+/// Keys of wrappers around a language model.
+const PARTS: [&str; 8] = [
+    "vision_config",
+    "audio_config",
+    "speech_config",
+    "text_config",
+    "language_config",
+    "llm_config",
+    "thinker_config",
+    "talker_config",
+];
+
+/// Keys that count experts.
+const EXPERTS: [&str; 4] =
+    ["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"];
+
+/// Why a model with this `config.json` cannot be used, if its kind says so.
+pub(super) fn reason_against(raw: &Map<String, Value>) -> Option<String> {
+    quantised(raw)
+        .or_else(|| multimodal(raw))
+        .or_else(|| experts(raw))
+        .or_else(|| without_head(raw))
+        .or_else(|| partly_rotated(raw))
+}
+
+fn quantised(raw: &Map<String, Value>) -> Option<String> {
+    let (key, found) = ["quantization_config", "compression_config"]
+        .iter()
+        .find_map(|&key| Some((key, raw.get(key)?)).filter(|(_, found)| !found.is_null()))?;
+    let method = found.get("quant_method").and_then(Value::as_str);
+    let method = method.map_or_else(String::new, |method| format!(", {method}"));
+    Some(format!(
+        "the checkpoint is quantised (`{key}`{method}); use the model's original in BF16, F16 or F32"
+    ))
+}
+
+fn multimodal(raw: &Map<String, Value>) -> Option<String> {
+    let key = PARTS.iter().find(|&&key| raw.get(key).is_some_and(Value::is_object))?;
+    Some(format!(
+        "the model is multimodal (`{key}`) and only text models are supported; save its language \
+         model as a checkpoint of its own and use that"
+    ))
+}
+
+fn experts(raw: &Map<String, Value>) -> Option<String> {
+    let (key, count) = EXPERTS.iter().find_map(|&key| {
+        let count = raw.get(key).filter(|value| !value.is_null())?;
+        (count.as_u64() != Some(0)).then_some((key, count))
+    })?;
+    Some(format!(
+        "the model is a Mixture-of-Experts (`{key}` is {count}); only dense models are supported"
+    ))
+}
+
+/// A classifier or an encoder has other weights beside or in place of a head.
+fn without_head(raw: &Map<String, Value>) -> Option<String> {
+    let names: Vec<&str> =
+        raw.get("architectures")?.as_array()?.iter().filter_map(Value::as_str).collect();
+    let has_head = |name: &&str| name.to_lowercase().ends_with("forcausallm");
+    if names.is_empty() || names.iter().any(has_head) {
+        return None;
+    }
+    Some(format!(
+        "`architectures` is {}, and only causal language models (…ForCausalLM) are supported",
+        names.join(", ")
+    ))
+}
+
+fn partly_rotated(raw: &Map<String, Value>) -> Option<String> {
+    let inner = ["rope_parameters", "rope_scaling"].iter().find_map(|key| raw.get(*key));
+    let factor = |map: Option<&Value>| map.and_then(Value::as_f64).filter(|&share| share != 1.0);
+    let found = factor(raw.get("partial_rotary_factor"))
+        .or_else(|| factor(inner.and_then(|map| map.get("partial_rotary_factor"))))?;
+    Some(format!("`partial_rotary_factor` is {found}; only 1 is supported"))
+}
