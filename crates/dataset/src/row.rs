@@ -49,8 +49,7 @@ mod tests {
 
     /// What one row of JSON comes to.
     fn content_of(row: &Value) -> Content {
-        let mut rows = read("row.jsonl", row.to_string().as_bytes()).unwrap();
-        rows.remove(0).content
+        content(serde_json::from_str(&row.to_string()).unwrap(), &[]).unwrap()
     }
 
     fn turns(

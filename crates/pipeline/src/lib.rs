@@ -5,6 +5,7 @@
 //! which is what the single commands call.
 
 mod chart;
+mod data;
 mod error;
 mod estimate;
 mod event;
@@ -18,6 +19,7 @@ mod stage;
 mod table;
 mod tensorboard;
 
+pub use data::{digest_data, read_data};
 pub use error::PipelineError;
 pub use estimate::{Estimate, Sample, StageEstimate, bytes_text, estimate, time_text};
 pub use event::{Event, Stage};
@@ -31,8 +33,8 @@ pub use settings::{
 };
 pub use stability::Stability;
 pub use stage::{
-    CollectTargets, Collected, FinetuneTarget, collect_record, evaluate_model, finetune_model,
-    load_adapted,
+    CollectTargets, Collected, FinetuneTarget, StageInputs, collect_record, evaluate_model,
+    finetune_model, load_adapted,
 };
 pub use table::{ComparisonRow, comparison, layer_strip, table_text};
 

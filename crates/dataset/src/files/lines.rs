@@ -17,7 +17,8 @@ pub(super) fn read(mut stream: Stream, each: &mut Each<'_>) -> Result<()> {
             let column = error.valid_up_to() + 1;
             DatasetError::row(&place, format!("it is not UTF-8 at column {column}"))
         })?;
-        if text.trim().is_empty() {
+        let text = text.trim();
+        if text.is_empty() {
             continue;
         }
         let value = serde_json::from_str(text).map_err(|error| {

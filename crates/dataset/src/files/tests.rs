@@ -88,7 +88,7 @@ fn json_lines() {
             cut.jsonl line 1: {"a":1}
             error: cut.jsonl line 2: not JSON: EOF while parsing an object at column 4; is the row spread over several lines, or the file truncated?
 
-            error: pretty.json line 1: not JSON: EOF while parsing an object at column 0; is the row spread over several lines, or the file truncated?
+            error: pretty.json line 1: not JSON: EOF while parsing an object at column 1; is the row spread over several lines, or the file truncated?
 
             number.jsonl line 1: {"a":1}
             error: number.jsonl line 2: it is not a JSON object

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use ::finetune::EvalReport;
 use anyhow::Context;
 use checkpoint::{Staging, locate};
-use pipeline::{Event, Stage, evaluate_model};
+use pipeline::{Event, Stage, StageInputs, evaluate_model};
 
-use crate::arguments::{ComputeArgs, EvaluationArgs, positive};
+use crate::arguments::{ComputeArgs, DataArgs, EvaluationArgs, positive};
 use crate::printer::{Outcome, Printer};
 
 /// Evaluate a model.
@@ -25,7 +25,7 @@ pub(crate) struct EvalArgs {
     /// PEFT LoRA adapter to put on it
     #[arg(long)]
     adapter: Option<PathBuf>,
-    /// Rows, JSONL
+    /// Rows: a data file, or a folder of them
     #[arg(long)]
     data: PathBuf,
     /// File for the figures
@@ -35,19 +35,21 @@ pub(crate) struct EvalArgs {
     #[arg(long, default_value_t = 2048, value_parser = positive)]
     max_length: usize,
     #[command(flatten)]
+    reading: DataArgs,
+    #[command(flatten)]
     evaluation: EvaluationArgs,
     #[command(flatten)]
     compute: ComputeArgs,
 }
 
 pub(crate) fn run(args: EvalArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
-    let EvalArgs { model, adapter, data, out, max_length, evaluation, compute } = args;
+    let EvalArgs { model, adapter, data, out, max_length, reading, evaluation, compute } = args;
     let context = || format!("cannot evaluate `{model}` on `{}`", data.display());
     printer.event(Event::Started(Stage::Evaluate));
     let folder = locate(&model).with_context(context)?;
     let report = evaluate_model(
-        (&folder, adapter.as_deref()),
-        &data,
+        StageInputs { model: &folder, data: &data, ignored: &reading.ignore_fields },
+        adapter.as_deref(),
         &evaluation.settings(max_length),
         &compute.settings(),
         &mut |event| printer.event(event),
