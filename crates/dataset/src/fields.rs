@@ -122,27 +122,39 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Refuses a field that was not used and may carry something to learn.
+    /// Refuses fields that were not used and may carry something to learn.
     pub(crate) fn finish(self) -> Result<(), String> {
-        let unused =
-            self.left.iter().find(|(key, value)| !is_nothing(value) && !is_nothing_to_learn(key));
-        match unused {
-            None => Ok(()),
-            Some((key, _)) => Err(format!(
-                "`{}` is not understood here{}; pass `--ignore-fields {key}` to skip it",
-                self.path(key),
-                advice(key)
-            )),
-        }
+        let unused: Vec<&str> = self
+            .left
+            .iter()
+            .filter(|(key, value)| !is_nothing(value) && !is_nothing_to_learn(key))
+            .map(|(key, _)| key.as_str())
+            .take(8)
+            .collect();
+        let named: Vec<String> =
+            unused.iter().map(|key| format!("`{}`{}", self.path(key), advice(key))).collect();
+        let (are, them) = match unused.as_slice() {
+            [] => return Ok(()),
+            [_] => ("is", "it"),
+            _ => ("are", "them"),
+        };
+        Err(format!(
+            "{} {are} not understood here; pass `--ignore-fields {}` to skip {them}",
+            named.join(", "),
+            unused.join(",")
+        ))
     }
 }
 
+/// What may have been meant.
 fn advice(key: &str) -> String {
-    if ["reasoning", "thinking", "thought"].contains(&key) {
-        return " (did you mean `reasoning_content`?)".to_owned();
-    }
     let near = |known: &&str| strsim::osa_distance(key, known) <= 1 + key.len() / 8;
-    match UNDERSTOOD.split_whitespace().find(near) {
+    let meant = match key {
+        "reasoning" | "thinking" | "thought" => Some("reasoning_content"),
+        _ if key.len() > 40 => None,
+        _ => UNDERSTOOD.split_whitespace().find(near),
+    };
+    match meant {
         Some(known) if known != key => format!(" (did you mean `{known}`?)"),
         _ => String::new(),
     }
@@ -171,5 +183,34 @@ pub(crate) fn kind(value: &Value) -> &'static str {
         Value::String(_) => "a string",
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn documented() -> String {
+        fs_err::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/formats.md"))
+            .unwrap()
+    }
+
+    #[test]
+    fn formats_md_has_the_table_in_force() {
+        let mut table = "| what they say | fields |\n|---|---|\n".to_owned();
+        for (what, keys) in NOTHING_TO_LEARN {
+            let keys: Vec<String> = keys.split(", ").map(|key| format!("`{key}`")).collect();
+            table.push_str(&format!("| {what} | {} |\n", keys.join(", ")));
+        }
+        assert!(documented().contains(&format!("\n{table}\n")), "docs/formats.md lacks\n{table}");
+    }
+
+    #[test]
+    fn formats_md_says_what_becomes_of_every_field() {
+        let text = documented();
+        for key in UNDERSTOOD.split_whitespace() {
+            assert!(text.contains(&format!("`{key}`")), "{key} is not in docs/formats.md");
+            assert!(!is_nothing_to_learn(key), "{key} is both used and passed over");
+        }
     }
 }

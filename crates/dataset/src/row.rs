@@ -134,6 +134,12 @@ mod tests {
             prop_assert_eq!(read, texts);
         }
 
+    }
+
+    proptest! {
+        // Each reads some twenty files.
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         /// Bytes at random, and good files with a few bytes changed.
         #[test]
         fn no_bytes_panic(

@@ -398,14 +398,14 @@ fn what_else_a_turn_says() {
 
             error: `messages[1].reasoning_content` is a list; it must be a string
 
-            error: `messages[1].thinking` is not understood here (did you mean `reasoning_content`?); pass `--ignore-fields thinking` to skip it
+            error: `messages[1].thinking` (did you mean `reasoning_content`?) is not understood here; pass `--ignore-fields thinking` to skip it
 
             error: `messages[1].tool_call_id` is not understood here; pass `--ignore-fields tool_call_id` to skip it
 
             user: "q"
             assistant: "a"
 
-            error: `messages[1].reasoning_contents` is not understood here (did you mean `reasoning_content`?); pass `--ignore-fields reasoning_contents` to skip it
+            error: `messages[1].reasoning_contents` (did you mean `reasoning_content`?) is not understood here; pass `--ignore-fields reasoning_contents` to skip it
 
             error: `messages[1].emotion` is not understood here; pass `--ignore-fields emotion` to skip it
         "#]],
@@ -650,7 +650,7 @@ fn fields_that_are_passed_over_or_not() {
         read(&json!({"instruction": "q", "output": "a", "inputs": "c"}), &[]),
     ];
     expect![[r#"
-        error: `hint` is not understood here; pass `--ignore-fields hint` to skip it
+        error: `hint`, `label` are not understood here; pass `--ignore-fields hint,label` to skip them
 
         error: `label` is not understood here; pass `--ignore-fields label` to skip it
 
@@ -663,8 +663,8 @@ fn fields_that_are_passed_over_or_not() {
         user: "q"
         assistant: "a"
 
-        error: `ouput` is not understood here (did you mean `output`?); pass `--ignore-fields ouput` to skip it
+        error: `ouput` (did you mean `output`?) is not understood here; pass `--ignore-fields ouput` to skip it
 
-        error: `inputs` is not understood here (did you mean `input`?); pass `--ignore-fields inputs` to skip it
+        error: `inputs` (did you mean `input`?) is not understood here; pass `--ignore-fields inputs` to skip it
     "#]].assert_eq(&found.join("\n"));
 }
