@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value};
 
+use crate::json::parse;
+
 /// Fields that carry nothing to learn, by what they say; passed over in rows, messages and parts of
 /// messages alike.
 const NOTHING_TO_LEARN: [(&str, &str); 4] = [
@@ -108,8 +110,10 @@ impl<'a> Fields<'a> {
         match self.take_more_than_nothing(key) {
             None => Ok(Vec::new()),
             Some(Value::Array(list)) => Ok(list),
-            Some(Value::String(text)) => serde_json::from_str(&text)
-                .map_err(|_| wrong("a string that holds no JSON list", self.path(key))),
+            Some(Value::String(text)) => match parse(&text) {
+                Ok(Value::Array(list)) => Ok(list),
+                _ => Err(wrong("a string that holds no JSON list", self.path(key))),
+            },
             Some(other) => Err(wrong(kind(&other), self.path(key))),
         }
     }

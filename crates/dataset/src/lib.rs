@@ -11,6 +11,7 @@ mod encoded;
 mod error;
 mod fields;
 mod files;
+mod json;
 mod row;
 mod sampler;
 mod template;

@@ -7,6 +7,7 @@ use super::parts::take_content;
 use super::tools::{call, take_calls};
 use crate::Message;
 use crate::fields::{Fields, kind};
+use crate::json::parse;
 
 /// Reads one message.
 pub(super) fn turn(mut fields: Fields<'_>) -> Result<Turn, String> {
@@ -61,7 +62,7 @@ fn role(said: &str) -> Option<&'static str> {
 /// The calls that a turn of the role `function_call` spells out.
 fn called_in_text(text: &str, name: &str) -> Result<Vec<Value>, String> {
     let wrong = || format!("`{name}` must be a call in JSON, with `name` and `arguments`");
-    match serde_json::from_str(text).map_err(|_| wrong())? {
+    match parse(text).map_err(|_| wrong())? {
         Value::Array(calls) => {
             calls.into_iter().map(|value| call(value).ok_or_else(wrong)).collect()
         }

@@ -1,15 +1,15 @@
 //! A JSON list of objects, however it is laid out.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io::{self, Read};
 use std::rc::Rc;
 
 use serde::de::{Deserializer, Error, SeqAccess, Visitor};
-use serde_json::Value;
 
 use super::stream::Stream;
 use super::{Each, not_json, object};
+use crate::json::Strict;
 use crate::{DatasetError, Result};
 
 /// Reads the list's elements one after another.
@@ -70,7 +70,7 @@ impl<'de> Visitor<'de> for Elements<'_, '_> {
         loop {
             // The parser takes a byte at a time, so that this is where the last element ended.
             self.stream.0.borrow_mut().begin_row();
-            let Some(value) = list.next_element::<Value>()? else {
+            let Some(value) = list.next_element_seed(Strict::new(&Cell::new(0)))? else {
                 return Ok(());
             };
             let place = self.stream.0.borrow().here();

@@ -2,6 +2,7 @@
 
 use super::stream::Stream;
 use super::{Each, not_json, object};
+use crate::json::parse;
 use crate::{DatasetError, Result};
 
 /// Reads every line; blank ones are skipped.
@@ -21,7 +22,7 @@ pub(super) fn read(mut stream: Stream, each: &mut Each<'_>) -> Result<()> {
         if text.is_empty() {
             continue;
         }
-        let value = serde_json::from_str(text).map_err(|error| {
+        let value = parse(text).map_err(|error| {
             let advice = match error.is_eof() {
                 true => "; is the row spread over several lines, or the file truncated?",
                 false => "",

@@ -122,7 +122,8 @@ fn object(value: Value, place: &Place) -> Result<Map<String, Value>> {
 fn not_json(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
-    format!("not JSON: {what} at column {}", error.column())
+    let kind = if error.is_data() { "" } else { "not JSON: " };
+    format!("{kind}{what} at column {}", error.column())
 }
 
 #[cfg(test)]

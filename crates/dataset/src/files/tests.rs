@@ -62,6 +62,7 @@ fn json_lines() {
             ("two.jsonl", b"{\"a\": 1}\n{\"b\": 2} {\"c\": 3}"),
             ("cut.jsonl", b"{\"a\": 1}\n{\"b\""),
             ("pretty.json", b"{\n  \"a\": 1\n}\n"),
+            ("twice.jsonl", b"{\"a\": 1, \"a\": 2}\n"),
             ("number.jsonl", b"{\"a\": 1}\n7\n"),
             ("nan.jsonl", b"{\"a\": NaN}"),
             ("latin.jsonl", b"{\"a\": 1}\n{\"a\": \"\xe9\"}\n"),
@@ -89,6 +90,8 @@ fn json_lines() {
             error: cut.jsonl line 2: not JSON: EOF while parsing an object at column 4; is the row spread over several lines, or the file truncated?
 
             error: pretty.json line 1: not JSON: EOF while parsing an object at column 1; is the row spread over several lines, or the file truncated?
+
+            error: twice.jsonl line 1: the key `a` stands twice in one object at column 12
 
             number.jsonl line 1: {"a":1}
             error: number.jsonl line 2: it is not a JSON object
@@ -120,6 +123,7 @@ fn json_list() {
             ),
             ("named.jsonl", b"[{\"a\": 1}\n,{\"b\": 2}]"),
             ("empty.json", b"[]"),
+            ("twice.json", b"[{\"a\": 1},\n{\"a\": 1, \"a\": 2}]"),
             ("number.json", b"[{\"a\": 1},\n7]"),
             ("cut.json", b"\n[\n{\"a\": 1},\n{\"b\""),
             ("comma.json", b"[{\"a\": 1}\n\n{\"b\": 2}]"),
@@ -136,6 +140,9 @@ fn json_list() {
             named.jsonl line 1: {"a":1}
             named.jsonl line 2: {"b":2}
 
+
+            twice.json line 1: {"a":1}
+            error: twice.json line 2: the key `a` stands twice in one object at column 13
 
             number.json line 1: {"a":1}
             error: number.json line 2: it is not a JSON object
