@@ -17,7 +17,7 @@ pub enum DatasetError {
     #[error("{}: there are no rows in it", path.display())]
     Empty { path: PathBuf },
     #[error(
-        "{}: its name says no format of data; known are .jsonl, .json, .csv and .tsv (each also \
+        "{}: not a known kind of data file; known are .jsonl, .json, .csv and .tsv (each also \
          .gz or .zst) and .parquet",
         path.display()
     )]

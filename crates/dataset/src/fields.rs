@@ -168,13 +168,14 @@ fn is_nothing_to_learn(key: &str) -> bool {
     NOTHING_TO_LEARN.iter().any(|(_, keys)| keys.split(", ").any(|known| known == key))
 }
 
-/// Null, an empty text and an empty list say nothing.
+/// Null, and what is empty, says nothing.
 fn is_nothing(value: &Value) -> bool {
     match value {
         Value::Null => true,
         Value::String(text) => text.is_empty(),
         Value::Array(list) => list.is_empty(),
-        _ => false,
+        Value::Object(object) => object.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
     }
 }
 

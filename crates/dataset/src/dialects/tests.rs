@@ -638,7 +638,7 @@ fn choices() {
 fn fields_that_are_passed_over_or_not() {
     let row = json!({
         "prompt": "q", "completion": "a", "id": 1, "source": "s", "nothing": null, "empty": "",
-        "none": [], "hint": "h", "label": 0,
+        "none": [], "bare": {}, "hint": "h", "label": 0,
     });
     let found = [
         read(&row, &[]),

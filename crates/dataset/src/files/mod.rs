@@ -56,24 +56,22 @@ pub fn data_files(path: &Path) -> Result<Vec<PathBuf>> {
             None => Err(DatasetError::Format { path: path.to_owned() }),
         };
     }
-    let mut files = Vec::new();
-    for entry in fs_err::read_dir(path)? {
-        let file = entry?.path();
-        if holds_no_rows(&file) {
-            continue;
-        }
+    let mut files = fs_err::read_dir(path)?
+        .map(|entry| Ok(entry?.path()))
+        .filter(|file| !file.as_ref().is_ok_and(|file| holds_no_rows(file)))
+        .collect::<Result<Vec<PathBuf>>>()?;
+    files.sort();
+    for file in &files {
         if file.is_dir() {
-            return Err(DatasetError::Nested { path: path.to_owned(), folder: file });
+            return Err(DatasetError::Nested { path: path.to_owned(), folder: file.clone() });
         }
-        if Format::of(&file).is_none() {
-            return Err(DatasetError::Format { path: file });
+        if Format::of(file).is_none() {
+            return Err(DatasetError::Format { path: file.clone() });
         }
-        files.push(file);
     }
     if files.is_empty() {
         return Err(DatasetError::NoFiles { path: path.to_owned() });
     }
-    files.sort();
     Ok(files)
 }
 

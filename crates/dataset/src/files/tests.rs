@@ -368,10 +368,10 @@ fn folders() {
         error: .: there are no data files in the folder
         error: .: there are no data files in the folder
         a.csv b.jsonl.gz c.parquet
-        error: d.arrow: its name says no format of data; known are .jsonl, .json, .csv and .tsv (each also .gz or .zst) and .parquet
+        error: d.arrow: not a known kind of data file; known are .jsonl, .json, .csv and .tsv (each also .gz or .zst) and .parquet
         error: .: holds a folder, `more`; name that one, or move its files up
         failed to open file `nowhere.jsonl`: No such file or directory (os error 2)
-        load.py: its name says no format of data; known are .jsonl, .json, .csv and .tsv (each also .gz or .zst) and .parquet"#]].assert_eq(&found.join("\n"));
+        load.py: not a known kind of data file; known are .jsonl, .json, .csv and .tsv (each also .gz or .zst) and .parquet"#]].assert_eq(&found.join("\n"));
 }
 
 /// Rows come in the order of the files' names, each with its own file's place.
