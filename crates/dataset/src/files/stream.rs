@@ -101,14 +101,19 @@ impl Stream {
         Place { file: Arc::clone(&self.file), number: line, is_line: true }
     }
 
-    /// The error of a read that failed here.
+    /// The error of a read that failed in the row that begins here.
     pub(super) fn failure(&self, error: &io::Error) -> DatasetError {
-        let advice = match error.kind() {
-            io::ErrorKind::UnexpectedEof => "; the file may be truncated, fetch it again",
-            _ => "",
-        };
-        DatasetError::row(&self.here(), format!("cannot be read: {error}{advice}"))
+        unreadable(&self.here(), error)
     }
+}
+
+/// The error of a read that failed within a row.
+pub(super) fn unreadable(place: &Place, error: &io::Error) -> DatasetError {
+    let advice = match error.kind() {
+        io::ErrorKind::UnexpectedEof => "; the file may be truncated, fetch it again",
+        _ => "",
+    };
+    DatasetError::row(place, format!("cannot be read: {error}{advice}"))
 }
 
 impl Read for Stream {

@@ -9,7 +9,7 @@ use csv::{ByteRecord, ErrorKind, ReaderBuilder};
 use serde_json::{Map, Value};
 
 use super::Each;
-use super::stream::Stream;
+use super::stream::{Stream, unreadable};
 use crate::dialects::is_a_row;
 use crate::{DatasetError, Place, Result};
 
@@ -110,8 +110,8 @@ impl Shared {
     fn error(&self, error: csv::Error) -> DatasetError {
         let lines = self.0.borrow();
         match error.into_kind() {
-            ErrorKind::Io(error) => lines.stream.failure(&error),
-            other => DatasetError::row(&lines.stream.here(), format!("not a table: {other:?}")),
+            ErrorKind::Io(error) => unreadable(&lines.place(), &error),
+            other => DatasetError::row(&lines.place(), format!("not a table: {other:?}")),
         }
     }
 }
