@@ -109,7 +109,7 @@ fn a_bad_line_and_no_lines() {
         &expect![[r#"
             exit 1
             error: the run in `r` stopped
-              because: bad.jsonl line 2: not JSON: EOF while parsing an object at line 1 column 14
+              because: bad.jsonl line 2: not JSON: EOF while parsing an object at column 14; is the row spread over several lines, or the file truncated?
         "#]],
     );
     check(

@@ -16,6 +16,22 @@ pub enum DatasetError {
     Row { place: Place, what: String },
     #[error("{}: there are no rows in it", path.display())]
     Empty { path: PathBuf },
+    #[error(
+        "{}: not a known kind of data file; known are .jsonl, .json, .csv and .tsv (each also \
+         .gz or .zst) and .parquet",
+        path.display()
+    )]
+    Format { path: PathBuf },
+    #[error("{}: there are no data files in the folder", path.display())]
+    NoFiles { path: PathBuf },
+    #[error(
+        "{}: holds a folder, `{}`; name that one, or move its files up",
+        path.display(),
+        folder.file_name().unwrap_or_default().display()
+    )]
+    Nested { path: PathBuf, folder: PathBuf },
+    #[error("{}: not a usable Parquet file: {what}; it may be truncated, fetch it again", path.display())]
+    Parquet { path: PathBuf, what: String },
     #[error("{}: not valid JSON", path.display())]
     Json { path: PathBuf, source: serde_json::Error },
     #[error("{}: not a usable tokenizer: {what}", path.display())]
@@ -37,6 +53,11 @@ impl From<minijinja::Error> for DatasetError {
 }
 
 impl DatasetError {
+    /// What is wrong with the row at a place.
+    pub(crate) fn row(place: &Place, what: impl Into<String>) -> Self {
+        Self::Row { place: place.clone(), what: what.into() }
+    }
+
     /// The error as that of a row.
     pub(crate) fn at(self, row: &Row) -> Self {
         Self::At { place: row.place.clone(), source: Box::new(self) }

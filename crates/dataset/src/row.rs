@@ -1,180 +1,176 @@
-//! Rows of a JSONL file as chats, whatever spelling they come in.
+//! Rows of data files, whatever format and spelling they come in.
 
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::sync::Arc;
 
-use serde_json::{Map, Value};
+use crate::dialects::content;
+use crate::files::{data_files, read_objects};
+use crate::{DatasetError, Result, Row};
 
-use crate::{Chat, Content, DatasetError, Message, Place, Result, Row};
-
-/// Reads a JSONL file: one object a line, blank lines skipped.
+/// Reads a data file, or all those of a folder (docs/formats.md, Data).
 ///
-/// Understood are `messages` (with `choices` and `answer`), `conversations` (ShareGPT),
-/// `instruction`/`input`/`output` (alpaca) and `prompt`/`completion`. A key that is neither
-/// understood nor among `ignored` is an error.
+/// A field of a row or message is used, known to carry nothing to learn, among `ignored`, or an
+/// error.
 ///
 /// # Errors
 ///
-/// [`DatasetError::Row`] with the file and line of the first row that is none of these;
-/// [`DatasetError::Empty`] if there is none at all.
-pub fn read_rows(path: &Path, _ignored: &[String]) -> Result<Vec<Row>> {
-    let file: Arc<Path> = path.into();
+/// [`DatasetError::Row`] with the place of the first row that cannot be used whole, and why;
+/// [`DatasetError::Empty`] if a file has no row at all; and what [`data_files`] says.
+pub fn read_rows(path: &Path, ignored: &[String]) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
-    for (line, text) in BufReader::new(fs_err::File::open(path)?).split(b'\n').enumerate() {
-        let place = Place { file: Arc::clone(&file), number: line + 1, is_line: true };
-        let row = |what: String| DatasetError::Row { place: place.clone(), what };
-        let text = text?;
-        let text = std::str::from_utf8(&text).map_err(|_| row("it is not UTF-8".into()))?.trim();
-        if text.is_empty() {
-            continue;
+    for file in data_files(path)? {
+        let before = rows.len();
+        read_objects(&file, &mut |place, object| {
+            let content =
+                content(object, ignored).map_err(|what| DatasetError::row(&place, what))?;
+            rows.push(Row { place, content });
+            Ok(())
+        })?;
+        if rows.len() == before {
+            return Err(DatasetError::Empty { path: file });
         }
-        let value =
-            serde_json::from_str(text).map_err(|error| row(format!("not JSON: {error}")))?;
-        let content = parse(value).map_err(row)?;
-        rows.push(Row { place, content });
-    }
-    if rows.is_empty() {
-        return Err(DatasetError::Empty { path: path.to_owned() });
     }
     Ok(rows)
 }
 
-fn parse(value: Value) -> Result<Content, String> {
-    let Value::Object(object) = value else {
-        return Err("it is not a JSON object".into());
-    };
-    let messages = messages(&object)?;
-    match messages.last() {
-        Some(last) if last.role == "assistant" => {}
-        _ => return Err("its last message must be the assistant's".into()),
-    }
-    if messages.len() < 2 {
-        return Err("it has a reply but no prompt".into());
-    }
-    let choices: Vec<String> = match object.get("choices") {
-        None | Some(Value::Null) => Vec::new(),
-        Some(choices) => serde_json::from_value(choices.clone())
-            .map_err(|_| "`choices` must be a list of texts".to_owned())?,
-    };
-    let answer = match object.get("answer") {
-        Some(Value::String(answer)) if !choices.is_empty() => {
-            match choices.iter().position(|choice| choice == answer) {
-                Some(position) => Some(position),
-                None => return Err(format!("`answer` is {answer:?}, which is none of `choices`")),
-            }
-        }
-        _ if choices.is_empty() => None,
-        _ => return Err("`choices` need an `answer`, one of them".into()),
-    };
-    let chat = Chat { messages, tools: Vec::new() };
-    Ok(match answer {
-        Some(answer) => Content::Choice { chat, choices, answer },
-        None => Content::Chat(chat),
-    })
-}
-
-fn messages(object: &Map<String, Value>) -> Result<Vec<Message>, String> {
-    let text = |key: &str| object.get(key).and_then(Value::as_str).map(str::to_owned);
-    let turn = |role: &str, content: String| Message::new(role, content);
-    if let Some(turns) = object.get("messages") {
-        return turn_list(turns, "messages", "role", "content");
-    }
-    if let Some(turns) = object.get("conversations") {
-        return turn_list(turns, "conversations", "from", "value");
-    }
-    if let (Some(instruction), Some(output)) = (text("instruction"), text("output")) {
-        let prompt = match text("input").filter(|input| !input.trim().is_empty()) {
-            Some(input) => format!("{instruction}\n\n{input}"),
-            None => instruction,
-        };
-        let system = text("system").filter(|system| !system.is_empty());
-        let system = system.map(|system| turn("system", system));
-        return Ok(system
-            .into_iter()
-            .chain([turn("user", prompt), turn("assistant", output)])
-            .collect());
-    }
-    if let (Some(prompt), Some(completion)) = (text("prompt"), text("completion")) {
-        return Ok(vec![turn("user", prompt), turn("assistant", completion)]);
-    }
-    Err("it has neither `messages`, `conversations`, `instruction` and `output`, nor `prompt` and \
-         `completion`"
-        .into())
-}
-
-fn turn_list(turns: &Value, key: &str, role: &str, content: &str) -> Result<Vec<Message>, String> {
-    let Some(turns) = turns.as_array() else {
-        return Err(format!("`{key}` must be a list"));
-    };
-    turns
-        .iter()
-        .map(|turn| {
-            let text = |key: &str| turn.get(key).and_then(Value::as_str);
-            let (Some(role), Some(content)) = (text(role), text(content)) else {
-                return Err(format!("each of `{key}` needs the texts `{role}` and `{content}`"));
-            };
-            let role = match role {
-                "human" => "user",
-                "gpt" | "model" | "bot" => "assistant",
-                other => other,
-            };
-            if !matches!(role, "system" | "user" | "assistant" | "tool") {
-                return Err(format!("the role `{role}` is not known"));
-            }
-            Ok(Message::new(role, content))
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
 
-    fn check(text: &str) -> Result<Vec<Row>> {
+    use super::*;
+    use crate::{Content, Message};
+
+    fn read(name: &str, bytes: &[u8]) -> Result<Vec<Row>> {
         let folder = testkit::temporary_folder();
-        let path = folder.path().join("rows.jsonl");
-        fs_err::write(&path, text).unwrap();
+        let path = folder.path().join(name);
+        fs_err::write(&path, bytes).unwrap();
         read_rows(&path, &[])
     }
 
-    #[test]
-    fn every_spelling_is_the_same_chat() {
-        let rows = check(
-            r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
-
-            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
-            {"instruction": "q", "input": "", "output": "a"}
-            {"prompt": "q", "completion": "a"}"#,
-        )
-        .unwrap();
-        assert_eq!(rows.len(), 4);
-        assert!(rows.iter().all(|row| row.content == rows[0].content));
+    /// What one row of JSON comes to.
+    fn content_of(row: &Value) -> Content {
+        content(serde_json::from_str(&row.to_string()).unwrap(), &[]).unwrap()
     }
 
-    #[test]
-    fn multiple_choice() {
-        let rows =
-            check(r#"{"prompt": "q", "completion": "b", "choices": ["a", "b"], "answer": "b"}"#);
-        assert!(matches!(rows.unwrap()[0].content, Content::Choice { answer: 1, .. }));
+    fn turns(
+        texts: &[(String, String)],
+        [role, content]: [&str; 2],
+        names: [&str; 2],
+    ) -> Vec<Value> {
+        let turn = |name: &str, text: &str| json!({role: name, content: text});
+        texts
+            .iter()
+            .flat_map(|(asked, replied)| [turn(names[0], asked), turn(names[1], replied)])
+            .collect()
     }
 
-    #[test]
-    fn a_bad_line_is_named() {
-        for (text, message) in [
-            ("", "there are no rows"),
-            ("{\"prompt\": \"q\", \"completion\": \"a\"}\n{\"prompt\"", "line 2: not JSON"),
-            ("[]", "line 1: it is not a JSON object"),
-            ("{\"text\": \"x\"}", "line 1: it has neither"),
-            (r#"{"messages": [{"role": "user", "content": "q"}]}"#, "must be the assistant's"),
-            (r#"{"prompt": "q", "completion": "a", "choices": ["a"]}"#, "need an `answer`"),
-            (
-                r#"{"prompt": "q", "completion": "a", "choices": ["a"], "answer": "b"}"#,
-                "none of `choices`",
-            ),
-        ] {
-            let error = check(text).unwrap_err().to_string();
-            assert!(error.contains(message), "{error}");
+    proptest! {
+        #[test]
+        fn a_chat_reads_back_from_any_dialect(
+            texts in prop::collection::vec((".*", ".*"), 1..5),
+            system in prop::option::of(".+"),
+        ) {
+            let openai = turns(&texts, ["role", "content"], ["user", "assistant"]);
+            let sharegpt = turns(&texts, ["from", "value"], ["human", "gpt"]);
+            let parts: Vec<Value> = openai
+                .iter()
+                .map(|turn| json!({"role": turn["role"], "content": [
+                    {"type": "text", "text": turn["content"]}, {"type": "text", "text": ""},
+                ]}))
+                .collect();
+            let ((asked, replied), history) = texts.split_last().unwrap();
+            let alpaca = json!({"instruction": asked, "output": replied, "history": history});
+            let mut rows = vec![
+                json!({"messages": openai}),
+                json!({"messages": parts}),
+                json!({"conversations": sharegpt}),
+                json!({"conversation": openai}),
+                alpaca,
+            ];
+            if history.is_empty() {
+                rows.push(json!({"prompt": asked, "completion": replied}));
+                rows.push(json!({"question": asked, "answer": replied}));
+                rows.push(json!({"prompt": &openai[..1], "completion": &openai[1..]}));
+            }
+            if let Some(system) = &system {
+                for row in &mut rows {
+                    row["system"] = system.as_str().into();
+                }
+                let first = json!({"role": "system", "content": system});
+                let turns = [&[first], openai.as_slice()].concat();
+                rows.push(json!({"messages": turns}));
+            }
+            let expected = content_of(&rows[0]);
+            let Content::Chat(chat) = &expected else { panic!("it is a chat") };
+            let said: Vec<&str> = chat.messages.iter().map(Message::text).collect();
+            let written = system.iter().map(String::as_str);
+            let written: Vec<&str> = written
+                .chain(texts.iter().flat_map(|(asked, replied)| [asked.as_str(), replied]))
+                .collect();
+            prop_assert_eq!(said, written);
+            for row in &rows[1..] {
+                prop_assert_eq!(&content_of(row), &expected, "{}", row);
+            }
+        }
+
+        /// Written by `csv`, read back whole.
+        #[test]
+        fn a_table_reads_back(texts in prop::collection::vec((".*", "(?s).*"), 1..5), tab: bool) {
+            let (name, separator) = if tab { ("a.tsv", b'\t') } else { ("a.csv", b',') };
+            let mut writer =
+                csv::WriterBuilder::new().delimiter(separator).from_writer(Vec::new());
+            writer.write_record(["prompt", "completion"]).unwrap();
+            for (asked, replied) in &texts {
+                writer.write_record([asked, replied]).unwrap();
+            }
+            let rows = read(name, &writer.into_inner().unwrap()).unwrap();
+            let read: Vec<(String, String)> = rows
+                .iter()
+                .map(|row| {
+                    let messages = &row.chat().unwrap().messages;
+                    (messages[0].text().to_owned(), messages[1].text().to_owned())
+                })
+                .collect();
+            prop_assert_eq!(read, texts);
+        }
+
+    }
+
+    proptest! {
+        // Each reads some twenty files.
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Bytes at random, and good files with a few bytes changed.
+        #[test]
+        fn no_bytes_panic(
+            noise in prop::collection::vec(any::<u8>(), 0..200),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+            keep in any::<prop::sample::Index>(),
+        ) {
+            let row = r#"[{"messages": [{"role": "user", "content": "q", "weight": 0}]},
+                          {"question": "q", "choices": ["a", "b"], "answer": 1}]"#;
+            let table = "prompt,completion\n\"q\",\"a\"\"\nb\"\n";
+            let parquet = fs_err::read(testkit::fixture("rows/chats.parquet")).unwrap();
+            let gz = b"\x1f\x8b\x08\0\0\0\0\0\0\xff\xab\xae\xe5\x02\0\x06\xb0\xa1\xdd\x03\0\0\0";
+            let zst = zstd::encode_all(row.as_bytes(), 0).unwrap();
+            for (name, good) in [
+                ("a.jsonl", row.as_bytes()),
+                ("a.json", row.as_bytes()),
+                ("a.csv", table.as_bytes()),
+                ("a.tsv", table.as_bytes()),
+                ("a.jsonl.gz", gz),
+                ("a.csv.zst", &zst),
+                ("a.parquet", &parquet),
+            ] {
+                let _ = read(name, &noise);
+                let mut bytes = good.to_vec();
+                for (at, byte) in &changes {
+                    bytes[at.index(good.len())] = *byte;
+                }
+                let _ = read(name, &bytes);
+                bytes.truncate(keep.index(good.len() + 1));
+                let _ = read(name, &bytes);
+            }
         }
     }
 }

@@ -34,6 +34,16 @@ impl ComputeArgs {
     }
 }
 
+/// How to read the data.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Data")]
+pub(crate) struct DataArgs {
+    /// Fields of rows and messages to skip, such as `rank,comment`; others that are not understood
+    /// are an error
+    #[arg(long, value_name = "FIELDS", value_delimiter = ',')]
+    pub(crate) ignore_fields: Vec<String>,
+}
+
 /// How to collect gradients; the defaults are the authors'.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Collecting")]

@@ -5,6 +5,7 @@
 //! which is what the single commands call.
 
 mod chart;
+mod data;
 mod error;
 mod estimate;
 mod event;
@@ -20,6 +21,7 @@ mod stage;
 mod table;
 mod tensorboard;
 
+pub use data::{digest_data, read_data};
 pub use error::PipelineError;
 pub use estimate::{Estimate, FasterType, Sample, StageEstimate, bytes_text, estimate, time_text};
 pub use event::{Event, Stage};
@@ -34,8 +36,8 @@ pub use settings::{
 };
 pub use stability::Stability;
 pub use stage::{
-    CollectTargets, Collected, FinetuneTarget, collect_record, evaluate_model, finetune_model,
-    load_adapted, read_encoder,
+    CollectTargets, Collected, FinetuneTarget, StageInputs, collect_record, evaluate_model,
+    finetune_model, load_adapted, read_encoder,
 };
 pub use table::{ComparisonRow, comparison, layer_strip, table_text};
 

@@ -6,17 +6,19 @@ use std::path::{Path, PathBuf};
 use checkpoint::{
     Checkpoint, Record, Staging, locate, remove_if_there, require_companions, sha256_file,
 };
-use dataset::{Row, read_rows};
+use dataset::Row;
 use finetune::{Continuation, EvalReport};
 use prune::{Criterion, Plan, PlanSettings, PruneSettings, Scores, Size, apply, score};
 use serde::{Deserialize, Serialize};
 
+use crate::data::{digest_data, read_data};
 use crate::estimate::require_disk;
 use crate::lock::RunLock;
 use crate::log::{Log, LogTargets};
 use crate::settings::{Inputs, RunFile, share};
 use crate::stage::{
-    CollectTargets, FinetuneTarget, collect_record, evaluate_model, finetune_model, read_encoder,
+    CollectTargets, FinetuneTarget, StageInputs, collect_record, evaluate_model, finetune_model,
+    read_encoder,
 };
 use crate::table::{ComparisonRow, comparison, no_better_than_majority};
 use crate::{
@@ -139,12 +141,13 @@ impl<'a> Run<'a> {
         let config = Checkpoint::open(&model)?.config().clone();
         share(&settings.prune)?.layers_of(config.num_layers)?;
         require_companions(&model)?;
-        let train = read_rows(&settings.train, &[])?;
-        let eval = settings.eval.as_deref().map(|path| read_rows(path, &[])).transpose()?;
+        let read = |path: &Path| read_data(path, &settings.ignore_fields);
+        let train = read(&settings.train)?;
+        let eval = settings.eval.as_deref().map(read).transpose()?;
         let inputs = Inputs {
             model_config_sha256: sha256_file(&model.join("config.json"))?,
-            train_sha256: sha256_file(&settings.train)?,
-            eval_sha256: settings.eval.as_deref().map(sha256_file).transpose()?,
+            train_sha256: digest_data(&settings.train)?,
+            eval_sha256: settings.eval.as_deref().map(digest_data).transpose()?,
         };
         let (settings, computing) = in_force(settings, folder)?;
         fs_err::create_dir_all(folder)?;
@@ -206,7 +209,11 @@ impl<'a> Run<'a> {
         let mut logged = Ok(());
         let observe = &mut *self.observe;
         let found = collect_record(
-            (&self.model, &settings.train),
+            StageInputs {
+                model: &self.model,
+                data: &settings.train,
+                ignored: &settings.ignore_fields,
+            },
             &settings.collecting(),
             &settings.compute,
             settings.seed,
@@ -333,7 +340,7 @@ impl<'a> Run<'a> {
         let mut logged = Ok(());
         let observe = &mut *self.observe;
         let report = finetune_model(
-            (model, &settings.train),
+            StageInputs { model, data: &settings.train, ignored: &settings.ignore_fields },
             (settings.finetune, &settings.training),
             &settings.compute,
             settings.seed,
@@ -397,10 +404,10 @@ impl<'a> Run<'a> {
     /// How many rows to evaluate on are among those to train on.
     fn rows_trained_on(&self) -> Result<usize> {
         let Some(eval) = &self.settings.eval else { return Ok(0) };
+        let read = |path: &Path| read_data(path, &self.settings.ignore_fields);
         let key = |row: &Row| serde_json::json!(row.content).to_string();
-        let trained: HashSet<String> =
-            read_rows(&self.settings.train, &[])?.iter().map(key).collect();
-        let count = read_rows(eval, &[])?.iter().filter(|row| trained.contains(&key(row))).count();
+        let trained: HashSet<String> = read(&self.settings.train)?.iter().map(key).collect();
+        let count = read(eval)?.iter().filter(|row| trained.contains(&key(row))).count();
         if count > 0 {
             tracing::warn!(rows = count, "rows to evaluate on are among the rows trained on");
         }
@@ -421,8 +428,8 @@ impl<'a> Run<'a> {
             return read_json(&path);
         }
         let report = evaluate_model(
-            (model, adapter),
-            data,
+            StageInputs { model, data, ignored: &self.settings.ignore_fields },
+            adapter,
             &self.settings.evaluation,
             &self.settings.compute,
             self.observe,

@@ -23,6 +23,9 @@ pub struct RunSettings {
     pub train: PathBuf,
     /// Rows never trained on, to evaluate on.
     pub eval: Option<PathBuf>,
+    /// Fields of rows to skip.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ignore_fields: Vec<String>,
     /// How many layers to prune: a number, or a share such as `40%`.
     pub prune: String,
     /// How many of those to merge.

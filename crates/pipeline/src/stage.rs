@@ -7,13 +7,14 @@ use checkpoint::{
     Activations, Adapter, DataSource, Dtype, Manifest, ModelConfig, ModelSource,
     require_companions, sha256_file,
 };
-use dataset::{Encoder, Row, read_rows};
+use dataset::{Encoder, Row};
 use finetune::{
     Continuation, EvalReport, GradientSink, Gradients, Model, RecordSink, StepMetrics, TrainReport,
     Trainer, collect, evaluate, save_adapter, save_checkpoint,
 };
 use prune::{Criterion, Scores, Share};
 
+use crate::data::{digest_data, read_data};
 use crate::estimate::fit;
 use crate::gram::norms;
 use crate::log::{Log, LogTargets};
@@ -22,6 +23,17 @@ use crate::{
     CollectSettings, ComputeSettings, EvaluationSettings, Event, FinetuneMethod, GramScores,
     PipelineError, Result, Stability, Stage, TrainingSettings,
 };
+
+/// What a stage computes with.
+#[derive(Debug, Clone, Copy)]
+pub struct StageInputs<'a> {
+    /// The model's folder.
+    pub model: &'a Path,
+    /// The data, a file or a folder of them.
+    pub data: &'a Path,
+    /// Fields of its rows to skip.
+    pub ignored: &'a [String],
+}
 
 /// What [`collect_record`] leaves.
 #[derive(Debug, Clone, Copy)]
@@ -59,14 +71,15 @@ pub struct Collected {
 ///
 /// If the model, the data or the settings cannot be used, training fails, or the disk refuses.
 pub fn collect_record(
-    (model, train): (&Path, &Path),
+    inputs: StageInputs<'_>,
     settings: &CollectSettings,
     compute: &ComputeSettings,
     seed: u64,
     targets: CollectTargets<'_>,
     observe: &mut dyn FnMut(Event),
 ) -> Result<Collected> {
-    let rows = read_rows(train, &[])?;
+    let StageInputs { model, data, ignored } = inputs;
+    let rows = read_data(data, ignored)?;
     let (encoder, num_rows) = (read_encoder(model)?, rows.len());
     let examples = encoder.examples(&rows, settings.training.max_tokens)?;
     let mut train_settings = settings.training.parse(FinetuneMethod::Lora, seed)?;
@@ -97,8 +110,8 @@ pub fn collect_record(
                     config_sha256: sha256_file(&model.join("config.json"))?,
                 },
                 DataSource {
-                    path: train.display().to_string(),
-                    sha256: sha256_file(train)?,
+                    path: data.display().to_string(),
+                    sha256: digest_data(data)?,
                     rows: num_rows,
                 },
             );
@@ -188,13 +201,13 @@ pub struct FinetuneTarget {
     pub shard_bytes: u64,
 }
 
-/// Fine-tunes a model folder on a JSONL file.
+/// Fine-tunes a model folder on data.
 ///
 /// # Errors
 ///
 /// If the model, the data or the settings cannot be used, training fails, or the disk refuses.
 pub fn finetune_model(
-    (model, train): (&Path, &Path),
+    inputs: StageInputs<'_>,
     (method, settings): (FinetuneMethod, &TrainingSettings),
     compute: &ComputeSettings,
     seed: u64,
@@ -208,13 +221,14 @@ pub fn finetune_model(
     {
         return Err(checkpoint::CheckpointError::Exists { path: taken.clone() }.into());
     }
+    let StageInputs { model, data, ignored } = inputs;
     let writes_checkpoint = target.merged.is_some()
         || matches!(method, FinetuneMethod::Full | FinetuneMethod::HeadAndLast(_));
     if writes_checkpoint {
         require_companions(model)?;
     }
     let encoder = read_encoder(model)?;
-    let examples = encoder.examples(&read_rows(train, &[])?, settings.max_tokens)?;
+    let examples = encoder.examples(&read_data(data, ignored)?, settings.max_tokens)?;
     let mut train_settings = settings.parse(method, seed)?;
     fit(&ModelConfig::read(model)?, &mut train_settings, compute, &examples.examples)?;
     let loaded = load(model, compute)?;
@@ -248,19 +262,20 @@ pub fn finetune_model(
     Ok(report)
 }
 
-/// Evaluates a model folder, with an adapter on it if one is given, on a JSONL file.
+/// Evaluates a model folder, with an adapter on it if one is given, on data.
 ///
 /// # Errors
 ///
 /// If the model, the adapter or the data cannot be used.
 pub fn evaluate_model(
-    (model, adapter): (&Path, Option<&Path>),
-    data: &Path,
+    inputs: StageInputs<'_>,
+    adapter: Option<&Path>,
     settings: &EvaluationSettings,
     compute: &ComputeSettings,
     observe: &mut dyn FnMut(Event),
 ) -> Result<EvalReport> {
-    let mut rows: Vec<Row> = read_rows(data, &[])?;
+    let StageInputs { model, data, ignored } = inputs;
+    let mut rows: Vec<Row> = read_data(data, ignored)?;
     rows.truncate(settings.max_rows.unwrap_or(usize::MAX));
     let encoder = read_encoder(model)?;
     let loaded = load_adapted(model, adapter, compute)?;

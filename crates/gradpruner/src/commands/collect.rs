@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use checkpoint::locate;
-use pipeline::{CollectTargets, Event, Named, Stage, check_outputs, collect_record};
+use pipeline::{CollectTargets, Event, Named, Stage, StageInputs, check_outputs, collect_record};
 use prune::{Criterion, Share};
 use serde_json::json;
 
-use crate::arguments::{CollectingArgs, ComputeArgs, criterion, length};
+use crate::arguments::{CollectingArgs, ComputeArgs, DataArgs, criterion, length};
 use crate::commands::ranking_text;
 use crate::printer::{Outcome, Printer};
 
@@ -22,7 +22,7 @@ pub(crate) struct CollectArgs {
     /// Model: a folder in Hugging Face layout, or a hub name
     #[arg(long)]
     model: String,
-    /// Rows to train on, JSONL
+    /// Rows to train on: a data file, or a folder of them
     #[arg(long)]
     train: PathBuf,
     /// Folder for the record
@@ -44,6 +44,8 @@ pub(crate) struct CollectArgs {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
+    reading: DataArgs,
+    #[command(flatten)]
     collecting: CollectingArgs,
     #[command(flatten)]
     compute: ComputeArgs,
@@ -59,6 +61,7 @@ pub(crate) fn run(args: CollectArgs, printer: &mut Printer) -> anyhow::Result<Ou
         prune,
         max_length,
         seed,
+        reading,
         collecting,
         compute,
     } = args;
@@ -74,7 +77,7 @@ pub(crate) fn run(args: CollectArgs, printer: &mut Printer) -> anyhow::Result<Ou
     let record = out.as_deref();
     let targets = CollectTargets { record, state: None, model_name: &model, criterion, prune };
     let found = collect_record(
-        (&folder, &train),
+        StageInputs { model: &folder, data: &train, ignored: &reading.ignore_fields },
         &collecting.settings(max_length),
         &compute.settings(),
         seed,

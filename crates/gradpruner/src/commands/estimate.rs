@@ -4,13 +4,15 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use checkpoint::{ModelConfig, locate_configuration};
-use dataset::read_rows;
 use pipeline::{
-    Estimate, FinetuneMethod, RunSettings, Sample, bytes_text, estimate, read_encoder, time_text,
+    Estimate, FinetuneMethod, RunSettings, Sample, bytes_text, estimate, read_data, read_encoder,
+    time_text,
 };
 use prune::Criterion;
 
-use crate::arguments::{CollectingArgs, ComputeArgs, EvaluationArgs, TrainingArgs, positive};
+use crate::arguments::{
+    CollectingArgs, ComputeArgs, DataArgs, EvaluationArgs, TrainingArgs, positive,
+};
 use crate::printer::Outcome;
 use crate::texts::needs_text;
 
@@ -25,10 +27,10 @@ pub(crate) struct EstimateArgs {
     /// Model: a folder with a config.json, or a hub name
     #[arg(long)]
     model: String,
-    /// Rows to train on, JSONL
+    /// Rows to train on: a data file, or a folder of them
     #[arg(long)]
     train: Option<PathBuf>,
-    /// Rows to evaluate on, JSONL
+    /// Rows to evaluate on: a data file, or a folder of them
     #[arg(long)]
     eval: Option<PathBuf>,
     /// Without --train: how many rows
@@ -50,6 +52,8 @@ pub(crate) struct EstimateArgs {
     #[arg(long)]
     save_merged: bool,
     #[command(flatten)]
+    reading: DataArgs,
+    #[command(flatten)]
     collecting: CollectingArgs,
     #[command(flatten)]
     training: TrainingArgs,
@@ -70,6 +74,7 @@ pub(crate) fn run(args: EstimateArgs) -> anyhow::Result<Outcome> {
         restart,
         with_dense,
         save_merged,
+        reading,
         collecting,
         training,
         evaluation,
@@ -81,7 +86,7 @@ pub(crate) fn run(args: EstimateArgs) -> anyhow::Result<Outcome> {
     let config = ModelConfig::read(&folder).with_context(context)?;
     let read = |path: &PathBuf| -> anyhow::Result<_> {
         Ok((
-            read_rows(path, &[]).with_context(context)?,
+            read_data(path, &reading.ignore_fields).with_context(context)?,
             read_encoder(&folder).with_context(context)?,
         ))
     };
@@ -105,6 +110,7 @@ pub(crate) fn run(args: EstimateArgs) -> anyhow::Result<Outcome> {
         model: model.clone(),
         train: train.unwrap_or_default(),
         eval,
+        ignore_fields: reading.ignore_fields,
         prune,
         merge: 0,
         density: 0.0,

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use ::finetune::EvalReport;
 use anyhow::Context;
 use checkpoint::{Staging, locate};
-use pipeline::{Event, Named, Stage, check_outputs, evaluate_model};
+use pipeline::{Event, Named, Stage, StageInputs, check_outputs, evaluate_model};
 
-use crate::arguments::{ComputeArgs, EvaluationArgs, length};
+use crate::arguments::{ComputeArgs, DataArgs, EvaluationArgs, length};
 use crate::printer::{Outcome, Printer};
 
 /// Evaluate a model.
@@ -25,7 +25,7 @@ pub(crate) struct EvalArgs {
     /// PEFT LoRA adapter to put on it
     #[arg(long)]
     adapter: Option<PathBuf>,
-    /// Rows, JSONL
+    /// Rows: a data file, or a folder of them
     #[arg(long)]
     data: PathBuf,
     /// File for the figures
@@ -35,13 +35,15 @@ pub(crate) struct EvalArgs {
     #[arg(long, default_value_t = 2048, value_parser = length)]
     max_length: usize,
     #[command(flatten)]
+    reading: DataArgs,
+    #[command(flatten)]
     evaluation: EvaluationArgs,
     #[command(flatten)]
     compute: ComputeArgs,
 }
 
 pub(crate) fn run(args: EvalArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
-    let EvalArgs { model, adapter, data, out, max_length, evaluation, compute } = args;
+    let EvalArgs { model, adapter, data, out, max_length, reading, evaluation, compute } = args;
     let context = || format!("cannot evaluate `{model}` on `{}`", data.display());
     printer.event(Event::Started(Stage::Evaluate));
     let folder = locate(&model).with_context(context)?;
@@ -50,8 +52,8 @@ pub(crate) fn run(args: EvalArgs, printer: &mut Printer) -> anyhow::Result<Outco
         check_outputs(&[Named::new("--out", out)], &inputs).with_context(context)?;
     }
     let report = evaluate_model(
-        (&folder, adapter.as_deref()),
-        &data,
+        StageInputs { model: &folder, data: &data, ignored: &reading.ignore_fields },
+        adapter.as_deref(),
         &evaluation.settings(max_length),
         &compute.settings(),
         &mut |event| printer.event(event),

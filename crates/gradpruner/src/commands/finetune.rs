@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use anyhow::Context;
 use checkpoint::locate;
 use pipeline::{
-    Event, FinetuneMethod, FinetuneTarget, LogTargets, Named, Stage, check_outputs, finetune_model,
+    Event, FinetuneMethod, FinetuneTarget, LogTargets, Named, Stage, StageInputs, check_outputs,
+    finetune_model,
 };
 use serde_json::json;
 
-use crate::arguments::{ComputeArgs, TrainingArgs, method, size};
+use crate::arguments::{ComputeArgs, DataArgs, TrainingArgs, method, size};
 use crate::printer::{Outcome, Printer};
 
 /// Fine-tune a model, by LoRA or in full.
@@ -23,7 +24,7 @@ pub(crate) struct FinetuneArgs {
     /// Model: a folder in Hugging Face layout, or a hub name
     #[arg(long)]
     model: String,
-    /// Rows to train on, JSONL
+    /// Rows to train on: a data file, or a folder of them
     #[arg(long)]
     train: PathBuf,
     /// What to fine-tune: lora, full or head+last:3, the head and so many of the last layers
@@ -48,6 +49,8 @@ pub(crate) struct FinetuneArgs {
     #[arg(long, default_value = "5GB", value_parser = size)]
     shard_size: u64,
     #[command(flatten)]
+    reading: DataArgs,
+    #[command(flatten)]
     training: TrainingArgs,
     #[command(flatten)]
     compute: ComputeArgs,
@@ -64,6 +67,7 @@ pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<O
         tensorboard,
         seed,
         shard_size,
+        reading,
         training,
         compute,
     } = args;
@@ -87,7 +91,7 @@ pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<O
         shard_bytes: shard_size,
     };
     let report = finetune_model(
-        (&folder, &train),
+        StageInputs { model: &folder, data: &train, ignored: &reading.ignore_fields },
         (method, &training.settings(method)),
         &compute.settings(),
         seed,

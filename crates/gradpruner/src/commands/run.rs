@@ -7,7 +7,7 @@ use pipeline::{FinetuneMethod, RunSettings, layer_strip, run as run_all, table_t
 use prune::Criterion;
 
 use crate::arguments::{
-    CollectingArgs, ComputeArgs, EvaluationArgs, TrainingArgs, criterion, share, size,
+    CollectingArgs, ComputeArgs, DataArgs, EvaluationArgs, TrainingArgs, criterion, share, size,
 };
 use crate::printer::{Outcome, Printer};
 
@@ -30,10 +30,10 @@ pub(crate) struct RunArgs {
     /// Model: a folder in Hugging Face layout, or a hub name
     #[arg(long)]
     model: String,
-    /// Rows to train on, JSONL
+    /// Rows to train on: a data file, or a folder of them
     #[arg(long)]
     train: PathBuf,
-    /// Rows to evaluate on, JSONL; never trained on
+    /// Rows to evaluate on, never trained on: a data file, or a folder of them
     #[arg(long)]
     eval: Option<PathBuf>,
     /// How many layers to prune: a number, or a share such as 40%
@@ -74,6 +74,8 @@ pub(crate) struct RunArgs {
     #[arg(long, default_value = "5GB", value_parser = size)]
     shard_size: u64,
     #[command(flatten)]
+    reading: DataArgs,
+    #[command(flatten)]
     collecting: CollectingArgs,
     #[command(flatten)]
     training: TrainingArgs,
@@ -100,6 +102,7 @@ pub(crate) fn run(args: RunArgs, printer: &mut Printer) -> anyhow::Result<Outcom
         out,
         seed,
         shard_size,
+        reading,
         collecting,
         training,
         evaluation,
@@ -114,6 +117,7 @@ pub(crate) fn run(args: RunArgs, printer: &mut Printer) -> anyhow::Result<Outcom
         model,
         train,
         eval,
+        ignore_fields: reading.ignore_fields,
         prune,
         merge,
         density,
