@@ -8,12 +8,14 @@ mod chat;
 mod encode;
 mod encoded;
 mod error;
+mod jinja;
 mod row;
 mod sampler;
 mod template;
+mod turn;
 
 pub use chat::{Chat, Content, Message, Place, Row};
-pub use encode::{Encoder, Example, Question};
+pub use encode::{Encoder, Example, Question, Stretch};
 pub use encoded::{Encoded, RowCounts};
 pub use error::DatasetError;
 pub use row::read_rows;
