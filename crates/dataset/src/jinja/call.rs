@@ -56,7 +56,10 @@ impl Machine {
                 "range" => self.range(&given),
                 "dict" => {
                     let mut entries = match given.positional.first() {
-                        Some(Value::Dict(dict)) => dict.entries.clone(),
+                        Some(Value::Dict(dict)) => {
+                            self.budget.make(96 * dict.entries.len())?;
+                            dict.entries.clone()
+                        }
                         Some(other) => {
                             return fail(format!("`dict` cannot take {}", other.kind()));
                         }

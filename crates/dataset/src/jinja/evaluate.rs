@@ -161,6 +161,22 @@ impl Machine {
         for (name, value) in &arguments.named {
             given.named.push((Arc::clone(name), self.evaluate(value)?));
         }
+        if let Some(rest) = &arguments.rest {
+            let items = self.evaluate(rest)?.items(&mut self.budget)?;
+            self.budget.make(48 * items.items.len())?;
+            given.positional.extend(items.items.iter().cloned());
+        }
+        if let Some(rest) = &arguments.rest_named {
+            let Value::Dict(dict) = self.evaluate(rest)? else {
+                return fail("what follows `**` must be a dict");
+            };
+            self.budget.make(96 * dict.entries.len())?;
+            for (key, value) in &dict.entries {
+                if let Value::Text(name) = key {
+                    given.named.push((Arc::clone(name), value.clone()));
+                }
+            }
+        }
         Ok(given)
     }
 }

@@ -168,6 +168,7 @@ fn indent(text: &str, given: &Given, budget: &mut Budget) -> Result<Value, Fault
         Some(width) => Ok(usize::try_from(width.as_int().unwrap_or(0)).unwrap_or(0)),
     };
     let (first, blank) = (given.is_true(1, "first"), given.is_true(2, "blank"));
+    budget.make(16 * text.len())?;
     let lines = lines(text, false);
     let mut out = Builder::new(budget);
     // An empty text is one empty line.
@@ -260,6 +261,7 @@ fn path(value: &Value, path: &Value) -> Result<Value, Fault> {
 
 fn of_list(name: &str, value: &Value, given: &Given, budget: &mut Budget) -> Result<Value, Fault> {
     if let (Value::Text(text), "reverse") = (value, name) {
+        budget.make(text.len())?;
         let reversed: String = text.chars().rev().collect();
         return Value::text(&reversed, budget);
     }

@@ -1,5 +1,7 @@
 //! The methods of Python's texts, dicts and lists that Jinja's sandbox allows.
 
+use std::sync::Arc;
+
 use super::budget::{Budget, Builder};
 use super::call::Given;
 use super::fault::{Fault, fail};
@@ -129,7 +131,12 @@ pub(super) fn call_method(
     }
 }
 
-fn of_dict(dict: &Dict, name: &str, given: &Given, budget: &mut Budget) -> Result<Value, Fault> {
+fn of_dict(
+    dict: &Arc<Dict>,
+    name: &str,
+    given: &Given,
+    budget: &mut Budget,
+) -> Result<Value, Fault> {
     let pair = |key: &Value, value: &Value, budget: &mut Budget| {
         Value::list(vec![key.clone(), value.clone()], ListKind::Tuple, budget)
     };
@@ -141,7 +148,7 @@ fn of_dict(dict: &Dict, name: &str, given: &Given, budget: &mut Budget) -> Resul
             let default = || given.positional.get(1).cloned().unwrap_or(Value::None);
             return Ok(found.cloned().unwrap_or_else(default));
         }
-        "copy" => return Value::dict(dict.entries.clone(), budget),
+        "copy" => return Ok(Value::Dict(Arc::clone(dict))),
         "items" => {
             for (key, value) in &dict.entries {
                 items.push(pair(key, value, budget)?);
@@ -174,7 +181,10 @@ fn of_text(text: &str, name: &str, given: &Given, budget: &mut Budget) -> Result
             replaced(text, (old, new), most, budget)
         }
         "split" | "rsplit" => parts(text, name == "rsplit", given, budget),
-        "splitlines" => texts(&lines(text, given.is_true(0, "keepends")), budget),
+        "splitlines" => {
+            budget.make(16 * text.len())?;
+            texts(&lines(text, given.is_true(0, "keepends")), budget)
+        }
         "partition" | "rpartition" => {
             let sign = wanted(given)?;
             let found = match name {

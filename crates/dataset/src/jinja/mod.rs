@@ -39,14 +39,14 @@ use value::Value;
 /// Bytes that a template may write beyond the text it was given.
 const MORE_OUTPUT_BYTES: usize = 1 << 20;
 /// Bytes of texts and lists made on the way, dropped ones included.
-const MOST_BYTES: usize = 512 << 20;
+const MOST_BYTES: usize = 256 << 20;
 /// Steps for a chat of no turns.
 const BASE_STEPS: usize = 2_000_000;
 /// Steps for each turn, and for each byte of text.
 const TURN_STEPS: usize = 20_000;
 const BYTE_STEPS: usize = 4;
-/// Most steps of all; they take a few seconds.
-const MOST_STEPS: usize = 40_000_000;
+/// Most steps of all; they take some seconds.
+const MOST_STEPS: usize = 20_000_000;
 
 /// A parsed template.
 #[derive(Debug)]

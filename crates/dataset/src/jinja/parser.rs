@@ -526,8 +526,9 @@ impl Parser {
     /// Arguments after their opening bracket.
     fn arguments(&mut self) -> Result<Arguments, Fault> {
         let mut found = Arguments::default();
+        let mut first = true;
         while !self.takes(")") {
-            if !found.positional.is_empty() || !found.named.is_empty() {
+            if !std::mem::take(&mut first) {
                 self.wants(",")?;
                 if self.takes(")") {
                     break;
@@ -538,8 +539,10 @@ impl Parser {
                 let name = self.name()?;
                 self.wants("=")?;
                 found.named.push((name, self.expression()?));
-            } else if self.sees("*") || self.sees("**") {
-                return fail("`*` before an argument is not supported");
+            } else if self.takes("*") {
+                found.rest = Some(Box::new(self.expression()?));
+            } else if self.takes("**") {
+                found.rest_named = Some(Box::new(self.expression()?));
             } else {
                 found.positional.push(self.expression()?);
             }

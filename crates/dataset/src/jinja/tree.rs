@@ -156,4 +156,8 @@ pub(super) struct Test {
 pub(super) struct Arguments {
     pub(super) positional: Vec<Expression>,
     pub(super) named: Vec<(Arc<str>, Expression)>,
+    /// `*list`
+    pub(super) rest: Option<Box<Expression>>,
+    /// `**dict`
+    pub(super) rest_named: Option<Box<Expression>>,
 }
