@@ -77,6 +77,7 @@ pub fn collect_record(
         state: targets.state.map(Path::to_owned),
     };
     let loaded = load(model, compute)?;
+    observe(Event::Encoded(examples.counts));
     let num_layers = loaded.config().num_layers;
     let record = match targets.record {
         Some(target) => Some(RecordSink::create(target, Dtype::F32)?),
@@ -208,9 +209,11 @@ pub fn finetune_model(
     }
     let encoder = Encoder::read(model)?;
     let examples = encoder.examples(&read_rows(train, &[])?, settings.max_tokens)?;
+    let counts = examples.counts;
     let mut train_settings = settings.parse(method, seed)?;
     fit(&ModelConfig::read(model)?, &mut train_settings, compute, &examples.examples)?;
     let mut trainer = Trainer::new(load(model, compute)?, train_settings, examples)?;
+    observe(Event::Encoded(counts));
     if let Some(from) = &target.from {
         trainer.go_on(from)?;
     }
