@@ -434,8 +434,16 @@ mod tests {
 
     #[test]
     fn a_tokenizer_that_cannot_be_read_is_named() {
+        let fixture = testkit::fixture("chats/tokenizer.json");
+        let sound = fs_err::read_to_string(fixture).unwrap();
+        let strip = r#""decoder":{"type":"Strip","content":"x","start":1e400,"stop":1e400}"#;
+        let at = sound.find("\"decoder\":").unwrap();
+        let end = at + sound[at..].find('}').unwrap() + 1;
+        let endless = format!("{}{strip}{}", &sound[..at], &sound[end..]);
         let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
-        for text in ["{", "[1e400]", r#"{"version": "1.0", "model": {"type": "BPE"}}"#, &deep] {
+        for text in
+            ["{", "[1e400]", r#"{"version": "1.0", "model": {"type": "BPE"}}"#, &deep, &endless]
+        {
             let folder = testkit::temporary_folder();
             fs_err::write(folder.path().join("tokenizer.json"), text).unwrap();
             let error = Encoder::read(folder.path()).unwrap_err().to_string();

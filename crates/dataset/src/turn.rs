@@ -28,13 +28,20 @@ impl ChatTemplate {
         if self.has_marks(chat)? {
             return Ok(vec![self.marked_piece(chat)?]);
         }
-        let mut left = Vec::new();
-        for (number, message) in chat.messages.iter().enumerate() {
-            if message.role == "assistant" && message.learned {
-                left.push(self.turn(chat, number)?);
-            }
-        }
         let mut text = self.render(chat, false)?;
+        let (mut left, mut from) = (Vec::new(), 0);
+        for (number, message) in chat.messages.iter().enumerate() {
+            if message.role != "assistant" || !message.learned {
+                continue;
+            }
+            let turn = match self.turn(chat, number) {
+                Ok(turn) => turn,
+                // A template may refuse what it would show as part of a longer chat.
+                Err(error) => self.turn_by_content(&text, from, message).ok_or(error)?,
+            };
+            from = turn.reply.end.min(text.len());
+            left.push(turn);
+        }
         let mut pieces = Vec::new();
         loop {
             let (inside, outside): (Vec<Turn>, _) =
@@ -109,6 +116,19 @@ impl ChatTemplate {
             }
             _ => Ok(Turn::new(text, common)),
         }
+    }
+}
+
+impl ChatTemplate {
+    /// A reply where its words stand in the whole chat, after those before it.
+    fn turn_by_content(&self, text: &str, from: usize, message: &Message) -> Option<Turn> {
+        let said = message.text().trim();
+        let start = from + text.get(from..)?.find(said).filter(|_| !said.is_empty())?;
+        let end = start + said.len();
+        let eos = self.eos_token();
+        let ended = !eos.is_empty() && text[end..].starts_with(eos);
+        let end = if ended { end + eos.len() } else { end };
+        Some(Turn { text: text.to_owned(), reply: start..end })
     }
 }
 
@@ -226,6 +246,13 @@ mod tests {
         check(silent, &chat(&[("assistant", "q")]), &["assistant: [[q]]\n"]);
         let thinking = format!("{CHATML}{{% if add_generation_prompt %}}<think>{{% endif %}}");
         check(&thinking, &chat(&TWO[..2]), &["<user>p<end>\n<assistant>[[q<end>]]\n"]);
+    }
+
+    #[test]
+    fn templates_that_refuse_a_part_of_a_chat() {
+        let whole = "{% if messages | length < 4 %}{{ raise_exception('more') }}{% endif %}\
+            {% for m in messages %}{{ m.content }}{{ '</s>' if m.role == 'assistant' }}{% endfor %}";
+        check(whole, &chat(&TWO), &["p[[q</s>]]r[[t</s>]]"]);
     }
 
     #[test]
