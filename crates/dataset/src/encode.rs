@@ -235,15 +235,12 @@ impl Encoder {
             let what = "it has no choices".into();
             return Err(DatasetError::Row { place: row.place.clone(), what });
         };
-        self.ask(chat, (choices, *answer), max_tokens).map_err(|error| error.at(row))
+        let asked = Asked { chat, choices, answer: *answer };
+        self.ask(&asked, max_tokens).map_err(|error| error.at(row))
     }
 
-    fn ask(
-        &self,
-        chat: &Chat,
-        (texts, answer): (&[String], usize),
-        max_tokens: usize,
-    ) -> Result<Question> {
+    fn ask(&self, asked: &Asked<'_>, max_tokens: usize) -> Result<Question> {
+        let &Asked { chat, choices: texts, answer } = asked;
         let asked = &chat.messages[..chat.messages.len().saturating_sub(1)];
         let text = self.template.render_turns(asked, &chat.tools, true)?.text;
         let mut prompt = self.rendered_tokens(&text)?;
@@ -276,6 +273,13 @@ impl Encoder {
     fn encoding(&self, text: &str) -> Result<tokenizers::Encoding> {
         guarded(&self.path, || self.tokenizer.encode_char_offsets(text, false))
     }
+}
+
+/// A multiple-choice row.
+struct Asked<'a> {
+    chat: &'a Chat,
+    choices: &'a [String],
+    answer: usize,
 }
 
 /// Which tokens lie in the given ranges, by the rule of transformers' `return_assistant_tokens_mask`.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use crate::jinja::{Fault, Program, Rendered};
+use crate::jinja::{Fault, Program, Rendered, Size};
 use crate::{Chat, DatasetError, Message, Result};
 
 /// What base models get, which have no template: the texts, and the end-of-text token after each
@@ -131,7 +131,7 @@ impl ChatTemplate {
             ("documents", Value::Null),
             ("add_generation_prompt", json!(generate)),
         ]);
-        let rendered = template.program.render(&variables, (turns, bytes));
+        let rendered = template.program.render(&variables, Size { turns, bytes });
         rendered.map_err(|fault| template_error(&template.origin, fault))
     }
 

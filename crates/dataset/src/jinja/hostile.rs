@@ -4,13 +4,14 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::Program;
+use super::{Program, Size};
 
 /// Parses and renders; the error must name what was reached, within the time.
 fn check(source: &str, expected: &str) {
     let started = Instant::now();
     let variables = [("messages", json!([{"role": "user", "content": "x"}]))];
-    let found = Program::parse(source).and_then(|program| program.render(&variables, (1, 100)));
+    let found = Program::parse(source)
+        .and_then(|program| program.render(&variables, Size { turns: 1, bytes: 100 }));
     let took = started.elapsed();
     let shown: String = source.chars().take(100).collect();
     match found {

@@ -6,7 +6,7 @@ use super::budget::{Budget, Builder};
 use super::call::Given;
 use super::fault::{Fault, fail};
 use super::text::{
-    capitalized, is_blank, lines, replaced, split, split_blank, swapped, titled, trimmed,
+    Ends, Replacement, capitalized, is_blank, lines, split, split_blank, swapped, titled, trimmed,
 };
 use super::value::{Dict, ListKind, Value};
 
@@ -168,9 +168,9 @@ fn of_text(text: &str, name: &str, given: &Given, budget: &mut Budget) -> Result
         "capitalize" => made(&capitalized(text), budget),
         "title" => made(&titled(text, char::is_alphabetic), budget),
         "swapcase" => made(&swapped(text), budget),
-        "strip" => made(trimmed(text, given.text(0, "chars")?, (true, true)), budget),
-        "lstrip" => made(trimmed(text, given.text(0, "chars")?, (true, false)), budget),
-        "rstrip" => made(trimmed(text, given.text(0, "chars")?, (false, true)), budget),
+        "strip" => made(trimmed(text, given.text(0, "chars")?, Ends::Both), budget),
+        "lstrip" => made(trimmed(text, given.text(0, "chars")?, Ends::Start), budget),
+        "rstrip" => made(trimmed(text, given.text(0, "chars")?, Ends::End), budget),
         "removeprefix" => made(text.strip_prefix(wanted(given)?).unwrap_or(text), budget),
         "removesuffix" => made(text.strip_suffix(wanted(given)?).unwrap_or(text), budget),
         "replace" => {
@@ -178,7 +178,7 @@ fn of_text(text: &str, name: &str, given: &Given, budget: &mut Budget) -> Result
                 return fail("`replace` needs two texts");
             };
             let most = given.int(2, "count")?.and_then(|count| usize::try_from(count).ok());
-            replaced(text, (old, new), most, budget)
+            Replacement { old, new, most }.apply(text, budget)
         }
         "split" | "rsplit" => parts(text, name == "rsplit", given, budget),
         "splitlines" => {

@@ -11,10 +11,12 @@ mod call;
 mod checks;
 mod clock;
 mod evaluate;
+mod expressions;
 mod fault;
 mod filters;
 mod json;
 mod lexer;
+mod list_filters;
 mod machine;
 mod methods;
 mod operators;
@@ -55,6 +57,14 @@ pub(crate) struct Program {
     marks: bool,
 }
 
+/// How large a chat is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Size {
+    pub(crate) turns: usize,
+    /// Of all its text, as JSON.
+    pub(crate) bytes: usize,
+}
+
 /// What a template made of a chat.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Rendered {
@@ -75,12 +85,13 @@ impl Program {
         self.marks
     }
 
-    /// Renders with variables, `turns` of them messages and `bytes` all their text.
+    /// Renders with variables, which decide how much may be used up.
     pub(crate) fn render(
         &self,
         variables: &[(&str, serde_json::Value)],
-        (turns, bytes): (usize, usize),
+        size: Size,
     ) -> Result<Rendered, Fault> {
+        let Size { turns, bytes } = size;
         let steps = BASE_STEPS
             .saturating_add(turns.saturating_mul(TURN_STEPS))
             .saturating_add(bytes.saturating_mul(BYTE_STEPS))
@@ -126,7 +137,7 @@ mod tests {
         for piece in fixture["pieces"].as_array().unwrap() {
             let source = piece[0].as_str().unwrap();
             let found = Program::parse(source)
-                .and_then(|program| program.render(&variables, (1, 1000)))
+                .and_then(|program| program.render(&variables, Size { turns: 1, bytes: 1000 }))
                 .map(|rendered| rendered.text);
             if found.as_deref().ok() != piece[1].as_str() {
                 wrong += &format!("{source}\n  {found:?}\n  {:?}\n", piece[1].as_str());

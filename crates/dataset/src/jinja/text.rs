@@ -9,15 +9,19 @@ pub(super) fn is_blank(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
-/// The text without blanks, or without the given characters, at its start and its end.
-pub(super) fn trimmed<'a>(
-    text: &'a str,
-    chars: Option<&str>,
-    (start, end): (bool, bool),
-) -> &'a str {
+/// Which ends of a text are trimmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ends {
+    Both,
+    Start,
+    End,
+}
+
+/// The text without blanks, or without the given characters, at its ends.
+pub(super) fn trimmed<'a>(text: &'a str, chars: Option<&str>, ends: Ends) -> &'a str {
     let goes = |c: char| chars.map_or_else(|| is_blank(c), |chars| chars.contains(c));
-    let text = if start { text.trim_start_matches(goes) } else { text };
-    if end { text.trim_end_matches(goes) } else { text }
+    let text = if ends == Ends::End { text } else { text.trim_start_matches(goes) };
+    if ends == Ends::Start { text } else { text.trim_end_matches(goes) }
 }
 
 /// The first character large, the others small.
@@ -96,7 +100,7 @@ pub(super) fn split_blank(text: &str, most: Option<usize>, from_end: bool) -> Ve
     let most = most.unwrap_or(usize::MAX);
     let (mut found, mut rest) = (Vec::new(), text);
     loop {
-        rest = trimmed(rest, None, (!from_end, from_end));
+        rest = trimmed(rest, None, if from_end { Ends::End } else { Ends::Start });
         if rest.is_empty() {
             break;
         }
@@ -124,21 +128,24 @@ pub(super) fn split_blank(text: &str, most: Option<usize>, from_end: bool) -> Ve
     found
 }
 
-/// Python's `replace`.
-pub(super) fn replaced(
-    text: &str,
-    (old, new): (&str, &str),
-    most: Option<usize>,
-    budget: &mut Budget,
-) -> Result<Value, Fault> {
-    let most = most.unwrap_or(usize::MAX);
-    let mut out = Builder::new(budget);
-    let mut from = 0;
-    for (at, _) in text.match_indices(old).take(most) {
-        out.push(&text[from..at])?;
-        out.push(new)?;
-        from = at + old.len();
+/// What is put in place of what, and how often at most.
+pub(super) struct Replacement<'a> {
+    pub(super) old: &'a str,
+    pub(super) new: &'a str,
+    pub(super) most: Option<usize>,
+}
+
+impl Replacement<'_> {
+    /// Python's `replace`.
+    pub(super) fn apply(&self, text: &str, budget: &mut Budget) -> Result<Value, Fault> {
+        let mut out = Builder::new(budget);
+        let mut from = 0;
+        for (at, _) in text.match_indices(self.old).take(self.most.unwrap_or(usize::MAX)) {
+            out.push(&text[from..at])?;
+            out.push(self.new)?;
+            from = at + self.old.len();
+        }
+        out.push(&text[from..])?;
+        Ok(Value::Text(out.finish()))
     }
-    out.push(&text[from..])?;
-    Ok(Value::Text(out.finish()))
 }
