@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use rand_chacha::ChaCha8Rng;
+use rand_core::{RngCore, SeedableRng};
 use serde_json::json;
 
 use super::{Program, Size};
@@ -184,3 +186,42 @@ fn the_deepest_that_is_allowed() {
         "150 levels",
     );
 }
+
+/// Templates with pieces taken out, doubled or brought over from one another end soon, well or not.
+#[test]
+fn broken_templates() {
+    let fixture = testkit::fixture("chats");
+    let expected = testkit::json(&fixture.join("expected.json"));
+    let chats: Vec<_> = expected["chats"].as_object().unwrap().values().collect();
+    let pieces = testkit::json(&fixture.join("jinja.json"));
+    let mut sources: Vec<String> = fs_err::read_dir(fixture.join("templates"))
+        .unwrap()
+        .map(|entry| fs_err::read_to_string(entry.unwrap().path()).unwrap())
+        .collect();
+    sources.sort();
+    let pieces = pieces["pieces"].as_array().unwrap().iter();
+    sources.extend(pieces.map(|piece| piece[0].as_str().unwrap().to_owned()));
+    let mut random = ChaCha8Rng::seed_from_u64(11);
+    let mut below = |end: usize| random.next_u32() as usize % end.max(1);
+    for _ in 0..TRIES {
+        let mut source: Vec<char> = sources[below(sources.len())].chars().collect();
+        for _ in 0..=below(3) {
+            let other: Vec<char> = sources[below(sources.len())].chars().collect();
+            let from = below(other.len());
+            let piece = &other[from..(from + below(30)).min(other.len())];
+            let at = below(source.len());
+            let to = (at + below(30)).min(source.len());
+            source.splice(at..to, piece.iter().copied());
+        }
+        let source: String = source.into_iter().collect();
+        let chat = chats[below(chats.len())];
+        let variables = ["messages", "tools"].map(|name| (name, chat[name].clone()));
+        let started = Instant::now();
+        let size = Size { turns: 9, bytes: 2000 };
+        let _ = Program::parse(&source).and_then(|program| program.render(&variables, size));
+        assert!(started.elapsed() < Duration::from_secs(5), "{source}");
+    }
+}
+
+/// How many broken templates are tried.
+const TRIES: usize = 2000;
