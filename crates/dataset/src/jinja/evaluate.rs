@@ -10,7 +10,7 @@ use super::fault::{Fault, fail};
 use super::filters::filter;
 use super::machine::Machine;
 use super::methods::{call_method, has_method};
-use super::operators::{arithmetic, negative, slice};
+use super::operators::{arithmetic, negative, positive, slice};
 use super::tree::{Arguments, Comparison, Expression, Suffix};
 use super::value::{ListKind, Value};
 
@@ -32,7 +32,7 @@ impl Machine {
             Expression::Or(parts) => self.first(parts, true),
             Expression::Not(inner) => Ok(Value::Bool(!self.evaluate(inner)?.is_true())),
             Expression::Negative(inner) => negative(&self.evaluate(inner)?),
-            Expression::Positive(inner) => self.evaluate(inner),
+            Expression::Positive(inner) => positive(self.evaluate(inner)?),
             Expression::Compare(first, rest) => self.compare(first, rest),
             Expression::Arithmetic(first, rest) => {
                 let mut found = self.evaluate(first)?;

@@ -88,9 +88,13 @@ fn round(value: &Value, given: &Given) -> Result<Value, Fault> {
         return fail(format!("`round` needs a number and gets {}", value.kind()));
     };
     let precision = given.int(0, "precision")?.unwrap_or(0).clamp(-300, 300);
+    let method = given.text(1, "method")?.unwrap_or("common");
+    if let (Some(whole), "common", 0..) = (value.as_int(), method, precision) {
+        return Ok(Value::Int(whole));
+    }
     let scale = 10_f64.powi(i32::try_from(precision).unwrap_or(0));
     let scaled = number * scale;
-    let rounded = match given.text(1, "method")?.unwrap_or("common") {
+    let rounded = match method {
         "ceil" => scaled.ceil() / scale,
         "floor" => scaled.floor() / scale,
         // Through its digits, as Python does.

@@ -120,6 +120,15 @@ pub(super) fn negative(value: &Value) -> Result<Value, Fault> {
     }
 }
 
+/// `+value`.
+pub(super) fn positive(value: Value) -> Result<Value, Fault> {
+    match (value.as_int(), &value) {
+        (Some(number), _) => Ok(Value::Int(number)),
+        (None, Value::Float(_)) => Ok(value),
+        (None, other) => fail(format!("{} cannot be positive", other.kind())),
+    }
+}
+
 /// `value[start:stop:step]`.
 pub(super) fn slice(
     value: &Value,

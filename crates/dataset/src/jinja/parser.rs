@@ -74,6 +74,7 @@ impl Parser {
     }
 
     fn close(&mut self) -> Result<(), Fault> {
+        let _ = self.takes(":"); // Jinja lets a block's head end in one.
         match self.next() {
             Some(Token::Close) => Ok(()),
             _ => fail("the tag goes on where it should end"),
