@@ -160,8 +160,9 @@ pub(crate) fn rows_text(counts: &RowCounts) -> String {
         true => format!(" as {examples} examples"),
         false => String::new(),
     };
+    let unit = if *rows == 1 { "row" } else { "rows" };
     format!(
-        "{rows} rows{split}: {cut} cut, {left_out} left out; {tokens} tokens, {learned} learned"
+        "{rows} {unit}{split}: {cut} cut, {left_out} left out; {tokens} tokens, {learned} learned"
     )
 }
 

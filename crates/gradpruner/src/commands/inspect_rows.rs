@@ -44,7 +44,7 @@ impl RowsView<'_> {
         let encoder = Encoder::read(&folder)?;
         let number = self.row.unwrap_or(1);
         let shown = rows.get(number - 1);
-        let shown = shown.with_context(|| format!("there are {} rows in it", rows.len()))?;
+        let shown = shown.with_context(|| format!("it ends with row {}", rows.len()))?;
         let (text, examples) = self.one(&encoder, shown)?;
         let row = json!({"place": shown.place.to_string(), "examples": examples});
         if self.row.is_some() {
