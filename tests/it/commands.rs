@@ -1,5 +1,7 @@
 //! The single commands, one after the other, on a tiny model.
 
+use expect_test::expect;
+
 use crate::support::{Desk, text};
 
 const TRAIN: &str = "--device cpu --dtype f32 --epochs 2 --batch 4 --accumulate 1 --lr 5e-3";
@@ -139,4 +141,85 @@ fn help_has_an_example_for_every_command() {
         );
     }
     assert!(desk.run("completions bash").contains("_gradpruner"));
+}
+
+/// Rows as the model sees them, and in numbers.
+#[test]
+fn rows_can_be_looked_at() {
+    let desk = Desk::new();
+    let template = "{% for m in messages %}<|im_start|>{{ m.role }}\n\
+        {% if loop.last and m.thinking %}({{ m.thinking }}){% endif %}{{ m.content }}<|im_end|>\n\
+        {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    desk.write("model/chat_template.jinja", template);
+    let turn = |role: &str, content: &str| serde_json::json!({"role": role, "content": content});
+    let two =
+        [turn("user", "p"), turn("assistant", "q"), turn("user", "r"), turn("assistant", "s")];
+    let long = [turn("user", "pp"), turn("assistant", &"x".repeat(80))];
+    let quiet = [turn("user", &"y".repeat(80)), turn("assistant", "z")];
+    let rows = [&two[..], &long, &quiet]
+        .map(|messages| serde_json::json!({ "messages": messages }).to_string());
+    desk.write("rows.jsonl", &rows.join("\n"));
+    expect![[r#"
+        3 rows: 2 cut, 1 left out; 110 tokens, 47 learned
+        tokens of a row: 46 to 103, half up to 102, 90 % up to 103, 99 % up to 103
+
+        rows.jsonl line 1: 46 tokens, 4 learned
+
+        <|im_start|>user
+        p<|im_end|>
+        <|im_start|>assistant
+        [[q<|im_end|>]]
+        <|im_start|>user
+        r<|im_end|>
+        <|im_start|>assistant
+        [[s<|im_end|>]]
+    "#]]
+    .assert_eq(&desk.run("inspect rows.jsonl --model model --max-length 64"));
+    let row = desk.json("inspect rows.jsonl --model model --row 2 --max-length 64");
+    assert_eq!(row["row"]["place"], "rows.jsonl line 2");
+    assert_eq!(row["row"]["examples"][0]["tokens"], 64);
+    assert_eq!(row["row"]["examples"][0]["text"][1]["learned"], true);
+    expect![[r"
+        exit 1
+        error: cannot inspect `rows.jsonl`
+          because: it ends with row 3
+    "]]
+    .assert_eq(&desk.failure("inspect rows.jsonl --model model --row 4"));
+    expect![[r"
+        exit 1
+        error: cannot inspect `./rows.jsonl`
+          because: it is not a .json or .gguf file; rows need `--model`, whose template shows them
+    "]]
+    .assert_eq(&desk.failure("inspect ./rows.jsonl"));
+
+    // Whoever trains or evaluates on them is told.
+    let cheap = crate::support::CHEAP_TRAINING;
+    let training =
+        format!("finetune --model model --train rows.jsonl --out adapter --max-length 64 {cheap}");
+    let output = desk.output(&training);
+    let told = text(&output.stderr);
+    assert!(output.status.success(), "{told}");
+    assert!(told.contains("3 rows: 2 cut, 1 left out; 110 tokens, 47 learned"), "{told}");
+    assert!(told.contains("a tenth of the rows or more does not fit `--max-length`"), "{told}");
+    let arguments = "eval --model model --data rows.jsonl --max-length 64 --generate-rows 0 \
+         --device cpu --dtype f32";
+    let evaluated = desk.run(arguments);
+    assert!(evaluated.contains("3, 2 of them cut to fit --max-length"), "{evaluated}");
+    assert_eq!(desk.json(arguments)["cut_rows"], 2);
+}
+
+/// A template's error names its file and line, and the row's.
+#[test]
+fn a_template_that_cannot_be_rendered_is_named() {
+    let desk = Desk::new();
+    let doubling = "{% set ns = namespace(s='xx') %}\n{% for i in range(99) %}\
+        {% set ns.s = ns.s ~ ns.s %}{% endfor %}";
+    desk.write("model/chat_template.jinja", doubling);
+    expect![[r#"
+        exit 1
+        error: cannot inspect `train.jsonl`
+          because: train.jsonl line 1 cannot be encoded
+          because: ./model/chat_template.jinja line 2: the limit on memory is reached: the template makes too much text
+    "#]]
+    .assert_eq(&desk.failure("inspect train.jsonl --model ./model"));
 }

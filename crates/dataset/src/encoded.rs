@@ -7,9 +7,9 @@ use crate::{DatasetError, Encoder, Example, Place, Result, Row};
 /// Rows to train on, as tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Encoded {
-    /// The rows that have something to learn.
+    /// What the rows have to learn, in their order.
     pub examples: Vec<Example>,
-    /// Where each of these stands.
+    /// Where the row of each of these stands.
     pub places: Vec<Place>,
     /// What became of all rows.
     pub counts: RowCounts,
@@ -20,6 +20,9 @@ pub struct Encoded {
 pub struct RowCounts {
     /// How many rows there are.
     pub rows: usize,
+    /// How many examples they give; more than rows where a template shows replies differently later.
+    #[serde(default)]
+    pub examples: usize,
     /// How many of them were cut to the length limit.
     pub cut: usize,
     /// How many were left out, since nothing to learn lies within the limit.
@@ -31,16 +34,22 @@ pub struct RowCounts {
 }
 
 impl RowCounts {
-    /// Counts one row more.
-    pub fn add(&mut self, example: &Example) {
-        let learned = example.labelled.iter().filter(|&&labelled| labelled).count();
+    /// Counts one row more, by its examples.
+    pub fn add(&mut self, examples: &[Example]) {
         self.rows += 1;
-        self.cut += usize::from(example.cut > 0);
-        self.left_out += usize::from(learned == 0);
-        if learned > 0 {
+        self.cut += usize::from(examples.iter().any(|example| example.cut > 0));
+        self.left_out += usize::from(examples.iter().all(|example| example.learned() == 0));
+        for example in examples.iter().filter(|example| example.learned() > 0) {
+            self.examples += 1;
             self.tokens += example.tokens.len();
-            self.learned += learned;
+            self.learned += example.learned();
         }
+    }
+
+    /// Whether a tenth of the rows or more is cut or left out.
+    pub fn loses_much(&self) -> bool {
+        let limit = self.rows.div_ceil(10).max(1);
+        self.cut >= limit || self.left_out >= limit
     }
 }
 
@@ -49,14 +58,14 @@ impl Encoder {
     ///
     /// # Errors
     ///
-    /// As [`Encoder::example`]; [`DatasetError::NothingToLearn`] if no row is left.
+    /// As [`Encoder::examples_of`]; [`DatasetError::NothingToLearn`] if no row is left.
     pub fn examples(&self, rows: &[Row], max_tokens: usize) -> Result<Encoded> {
         let mut encoded =
             Encoded { examples: Vec::new(), places: Vec::new(), counts: RowCounts::default() };
         for row in rows {
-            let example = self.example(row, max_tokens)?;
-            encoded.counts.add(&example);
-            if example.labelled.contains(&true) {
+            let examples = self.examples_of(row, max_tokens)?;
+            encoded.counts.add(&examples);
+            for example in examples.into_iter().filter(|example| example.learned() > 0) {
                 encoded.examples.push(example);
                 encoded.places.push(row.place.clone());
             }

@@ -36,20 +36,14 @@ pub enum DatasetError {
     Json { path: PathBuf, source: serde_json::Error },
     #[error("{}: not a usable tokenizer: {what}", path.display())]
     Tokenizer { path: PathBuf, what: String },
-    #[error("the chat template could not be rendered; does it take these roles in this order?")]
-    Template { source: Box<minijinja::Error> },
+    #[error("{template} line {line}: {what}")]
+    Template { template: String, line: usize, what: String },
     #[error("the tokenizer refuses the text: {what}")]
     Encode { what: String },
     #[error("no row has a token to learn from; is `--max-length {max_tokens}` too short?")]
     NothingToLearn { max_tokens: usize },
     #[error("{place} cannot be encoded")]
     At { place: Place, source: Box<DatasetError> },
-}
-
-impl From<minijinja::Error> for DatasetError {
-    fn from(source: minijinja::Error) -> Self {
-        Self::Template { source: Box::new(source) }
-    }
 }
 
 impl DatasetError {

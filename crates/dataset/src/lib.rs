@@ -11,14 +11,17 @@ mod encoded;
 mod error;
 mod fields;
 mod files;
+mod jinja;
 mod json;
 mod row;
 mod sampler;
 mod template;
+mod third_party;
 mod tokenizer;
+mod turn;
 
 pub use chat::{Chat, Content, Message, Place, Row};
-pub use encode::{Encoder, Example, Question};
+pub use encode::{Encoder, Example, Question, Stretch};
 pub use encoded::{Encoded, RowCounts};
 pub use error::DatasetError;
 pub use files::data_files;

@@ -1,11 +1,10 @@
 //! A model's chat template, rendered as transformers renders it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use minijinja::value::Kwargs;
-use minijinja::{Environment, ErrorKind, Value, context};
-use time::OffsetDateTime;
+use serde_json::{Map, Value, json};
 
+use crate::jinja::{Fault, Program, Rendered, Size};
 use crate::{Chat, DatasetError, Message, Result};
 
 /// What base models get, which have no template: the texts, and the end-of-text token after each
@@ -14,36 +13,60 @@ const PLAIN: &str = "{% for message in messages %}{{ message.content }}\
     {% if message.role == 'assistant' %}{{ eos_token }}{% else %}{{ '\\n' }}{% endif %}\
     {% endfor %}";
 
+/// The special tokens that transformers hands to templates.
+const SPECIAL_TOKENS: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+/// Where further templates lie, each in a file of its name; transformers has used both.
+const FOLDERS: [&str; 2] = ["additional_chat_templates", "chat_templates"];
+/// Under which names a message's reasoning comes; templates ask for the first two.
+const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
 /// A chat template with the special tokens it may name.
 #[derive(Debug)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
-    bos_token: String,
-    eos_token: String,
+    templates: Vec<Template>,
+    special_tokens: Map<String, Value>,
+    /// Whether the model has none of its own.
+    is_plain: bool,
+}
+
+/// One of a model's templates.
+#[derive(Debug)]
+struct Template {
+    name: String,
+    /// Where it was read, for messages.
+    origin: String,
+    program: Program,
+}
+
+/// A template's text, before it is parsed.
+struct Source {
+    name: String,
+    origin: String,
+    text: String,
 }
 
 impl ChatTemplate {
-    /// Reads the template of a model folder: `chat_template.jinja`, else the `chat_template` of
-    /// `tokenizer_config.json`, else a plain one for base models.
+    /// Reads the templates of a model folder, from where transformers does: `chat_template.jinja` and
+    /// `additional_chat_templates/`, else the `chat_template` of `tokenizer_config.json`, else a
+    /// plain one for base models.
     ///
     /// # Errors
     ///
-    /// If a file is broken or the template does not parse.
+    /// If a file is broken or a template does not parse.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("tokenizer_config.json");
-        let config: serde_json::Value = if path.exists() {
-            serde_json::from_str(&fs_err::read_to_string(&path)?)
-                .map_err(|source| DatasetError::Json { path, source })?
-        } else {
-            serde_json::Value::Null
-        };
-        let file = folder.join("chat_template.jinja");
-        let template = if file.exists() {
-            fs_err::read_to_string(&file)?
-        } else {
-            named_template(&config["chat_template"]).unwrap_or(PLAIN).to_owned()
-        };
-        Self::new(&template, &token_text(&config["bos_token"]), &token_text(&config["eos_token"]))
+        let config = read_json(&path)?;
+        let mut sources = template_files(folder)?;
+        if sources.is_empty() {
+            sources = config_templates(&config["chat_template"], &path);
+        }
+        let map = read_json(&folder.join("special_tokens_map.json"))?;
+        let tokens = SPECIAL_TOKENS.into_iter().filter_map(|name| {
+            let text = token_text(&config[name]).or_else(|| token_text(&map[name]))?;
+            Some((name.to_owned(), Value::from(text)))
+        });
+        Self::parse(sources, tokens.collect())
     }
 
     /// Parses a template.
@@ -52,139 +75,177 @@ impl ChatTemplate {
     ///
     /// If it does not parse.
     pub fn new(template: &str, bos_token: &str, eos_token: &str) -> Result<Self> {
-        let mut environment = Environment::new();
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", strftime_now);
-        environment.add_filter("tojson", to_json);
-        environment.add_template_owned("chat", without_generation_marks(template))?;
-        let (bos_token, eos_token) = (bos_token.to_owned(), eos_token.to_owned());
-        Ok(Self { environment, bos_token, eos_token })
+        let source = Source {
+            name: "default".into(),
+            origin: "the chat template".into(),
+            text: template.into(),
+        };
+        let tokens = [("bos_token", bos_token), ("eos_token", eos_token)];
+        let tokens = tokens.map(|(name, text)| (name.to_owned(), Value::from(text)));
+        Self::parse(vec![source], tokens.into_iter().collect())
+    }
+
+    fn parse(mut sources: Vec<Source>, special_tokens: Map<String, Value>) -> Result<Self> {
+        let is_plain = sources.is_empty();
+        if is_plain {
+            let (name, origin) = ("default".into(), "the template for base models".into());
+            sources.push(Source { name, origin, text: PLAIN.into() });
+        }
+        let parse = |Source { name, origin, text }| match Program::parse(&text) {
+            Ok(program) => Ok(Template { name, origin, program }),
+            Err(fault) => Err(template_error(&origin, fault)),
+        };
+        let templates: Result<_> = sources.into_iter().map(parse).collect();
+        Ok(Self { templates: templates?, special_tokens, is_plain })
     }
 
     /// The text of a chat; with `generate`, up to where the assistant's next reply begins.
     ///
     /// # Errors
     ///
-    /// If the template refuses the messages.
+    /// If the template refuses the messages, or takes more steps, memory or output than any
+    /// template needs.
     pub fn render(&self, chat: &Chat, generate: bool) -> Result<String> {
-        self.render_turns(&chat.messages, &chat.tools, generate)
+        Ok(self.render_turns(&chat.messages, &chat.tools, generate)?.text)
     }
 
     pub(crate) fn render_turns(
         &self,
         messages: &[Message],
-        tools: &[serde_json::Value],
+        tools: &[Value],
         generate: bool,
-    ) -> Result<String> {
-        Ok(self.environment.get_template("chat")?.render(context! {
-            messages,
-            tools => (!tools.is_empty()).then_some(tools),
-            add_generation_prompt => generate,
-            bos_token => self.bos_token,
-            eos_token => self.eos_token,
-        })?)
+    ) -> Result<Rendered> {
+        let template = self.template_for(tools)?;
+        let messages: Vec<Value> = messages.iter().map(message_json).collect();
+        let (turns, messages) = (messages.len(), Value::from(messages));
+        let tools = if tools.is_empty() { Value::Null } else { Value::from(tools) };
+        let bytes = messages.to_string().len() + tools.to_string().len();
+        let mut variables: Vec<(&str, Value)> = self
+            .special_tokens
+            .iter()
+            .map(|(name, token)| (name.as_str(), token.clone()))
+            .collect();
+        variables.extend([
+            ("messages", messages),
+            ("tools", tools),
+            ("documents", Value::Null),
+            ("add_generation_prompt", json!(generate)),
+        ]);
+        let rendered = template.program.render(&variables, Size { turns, bytes });
+        rendered.map_err(|fault| template_error(&template.origin, fault))
     }
 
-    /// The end-of-text token's text.
+    /// Whether the template says itself which words are the assistant's, by `{% generation %}`.
+    pub(crate) fn has_marks(&self, chat: &Chat) -> Result<bool> {
+        Ok(self.template_for(&chat.tools)?.program.has_marks())
+    }
+
+    /// Whether the model has no template of its own.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.is_plain
+    }
+
+    /// The template named `tool_use` if there are tools and such a one, else the one named `default`.
+    fn template_for(&self, tools: &[Value]) -> Result<&Template> {
+        let named = |name: &str| self.templates.iter().find(|template| template.name == name);
+        let for_tools = if tools.is_empty() { None } else { named("tool_use") };
+        for_tools.or_else(|| named("default")).ok_or_else(|| {
+            let origin = self.templates.first().map_or("", |template| &template.origin);
+            let what = "the model has several chat templates and none is named `default`";
+            template_error(origin, Fault { line: 1, what: what.into() })
+        })
+    }
+
+    /// The end-of-text token's text, or nothing if there is none.
     pub fn eos_token(&self) -> &str {
-        &self.eos_token
+        self.special_tokens.get("eos_token").and_then(Value::as_str).unwrap_or_default()
     }
 }
 
-/// A template, or the one named `default` of several.
-fn named_template(value: &serde_json::Value) -> Option<&str> {
+fn template_error(template: &str, fault: Fault) -> DatasetError {
+    let Fault { line, what } = fault;
+    DatasetError::Template { template: template.to_owned(), line, what }
+}
+
+/// A JSON file, or nothing if there is none.
+fn read_json(path: &Path) -> Result<Value> {
+    if !path.exists() {
+        return Ok(Value::Null);
+    }
+    serde_json::from_str(&fs_err::read_to_string(path)?)
+        .map_err(|source| DatasetError::Json { path: path.to_owned(), source })
+}
+
+fn template_files(folder: &Path) -> Result<Vec<Source>> {
+    let mut found = Vec::new();
+    let mut add = |name: String, path: PathBuf| -> Result<()> {
+        let text = fs_err::read_to_string(&path)?;
+        found.push(Source { name, origin: path.display().to_string(), text });
+        Ok(())
+    };
+    let default = folder.join("chat_template.jinja");
+    if default.exists() {
+        add("default".into(), default)?;
+    }
+    for folder in FOLDERS.map(|name| folder.join(name)) {
+        if !folder.is_dir() {
+            continue;
+        }
+        for entry in fs_err::read_dir(&folder)? {
+            let path = entry?.path();
+            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            if path.extension().is_some_and(|extension| extension == "jinja") {
+                add(name, path)?;
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The value of `chat_template`: a text, or a list of named ones.
+fn config_templates(value: &Value, path: &Path) -> Vec<Source> {
+    let source = |name: &str, text: &str| Source {
+        name: name.to_owned(),
+        origin: format!("{}: `chat_template`", path.display()),
+        text: text.to_owned(),
+    };
     match value {
-        serde_json::Value::Array(named) => named
+        Value::String(text) => vec![source("default", text)],
+        Value::Array(named) => named
             .iter()
-            .find(|entry| entry["name"] == "default")
-            .and_then(|entry| entry["template"].as_str()),
-        _ => value.as_str(),
+            .filter_map(|entry| Some(source(entry["name"].as_str()?, entry["template"].as_str()?)))
+            .collect(),
+        Value::Object(named) => {
+            named.iter().filter_map(|(name, text)| Some(source(name, text.as_str()?))).collect()
+        }
+        _ => Vec::new(),
     }
 }
 
 /// A special token is a text, or an object that holds it.
-fn token_text(value: &serde_json::Value) -> String {
-    value.as_str().or_else(|| value["content"].as_str()).unwrap_or_default().to_owned()
+fn token_text(value: &Value) -> Option<String> {
+    value.as_str().or_else(|| value["content"].as_str()).map(str::to_owned)
 }
 
-/// Drops `{% generation %}` marks: they only tell transformers where replies are.
-fn without_generation_marks(template: &str) -> String {
-    let mut template = template.to_owned();
-    for word in ["generation", "endgeneration"] {
-        for (open, close) in [("{%", "%}"), ("{%-", "%}"), ("{%", "-%}"), ("{%-", "-%}")] {
-            template = template.replace(&format!("{open} {word} {close}"), "");
-        }
+/// A message as transformers hands it to templates: without the keys that hold nothing, and with its
+/// reasoning under the names that templates ask for.
+fn message_json(message: &Message) -> Value {
+    let more = || message.more.iter().filter(|(_, value)| !value.is_null());
+    let reasoning =
+        REASONING.iter().find_map(|key| message.more.get(*key).filter(|v| !v.is_null()));
+    let mut found = Map::new();
+    if let Some(reasoning) = reasoning {
+        found.insert("thinking".into(), reasoning.clone());
     }
-    template
-}
-
-fn raise_exception(message: String) -> Result<String, minijinja::Error> {
-    Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-}
-
-/// Python's `datetime.now().strftime`, for the few codes templates use.
-fn strftime_now(format: &str) -> String {
-    let now = OffsetDateTime::now_utc();
-    let month = now.month().to_string();
-    format
-        .replace("%d", &format!("{:02}", now.day()))
-        .replace("%b", &month[..3])
-        .replace("%B", &month)
-        .replace("%m", &format!("{:02}", u8::from(now.month())))
-        .replace("%Y", &now.year().to_string())
-}
-
-/// Python's `json.dumps`: unlike Jinja's own filter it does not escape for HTML.
-fn to_json(value: &Value, options: Kwargs) -> Result<String, minijinja::Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    let fail = |error: serde_json::Error| {
-        minijinja::Error::new(ErrorKind::BadSerialization, error.to_string())
-    };
-    let mut out = Vec::new();
-    let result = if let Some(width) = indent {
-        let spaces = vec![b' '; width];
-        let formatter = serde_json::ser::PrettyFormatter::with_indent(&spaces);
-        let mut serializer = serde_json::Serializer::with_formatter(&mut out, formatter);
-        serde::Serialize::serialize(value, &mut serializer)
-    } else {
-        let mut serializer = serde_json::Serializer::with_formatter(&mut out, PythonFormatter);
-        serde::Serialize::serialize(value, &mut serializer)
-    };
-    result.map_err(fail)?;
-    String::from_utf8(out)
-        .map_err(|error| minijinja::Error::new(ErrorKind::BadSerialization, error.to_string()))
-}
-
-/// Python puts a space after each comma and colon.
-struct PythonFormatter;
-
-impl serde_json::ser::Formatter for PythonFormatter {
-    fn begin_array_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        writer.write_all(if first { b"" } else { b", " })
+    found.insert("role".into(), message.role.as_str().into());
+    if let Some(content) = &message.content {
+        found.insert("content".into(), content.as_str().into());
     }
-
-    fn begin_object_key<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        writer.write_all(if first { b"" } else { b", " })
+    found.extend(more().map(|(key, value)| (key.clone(), value.clone())));
+    if let Some(reasoning) = reasoning {
+        found.insert("reasoning_content".into(), reasoning.clone());
     }
-
-    fn begin_object_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-    ) -> std::io::Result<()> {
-        writer.write_all(b": ")
-    }
+    found.into()
 }
 
 #[cfg(test)]
@@ -205,7 +266,7 @@ mod tests {
         // Blocks take their line with them.
         check("x\n  {% if true %}\ny\n  {% endif %}\nz", false, "x\ny\nz");
         check("{{ messages[0].content | tojson }}", false, r#""a <b> \"c\"""#);
-        check("{{ {'a': [1, 2]} | tojson }}", false, r#"{"a": [1, 2]}"#);
+        check("{{ {'b': [1, 2], 'a': none} | tojson }}", false, r#"{"b": [1, 2], "a": null}"#);
         check("{{ messages[0].content.strip('a ').upper() }}", false, "<B> \"C\"");
         check("{% generation %}x{% endgeneration %}", false, "x");
         check(PLAIN, false, "a <b> \"c\"\n");
@@ -213,10 +274,44 @@ mod tests {
 
     #[test]
     fn a_template_may_refuse() {
-        let template = ChatTemplate::new("{{ raise_exception('no') }}", "", "").unwrap();
-        assert!(matches!(
-            template.render(&Chat::default(), false),
-            Err(DatasetError::Template { .. })
-        ));
+        let template = ChatTemplate::new("\n{{ raise_exception('no') }}", "", "").unwrap();
+        let error = template.render(&Chat::default(), false).unwrap_err();
+        assert_eq!(error.to_string(), "the chat template line 2: no");
+    }
+
+    #[test]
+    fn tools_have_a_template_of_their_own() {
+        let folder = testkit::temporary_folder();
+        let write = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            fs_err::create_dir_all(path.parent().unwrap()).unwrap();
+            fs_err::write(path, text).unwrap();
+        };
+        let render = |tools: Vec<Value>| {
+            let template = ChatTemplate::read(folder.path()).unwrap();
+            template.render(&Chat { messages: Vec::new(), tools }, false).unwrap()
+        };
+        write(
+            "tokenizer_config.json",
+            r#"{"chat_template": [{"name": "default", "template": "plain {{ tools }}"},
+                {"name": "tool_use", "template": "tools"}]}"#,
+        );
+        assert_eq!(render(Vec::new()), "plain None");
+        assert_eq!(render(vec![json!({})]), "tools");
+        // Files come before what the configuration holds.
+        write("chat_template.jinja", "file");
+        assert_eq!(render(vec![json!({})]), "file");
+        write("additional_chat_templates/tool_use.jinja", "tool file");
+        assert_eq!(render(vec![json!({})]), "tool file");
+    }
+
+    #[test]
+    fn nothing_is_handed_over_and_reasoning_is_under_both_names() {
+        let mut message = Message::new("assistant", "a");
+        message.content = None;
+        message.more.insert("reasoning".into(), "r".into());
+        message.more.insert("tool_calls".into(), Value::Null);
+        let expected = json!({"thinking": "r", "role": "assistant", "reasoning": "r", "reasoning_content": "r"});
+        assert_eq!(message_json(&message).to_string(), expected.to_string());
     }
 }

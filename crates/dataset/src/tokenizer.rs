@@ -1,13 +1,10 @@
-//! The tokenizer, whose library panics on some files and texts: here that becomes an error.
+//! The tokenizer, whose library panics on some files and texts: here that is an error.
 
-use std::cell::Cell;
-use std::ops::Deref;
-use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::path::{Path, PathBuf};
-use std::sync::Once;
 
 use tokenizers::Encoding;
 
+use crate::third_party::guarded;
 use crate::{DatasetError, Result};
 
 /// The tokenizer of a model.
@@ -21,62 +18,47 @@ impl Tokenizer {
     /// Reads a `tokenizer.json`.
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let bytes = fs_err::read(path)?;
-        let parsed = guarded(path, || tokenizers::Tokenizer::from_bytes(&bytes));
-        let mut library = parsed.map_err(|error| DatasetError::Tokenizer {
-            path: path.to_owned(),
-            what: error.to_string(),
-        })?;
+        let mut library = call(path, || tokenizers::Tokenizer::from_bytes(&bytes))?;
         // A stored truncation or padding would cut or fill rows behind our back.
         let _ = library.with_truncation(None);
         library.with_padding(None);
         Ok(Self { library, path: path.to_owned() })
     }
 
-    pub(crate) fn encode(&self, text: &str, add_special: bool) -> tokenizers::Result<Encoding> {
-        guarded(&self.path, || self.library.encode(text, add_special))
+    /// A text's tokens, with those that the post-processor adds if `special`.
+    pub(crate) fn encode(&self, text: &str, special: bool) -> Result<Encoding> {
+        call(&self.path, || self.library.encode(text, special))
     }
 
-    pub(crate) fn decode(&self, tokens: &[u32], skip_special: bool) -> tokenizers::Result<String> {
-        guarded(&self.path, || self.library.decode(tokens, skip_special))
+    /// A text's tokens and where they stand, in characters.
+    pub(crate) fn encode_char_offsets(&self, text: &str) -> Result<Encoding> {
+        call(&self.path, || self.library.encode_char_offsets(text, false))
+    }
+
+    pub(crate) fn decode(&self, tokens: &[u32], skip_special: bool) -> Result<String> {
+        call(&self.path, || self.library.decode(tokens, skip_special))
+    }
+
+    /// The id of a token.
+    pub(crate) fn id(&self, token: &str) -> Option<u32> {
+        self.library.token_to_id(token)
+    }
+
+    /// The largest id it can give a token.
+    pub(crate) fn largest_id(&self) -> u32 {
+        self.library.get_vocab(true).into_values().max().unwrap_or(0)
     }
 }
 
-impl Deref for Tokenizer {
-    type Target = tokenizers::Tokenizer;
-
-    fn deref(&self) -> &tokenizers::Tokenizer {
-        &self.library
-    }
-}
-
-thread_local! {
-    static GUARDED: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Turns a panic of the library into an error.
-///
-/// It takes what a `tokenizer.json` says for granted in places (a number out of range, a pattern
-/// that matches nothing, a merge shorter than its prefix), and a file is not to end the program.
-fn guarded<T>(path: &Path, call: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
-    static SILENCED: Once = Once::new();
-    // The error says what is wrong; the hook would print a trace before it.
-    SILENCED.call_once(|| {
-        let others = take_hook();
-        set_hook(Box::new(move |panic| {
-            if !GUARDED.get() {
-                others(panic);
-            }
-        }));
-    });
-    let before = GUARDED.replace(true);
-    // Nothing is used after a panic but the error.
-    let result = catch_unwind(AssertUnwindSafe(call));
-    GUARDED.set(before);
-    result.unwrap_or_else(|panic| {
-        let said = panic.downcast_ref::<String>().map(String::as_str);
-        let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason");
-        Err(format!("the library for `{}` gave up: {said}", path.display()).into())
-    })
+/// Calls the library. It takes what a `tokenizer.json` says for granted in places: a number out of
+/// range, a pattern that matches nothing, a merge shorter than its prefix.
+fn call<T>(path: &Path, action: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+    let what = match guarded(action) {
+        Ok(Ok(found)) => return Ok(found),
+        Ok(Err(error)) => error.to_string(),
+        Err(panic) => format!("the library that reads it gave up: {panic}"),
+    };
+    Err(DatasetError::Tokenizer { path: path.to_owned(), what })
 }
 
 #[cfg(test)]
@@ -109,7 +91,7 @@ mod tests {
             r#"normalizer {"type": "Replace", "pattern": {"String": ""}, "content": "x"}"#,
         ] {
             let error = check(keys);
-            assert!(error.contains("tokenizer.json` gave up: "), "{error}");
+            assert!(error.contains("gave up: "), "{error}");
         }
     }
 }

@@ -31,6 +31,9 @@ pub struct EvalSettings {
 pub struct EvalReport {
     /// How many rows.
     pub rows: usize,
+    /// How many of these were cut to the length limit.
+    #[serde(default)]
+    pub cut_rows: usize,
     /// Accuracy by log-likelihood, of rows with choices.
     pub acc: Option<f64>,
     /// Its 95 % interval.
@@ -96,28 +99,40 @@ pub fn evaluate(
     let _guard = no_grad_guard();
     crate::reset_peak_memory();
     let mut tally = Tally::default();
+    let mut cut_rows = 0;
     let (mut questions, mut examples, mut texts) = (Vec::new(), Vec::new(), Vec::new());
     for (number, row) in rows.iter().enumerate() {
         if let Content::Choice { .. } = row.content {
-            questions.push(encoder.question(row, settings.max_tokens)?);
+            let question = encoder.question(row, settings.max_tokens)?;
+            cut_rows += usize::from(question.cut > 0);
+            questions.push(question);
             continue;
         }
-        examples.push(encoder.example(row, settings.max_tokens)?);
+        let of_row = encoder.examples_of(row, settings.max_tokens)?;
+        cut_rows += usize::from(of_row.iter().any(|example| example.cut > 0));
+        examples.extend(of_row);
         if let Content::Chat(chat) = &row.content {
             texts.push((number + 1, chat));
         }
+    }
+    if cut_rows >= rows.len().div_ceil(10).max(1) {
+        tracing::warn!(
+            cut = cut_rows,
+            rows = rows.len(),
+            "a tenth of the rows or more is cut to the length limit; the figures are of what is left"
+        );
     }
     let started = Instant::now();
     // Longest first: what does not fit memory fails at once, and the time left is never too low.
     questions.sort_by_key(|question| std::cmp::Reverse(question_tokens(question)));
     for batch in batches(&questions, settings.batch_tokens, question_tokens) {
         tally.questions(model, batch)?;
-        observe(tally.rows);
+        observe(tally.rows.min(rows.len()));
     }
     examples.sort_by_key(|example| std::cmp::Reverse(example.tokens.len()));
     for batch in batches(&examples, settings.batch_tokens, |example| example.tokens.len()) {
         tally.examples(model, batch)?;
-        observe(tally.rows);
+        observe(tally.rows.min(rows.len())); // A row may give several examples.
     }
     let seconds = started.elapsed().as_secs_f64();
     for (row, text) in texts.iter().take(settings.generate_rows) {
@@ -128,6 +143,7 @@ pub fn evaluate(
     let mean = |sum: f64| (!tally.generated.is_empty()).then(|| sum / tally.generated.len() as f64);
     Ok(EvalReport {
         rows: rows.len(),
+        cut_rows,
         acc: share(tally.hits),
         acc_interval: interval(tally.hits),
         acc_norm: share(tally.hits_by_bytes),

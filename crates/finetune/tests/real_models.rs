@@ -99,7 +99,7 @@ fn only_the_reply_is_learnt() {
         ];
         let place = Place { file: Path::new("rows").into(), number: 1, is_line: true };
         let row = Row { place, content: Content::Chat(Chat { messages, tools: Vec::new() }) };
-        let example = encoder.example(&row, 2048).unwrap();
+        let [example] = encoder.examples_of(&row, 2048).unwrap().try_into().unwrap();
         let learnt: Vec<u32> = example
             .tokens
             .iter()
@@ -108,7 +108,7 @@ fn only_the_reply_is_learnt() {
             .collect();
         let text = encoder.text(&learnt, false).unwrap();
         assert_eq!(text, "positive<|im_end|>very negative<|im_end|>", "{name}");
-        let cut = encoder.example(&row, 12).unwrap();
+        let [cut] = encoder.examples_of(&row, 12).unwrap().try_into().unwrap();
         assert_eq!((cut.tokens.len(), cut.labelled.len()), (12, 12));
     }
 }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use dataset::RowCounts;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pipeline::{Event, Stage};
 use tracing_subscriber::filter::LevelFilter;
@@ -43,6 +44,8 @@ pub(crate) struct Printer {
     quiet: bool,
     screen: bool,
     stage: Option<(Stage, Instant)>,
+    /// The rows that were last told of; stages of a run encode the same ones.
+    counts: Option<RowCounts>,
     last_line: Instant,
     /// Whether the line about where and how it computes is out.
     told_computing: bool,
@@ -71,6 +74,7 @@ impl Printer {
             quiet,
             screen,
             stage: None,
+            counts: None,
             last_line: Instant::now(),
             told_computing: false,
             broken: None,
@@ -139,6 +143,7 @@ impl Printer {
                 };
                 self.note(&format!("✓ {stage}: {text}{time}"));
             }
+            Event::Encoded(counts) => self.rows(counts),
             Event::Step(metrics) => {
                 let text = format!(
                     "loss {:.4}, {:.0} tokens/s",
@@ -149,6 +154,22 @@ impl Printer {
             }
             Event::Tensors { done, total } => self.progress(done, total, "tensor", ""),
             Event::Rows { done, total } => self.progress(done, total, "row", ""),
+        }
+    }
+
+    /// Says what became of the rows to train on, once.
+    fn rows(&mut self, counts: RowCounts) {
+        if self.counts.replace(counts) == Some(counts) {
+            return;
+        }
+        self.note(&format!("  {}", rows_text(&counts)));
+        if counts.loses_much() {
+            tracing::warn!(
+                cut = counts.cut,
+                left_out = counts.left_out,
+                "a tenth of the rows or more does not fit `--max-length`; what is cut off is not \
+                 learned (see `gradpruner inspect DATA --model M`)"
+            );
         }
     }
 
@@ -164,6 +185,26 @@ impl Printer {
             self.note(&format!("  {stage}{unit} {done}/{total} {text}"));
         }
     }
+}
+
+/// What became of rows, in one line.
+pub(crate) fn rows_text(counts: &RowCounts) -> String {
+    let RowCounts { rows, examples, cut, left_out, tokens, learned } = counts;
+    let split = match *examples > rows - left_out {
+        true => format!(" as {examples} examples"),
+        false => String::new(),
+    };
+    let unit = if *rows == 1 { "row" } else { "rows" };
+    format!(
+        "{rows} {unit}{split}: {cut} cut, {left_out} left out; {tokens} tokens, {learned} learned"
+    )
+}
+
+/// Whether results go to a terminal that shows colours.
+pub(crate) fn wants_colour() -> bool {
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+        || std::env::var_os("TERM").is_some_and(|value| value == "dumb");
+    io::stdout().is_terminal() && !plain
 }
 
 fn clear() {

@@ -26,6 +26,7 @@ const FEWEST_TOKENS: usize = 128;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
     examples: Vec<Example>,
+    /// How many examples all rows give.
     rows: usize,
 }
 
@@ -36,9 +37,7 @@ impl Sample {
     ///
     /// If a row cannot be encoded.
     pub fn training(rows: &[Row], encoder: &Encoder, max_tokens: usize) -> Result<Self> {
-        let encode = |row| Ok(encoder.example(row, max_tokens)?);
-        let examples: Result<_> = rows.iter().take(SAMPLE_ROWS).map(encode).collect();
-        Ok(Self { examples: examples?, rows: rows.len() })
+        Self::of(rows, |row: &Row| Ok(encoder.examples_of(row, max_tokens)?))
     }
 
     /// The first rows of a file to evaluate on; of multiple-choice rows all choices count.
@@ -49,17 +48,26 @@ impl Sample {
     pub fn evaluation(rows: &[Row], encoder: &Encoder, max_tokens: usize) -> Result<Self> {
         let encode = |row: &Row| {
             let Content::Choice { .. } = row.content else {
-                return Ok(encoder.example(row, max_tokens)?);
+                return Ok(encoder.examples_of(row, max_tokens)?);
             };
             let question = encoder.question(row, max_tokens)?;
             let choices: usize = question.choices.iter().map(Vec::len).sum();
             let reply = question.reply.len();
             let all = question.prompt.len() + choices + reply;
             let labelled = (0..all).map(|place| place < choices + reply).collect();
-            Ok(Example::whole(vec![0; all], labelled))
+            Ok(vec![Example::whole(vec![0; all], labelled)])
         };
-        let examples: Result<_> = rows.iter().take(SAMPLE_ROWS).map(encode).collect();
-        Ok(Self { examples: examples?, rows: rows.len() })
+        Self::of(rows, encode)
+    }
+
+    fn of(rows: &[Row], encode: impl Fn(&Row) -> Result<Vec<Example>>) -> Result<Self> {
+        let mut examples = Vec::new();
+        for row in rows.iter().take(SAMPLE_ROWS) {
+            examples.extend(encode(row)?);
+        }
+        let seen = rows.len().clamp(1, SAMPLE_ROWS);
+        let rows = (examples.len() as f64 / seen as f64 * rows.len() as f64).round() as usize;
+        Ok(Self { examples, rows })
     }
 
     /// So many rows of so many tokens each, all of them to learn from.
@@ -72,7 +80,7 @@ impl Sample {
         self.scale() * self.examples.iter().map(|row| row.tokens.len()).sum::<usize>() as f64
     }
 
-    /// How many rows of the file each of these stands for.
+    /// How many examples of the file each of these stands for.
     fn scale(&self) -> f64 {
         self.rows as f64 / self.examples.len().max(1) as f64
     }

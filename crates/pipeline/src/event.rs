@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use dataset::RowCounts;
 use finetune::StepMetrics;
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +61,8 @@ pub enum Event {
     Found(Stage),
     /// A stage is complete; the text sums it up.
     Done(Stage, String),
+    /// The rows to train on are tokens now.
+    Encoded(RowCounts),
     /// A training step was taken.
     Step(StepMetrics),
     /// So many of so many tensors are written.

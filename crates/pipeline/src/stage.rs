@@ -92,6 +92,7 @@ pub fn collect_record(
     };
     let loaded = load(model, compute)?;
     observe(Event::Computing(compute.computing()?));
+    observe(Event::Encoded(examples.counts));
     let num_layers = loaded.config().num_layers;
     let record = match targets.record {
         Some(target) => Some(RecordSink::create(target, Dtype::F32)?),
@@ -233,6 +234,7 @@ pub fn finetune_model(
     fit(&ModelConfig::read(model)?, &mut train_settings, compute, &examples.examples)?;
     let loaded = load(model, compute)?;
     observe(Event::Computing(compute.computing()?));
+    observe(Event::Encoded(examples.counts));
     let mut trainer = Trainer::new(loaded, train_settings, examples)?;
     if let Some(from) = &target.from {
         trainer.go_on(from)?;

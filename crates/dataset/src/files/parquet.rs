@@ -1,6 +1,5 @@
 //! Parquet, as Hugging Face's data sets come.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,17 +9,18 @@ use parquet::record::{Field, Row};
 use serde_json::{Map, Value, json};
 
 use super::Each;
+use crate::third_party::guarded;
 use crate::{DatasetError, Place, Result};
 
 /// Reads every row.
 pub(super) fn read(file: &Arc<Path>, each: &mut Each<'_>) -> Result<()> {
     let broken = |what: String| DatasetError::Parquet { path: file.to_path_buf(), what };
     let bytes = fs_err::File::open(&**file)?.into_file();
-    let reader = guarded(|| SerializedFileReader::new(bytes)).map_err(broken)?;
-    let mut rows = guarded(|| reader.get_row_iter(None)).map_err(broken)?;
+    let reader = call(|| SerializedFileReader::new(bytes)).map_err(broken)?;
+    let mut rows = call(|| reader.get_row_iter(None)).map_err(broken)?;
     for number in 1.. {
         let place = Place { file: Arc::clone(file), number, is_line: false };
-        let row = guarded(|| rows.next().transpose())
+        let row = call(|| rows.next().transpose())
             .map_err(|what| DatasetError::row(&place, format!("cannot be read: {what}")))?;
         let Some(row) = row else { break };
         each(place, object(&row))?;
@@ -29,8 +29,8 @@ pub(super) fn read(file: &Arc<Path>, each: &mut Each<'_>) -> Result<()> {
 }
 
 /// What the reader returns; a panic in it, which a broken file may cause, is an error too.
-fn guarded<T>(read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(read)) {
+fn call<T>(read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, String> {
+    match guarded(read) {
         Ok(Ok(found)) => Ok(found),
         Ok(Err(ParquetError::General(what))) => Err(what),
         Ok(Err(error)) => Err(error.to_string()),

@@ -69,7 +69,11 @@ pub(crate) fn run(args: EvalArgs, printer: &mut Printer) -> anyhow::Result<Outco
 }
 
 fn text(report: &EvalReport) -> String {
-    let mut lines = vec![format!("rows           {}", report.rows)];
+    let cut = match report.cut_rows {
+        0 => String::new(),
+        cut => format!(", {cut} of them cut to fit --max-length"),
+    };
+    let mut lines = vec![format!("rows           {}{cut}", report.rows)];
     let percent = |share: f64| format!("{:.1} %", 100.0 * share);
     for (name, share, interval) in [
         ("acc", report.acc, report.acc_interval),

@@ -45,7 +45,7 @@ pub(crate) fn run(args: GenerateArgs, printer: &mut Printer) -> anyhow::Result<O
     let folder = locate(&model).with_context(context)?;
     let encoder = read_encoder(&folder).with_context(context)?;
     let tokens = if raw {
-        encoder.tokens(&prompt).with_context(context)?
+        encoder.text_tokens(&prompt).with_context(context)?
     } else {
         let messages = system
             .map(|text| Message::new("system", text))

@@ -9,22 +9,45 @@ use pipeline::layer_strip;
 use prune::{Plan, Scores, Size};
 use serde_json::{Value, json};
 
+use crate::arguments::{DataArgs, length, positive};
+use crate::commands::inspect_rows::RowsView;
 use crate::commands::ranking_text;
 use crate::printer::Outcome;
 
-/// Say what a model, record, adapter, scores, plan or GGUF file holds.
+/// Say what a model, record, adapter, scores, plan, GGUF or data file holds.
+///
+/// With --model, rows are shown as the model's chat template renders them, with the tokens marked
+/// that are learned: coloured on a terminal, else between `[[` and `]]`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   gradpruner inspect SmolLM2-135M
-  gradpruner inspect run/plan.json")]
+  gradpruner inspect run/plan.json
+  gradpruner inspect train.jsonl --model SmolLM2-135M --row 3")]
 pub(crate) struct InspectArgs {
-    /// A model (folder or hub name), a record or adapter folder, scores.json, plan.json, or a GGUF file
+    /// A model (folder or hub name), a record or adapter folder, scores.json, plan.json, a GGUF file,
+    /// or with --model rows
     what: String,
+    /// Model whose tokenizer and chat template show the rows
+    #[arg(long)]
+    model: Option<String>,
+    /// Row to show, counted from 1 [default: counts of all rows, and the first]
+    #[arg(long, value_parser = positive, requires = "model")]
+    row: Option<usize>,
+    /// Tokens of a row at most; the rest is cut
+    #[arg(long, default_value_t = 2048, value_parser = length, requires = "model")]
+    max_length: usize,
+    #[command(flatten)]
+    reading: DataArgs,
 }
 
 pub(crate) fn run(args: InspectArgs) -> anyhow::Result<Outcome> {
-    let InspectArgs { what } = args;
+    let InspectArgs { what, model, row, max_length, reading } = args;
     let context = || format!("cannot inspect `{what}`");
+    if let Some(model) = model {
+        let (data, ignored) = (Path::new(&what), reading.ignore_fields.as_slice());
+        let view = RowsView { data, ignored, row, max_tokens: max_length };
+        return view.show(&model).with_context(context);
+    }
     let path = locate(&what).with_context(context)?;
     inspect(&path).with_context(context)
 }
@@ -35,6 +58,11 @@ fn inspect(path: &Path) -> anyhow::Result<Outcome> {
         return gguf(path);
     }
     if path.is_file() {
+        if path.extension().is_none_or(|extension| extension != "json") {
+            bail!(
+                "it is not a .json or .gguf file; rows need `--model`, whose template shows them"
+            );
+        }
         let value: Value = read_json(path)?;
         return match value["format"].as_str() {
             Some("gradpruner-plan") => {

@@ -9,6 +9,7 @@ mod eval;
 mod finetune;
 mod generate;
 mod inspect;
+mod inspect_rows;
 mod plan;
 mod prune;
 mod run;
@@ -36,7 +37,7 @@ pub(crate) enum Command {
     Eval(eval::EvalArgs),
     /// Continue a prompt, token by token
     Generate(generate::GenerateArgs),
-    /// Say what a model, record, adapter, scores or plan file holds
+    /// Say what a model, record, adapter, scores, plan or data file holds
     Inspect(inspect::InspectArgs),
     /// Turn a GGUF file into a folder in Hugging Face layout
     Convert(convert::ConvertArgs),

@@ -1,0 +1,268 @@
+//! Which part of a rendered chat is learned, where the template does not say so itself.
+
+use std::ops::Range;
+
+use crate::{Chat, ChatTemplate, Message, Result};
+
+/// A text and what of it is learned, in characters, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Piece {
+    pub(crate) text: String,
+    pub(crate) learned: Vec<Range<usize>>,
+}
+
+/// A reply in what the template renders when the reply is the last turn.
+struct Turn {
+    text: String,
+    /// In bytes, the end-of-turn token included.
+    reply: Range<usize>,
+}
+
+impl ChatTemplate {
+    /// The texts that teach a chat's replies.
+    ///
+    /// One, if the template shows every turn later as it did when it was the last. Else a reply that
+    /// is shown differently later (without its reasoning, say) is learned from the text in which it
+    /// is the last turn; replies that agree share a text, and each is learned once.
+    pub(crate) fn pieces(&self, chat: &Chat) -> Result<Vec<Piece>> {
+        if self.has_marks(chat)? {
+            return Ok(vec![self.marked_piece(chat)?]);
+        }
+        let mut text = self.render(chat, false)?;
+        let (mut left, mut from) = (Vec::new(), 0);
+        for (number, message) in chat.messages.iter().enumerate() {
+            if message.role != "assistant" || !message.learned {
+                continue;
+            }
+            let turn = match self.turn(chat, number) {
+                Ok(turn) => turn,
+                // A template may refuse what it would show as part of a longer chat.
+                Err(error) => self.turn_by_content(&text, from, message).ok_or(error)?,
+            };
+            from = turn.reply.end.min(text.len());
+            left.push(turn);
+        }
+        let mut pieces = Vec::new();
+        loop {
+            let (inside, outside): (Vec<Turn>, _) =
+                left.into_iter().partition(|turn| text.starts_with(&turn.text[..turn.reply.end]));
+            let replies = inside.into_iter().map(|turn| turn.reply);
+            let learned = in_characters(&text, replies);
+            pieces.push(Piece { text: text.clone(), learned });
+            match outside.last() {
+                None => break,
+                Some(last) => text.clone_from(&last.text),
+            }
+            left = outside;
+        }
+        if pieces.iter().any(|piece| !piece.learned.is_empty()) {
+            pieces.retain(|piece| !piece.learned.is_empty());
+        }
+        pieces.reverse();
+        Ok(pieces)
+    }
+
+    /// What `{% generation %}` encloses, but for the turns that are not to be learned.
+    fn marked_piece(&self, chat: &Chat) -> Result<Piece> {
+        let Chat { messages, tools } = chat;
+        let rendered = self.render_turns(messages, tools, false)?;
+        let mut learned = rendered.marked;
+        let count = |turns: usize| match turns {
+            0 => Ok(0),
+            _ => Ok::<_, crate::DatasetError>(
+                self.render_turns(&messages[..turns], tools, false)?.marked.len(),
+            ),
+        };
+        for (number, message) in messages.iter().enumerate().rev() {
+            if message.role == "assistant" && !message.learned {
+                let (from, to) = (count(number)?, count(number + 1)?);
+                learned.drain(from.min(learned.len())..to.clamp(from, learned.len().max(from)));
+            }
+        }
+        Ok(Piece { text: rendered.text, learned })
+    }
+
+    /// The reply of a turn: what comes after the prompt that asks for it.
+    fn turn(&self, chat: &Chat, number: usize) -> Result<Turn> {
+        let Chat { messages, tools } = chat;
+        let message = &messages[number];
+        let before = |generate| match self.render_turns(&messages[..number], tools, generate) {
+            // Most templates refuse a chat without a turn.
+            Err(_) if number == 0 => Ok(String::new()),
+            found => found.map(|found| found.text),
+        };
+        let asked = before(true)?;
+        let text = self.render_turns(&messages[..=number], tools, false)?.text;
+        let said = message.text().trim();
+        if text.starts_with(&asked) {
+            let mut start = asked.len();
+            let header = header(&text[start..], message);
+            if header > 0 && before(false)? == asked {
+                start += header; // The template never asks, so its reply begins with a header.
+            }
+            return Ok(Turn::new(text, start));
+        }
+        let common = common_prefix(&asked, &text);
+        let bare = before(false)?;
+        if text.starts_with(&bare) {
+            return Ok(Turn::new(text, common.max(bare.len())));
+        }
+        match text.rfind(said) {
+            // Earlier turns are shown differently once there is a reply: they stay as the model
+            // sees them when it is asked.
+            Some(at) if !said.is_empty() => {
+                let start = asked.len();
+                Ok(Turn::new(asked + &text[at..], start))
+            }
+            _ => Ok(Turn::new(text, common)),
+        }
+    }
+}
+
+impl ChatTemplate {
+    /// A reply where its words stand in the whole chat, after those before it.
+    fn turn_by_content(&self, text: &str, from: usize, message: &Message) -> Option<Turn> {
+        let said = message.text().trim();
+        let start = from + text.get(from..)?.find(said).filter(|_| !said.is_empty())?;
+        let end = start + said.len();
+        let eos = self.eos_token();
+        let ended = !eos.is_empty() && text[end..].starts_with(eos);
+        let end = if ended { end + eos.len() } else { end };
+        Some(Turn { text: text.to_owned(), reply: start..end })
+    }
+}
+
+impl Turn {
+    /// A reply from `start` to the text's last character that is no blank.
+    fn new(text: String, start: usize) -> Self {
+        let end = start + text[start..].trim_end().len();
+        Self { text, reply: start..end }
+    }
+}
+
+/// How many bytes of a turn come before what is said, if more than blanks do and nothing else is.
+fn header(turn: &str, message: &Message) -> usize {
+    let said = message.text().trim();
+    match turn.find(said) {
+        Some(at) if message.more.is_empty() && !turn[..at].trim().is_empty() => at,
+        _ => 0,
+    }
+}
+
+/// The length of what two texts begin with alike.
+fn common_prefix(a: &str, b: &str) -> usize {
+    let differs = a.char_indices().zip(b.chars()).find(|&((_, x), y)| x != y);
+    differs.map_or(a.len().min(b.len()), |((at, _), _)| at)
+}
+
+/// Ranges of bytes as ranges of characters.
+fn in_characters(text: &str, ranges: impl Iterator<Item = Range<usize>>) -> Vec<Range<usize>> {
+    let (mut at, mut chars) = (0, 0);
+    let mut place = |byte: usize| {
+        if byte < at {
+            (at, chars) = (0, 0);
+        }
+        chars += text[at..byte].chars().count();
+        at = byte;
+        chars
+    };
+    ranges.map(|range| place(range.start)..place(range.end)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chat(turns: &[(&str, &str)]) -> Chat {
+        let messages = turns.iter().map(|(role, text)| Message::new(role, *text)).collect();
+        Chat { messages, tools: Vec::new() }
+    }
+
+    /// The texts with what is learned in double brackets.
+    fn check(template: &str, chat: &Chat, expected: &[&str]) {
+        let template = ChatTemplate::new(template, "<s>", "</s>").unwrap();
+        let shown = |piece: Piece| {
+            let mut text = String::new();
+            for (at, c) in piece.text.chars().enumerate() {
+                text += if piece.learned.iter().any(|range| range.start == at) { "[[" } else { "" };
+                text.push(c);
+                text +=
+                    if piece.learned.iter().any(|range| range.end == at + 1) { "]]" } else { "" };
+            }
+            text
+        };
+        let found: Vec<String> = template.pieces(chat).unwrap().into_iter().map(shown).collect();
+        assert_eq!(found, expected);
+    }
+
+    const CHATML: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>\n{% endfor %}\
+        {% if add_generation_prompt %}<assistant>{% endif %}";
+    const TWO: [(&str, &str); 4] =
+        [("user", "p"), ("assistant", "q"), ("user", "r"), ("assistant", "t")];
+
+    #[test]
+    fn a_reply_and_its_end_are_learned() {
+        check(
+            CHATML,
+            &chat(&TWO),
+            &["<user>p<end>\n<assistant>[[q<end>]]\n<user>r<end>\n<assistant>[[t<end>]]\n"],
+        );
+        let mut quiet = chat(&TWO);
+        quiet.messages[1].learned = false;
+        check(
+            CHATML,
+            &quiet,
+            &["<user>p<end>\n<assistant>q<end>\n<user>r<end>\n<assistant>[[t<end>]]\n"],
+        );
+    }
+
+    #[test]
+    fn a_reply_shown_differently_later_has_a_text_of_its_own() {
+        let template = "{% for m in messages %}<{{ m.role }}>\
+            {% if loop.last and m.role == 'assistant' %}*{% endif %}{{ m.content }}<end>{% endfor %}\
+            {% if add_generation_prompt %}<assistant>{% endif %}";
+        check(
+            template,
+            &chat(&TWO),
+            &[
+                "<user>p<end><assistant>[[*q<end>]]",
+                "<user>p<end><assistant>q<end><user>r<end><assistant>[[*t<end>]]",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_prompt_shown_differently_later_stays_as_it_was_asked() {
+        let template = "{% for m in messages %}{% if m.role == 'user' %}\
+            ({% if loop.last %}be kind {% endif %}{{ m.content }}){% else %}{{ m.content }}</s>{% endif %}\
+            {% endfor %}";
+        check(template, &chat(&TWO), &["(be kind p)[[q</s>]]", "(p)q</s>(be kind r)[[t</s>]]"]);
+    }
+
+    #[test]
+    fn templates_that_do_not_ask_or_ask_for_more() {
+        let silent = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}";
+        check(silent, &chat(&TWO[..2]), &["user: p\nassistant: [[q]]\n"]);
+        check(silent, &chat(&[("assistant", "q")]), &["assistant: [[q]]\n"]);
+        let thinking = format!("{CHATML}{{% if add_generation_prompt %}}<think>{{% endif %}}");
+        check(&thinking, &chat(&TWO[..2]), &["<user>p<end>\n<assistant>[[q<end>]]\n"]);
+    }
+
+    #[test]
+    fn templates_that_refuse_a_part_of_a_chat() {
+        let whole = "{% if messages | length < 4 %}{{ raise_exception('more') }}{% endif %}\
+            {% for m in messages %}{{ m.content }}{{ '</s>' if m.role == 'assistant' }}{% endfor %}";
+        check(whole, &chat(&TWO), &["p[[q</s>]]r[[t</s>]]"]);
+    }
+
+    #[test]
+    fn marks_say_what_is_learned() {
+        let template = "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}\
+            {% generation %}é{{ m.content }}{% endgeneration %}<end>{% else %}{{ m.content }}{% endif %}\
+            {% endfor %}";
+        let mut chat = chat(&TWO);
+        check(template, &chat, &["<user>p<assistant>[[éq]]<end><user>r<assistant>[[ét]]<end>"]);
+        chat.messages[1].learned = false;
+        check(template, &chat, &["<user>p<assistant>éq<end><user>r<assistant>[[ét]]<end>"]);
+    }
+}
