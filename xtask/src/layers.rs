@@ -26,7 +26,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     // Files are mapped in `checkpoint` alone; `igia` asks for large pages.
     ("memmap2", &["checkpoint", "igia"]),
     ("safetensors", &["checkpoint", "testkit"]),
-    ("hf-hub", &["checkpoint"]),
+    ("ureq", &["checkpoint"]),
     ("rayon", &["igia", "merge", "prune", "pipeline"]),
     ("clap", &["gradpruner", "xtask"]),
     ("indicatif", &["gradpruner"]),
