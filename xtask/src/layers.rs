@@ -17,6 +17,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("finetune", &["checkpoint", "dataset", "metrics"]),
     ("pipeline", &["checkpoint", "dataset", "finetune", "igia", "metrics", "prune"]),
     ("gradpruner", &["checkpoint", "dataset", "finetune", "pipeline", "prune"]),
+    ("fuzz", &["checkpoint", "dataset", "prune", "testkit"]),
 ];
 
 /// Outside crates that live in few rooms, and who may import each.
@@ -28,10 +29,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("safetensors", &["checkpoint", "testkit"]),
     ("ureq", &["checkpoint"]),
     ("rayon", &["igia", "merge", "prune", "pipeline"]),
-    ("clap", &["gradpruner", "xtask"]),
+    ("clap", &["fuzz", "gradpruner", "xtask"]),
     ("indicatif", &["gradpruner"]),
     ("mimalloc", &["gradpruner"]),
-    ("anyhow", &["gradpruner", "xtask"]),
+    ("anyhow", &["fuzz", "gradpruner", "xtask"]),
     ("tempfile", &["testkit"]),
 ];
 
