@@ -214,7 +214,7 @@ impl Process {
     fn start(arguments: &[String]) -> Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(arguments).stdin(Stdio::null());
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).env("RUST_BACKTRACE", "0");
         // In memory, where flushing costs nothing.
         if Path::new("/dev/shm").is_dir() {
             command.env("TMPDIR", "/dev/shm");
