@@ -17,6 +17,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("finetune", &["checkpoint", "dataset", "metrics"]),
     ("pipeline", &["checkpoint", "dataset", "finetune", "igia", "metrics", "prune"]),
     ("gradpruner", &["checkpoint", "dataset", "finetune", "pipeline", "prune"]),
+    ("fuzz", &["checkpoint", "dataset", "prune", "testkit"]),
 ];
 
 /// Outside crates that live in few rooms, and who may import each.
@@ -26,15 +27,15 @@ const ROOMS: &[(&str, &[&str])] = &[
     // Files are mapped in `checkpoint` alone; `igia` asks for large pages.
     ("memmap2", &["checkpoint", "igia"]),
     ("safetensors", &["checkpoint", "testkit"]),
-    ("hf-hub", &["checkpoint"]),
     ("csv", &["dataset"]),
     ("parquet", &["dataset"]),
     ("zstd", &["dataset"]),
+    ("ureq", &["checkpoint"]),
     ("rayon", &["igia", "merge", "prune", "pipeline"]),
-    ("clap", &["gradpruner", "xtask"]),
+    ("clap", &["fuzz", "gradpruner", "xtask"]),
     ("indicatif", &["gradpruner"]),
     ("mimalloc", &["gradpruner"]),
-    ("anyhow", &["gradpruner", "xtask"]),
+    ("anyhow", &["fuzz", "gradpruner", "xtask"]),
     ("tempfile", &["testkit"]),
 ];
 

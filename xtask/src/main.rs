@@ -5,6 +5,7 @@ mod data;
 mod demo;
 mod doctor;
 mod fetch;
+mod fuzz;
 mod layers;
 mod libtorch;
 mod models;
@@ -36,6 +37,8 @@ enum Task {
     Test,
     /// Check that crates import downward only
     Layers,
+    /// Feed every reader of files with broken ones
+    Fuzz(fuzz::FuzzArgs),
     /// Run benchmarks
     Bench {
         /// Which
@@ -62,6 +65,7 @@ fn main() -> Result<()> {
         Task::Demo => demo::run(),
         Task::Test => test::run(),
         Task::Layers => layers::run(),
+        Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Bench { what, repeats, scale, only } => bench::run(what, repeats, scale, &only),
     }
 }

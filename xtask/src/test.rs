@@ -9,7 +9,7 @@ use crate::root::{cargo, run as run_command, say};
 use crate::{layers, libtorch};
 
 /// The crates below libtorch: they must build and test where there is none.
-const BELOW_LIBTORCH: [&str; 7] = [
+const BELOW_LIBTORCH: [&str; 8] = [
     "gradpruner-igia",
     "gradpruner-merge",
     "gradpruner-metrics",
@@ -17,6 +17,7 @@ const BELOW_LIBTORCH: [&str; 7] = [
     "gradpruner-checkpoint",
     "gradpruner-prune",
     "gradpruner-testkit",
+    "gradpruner-fuzz",
 ];
 
 /// Formatting, layers, the crates below libtorch without it, then with it everything else.

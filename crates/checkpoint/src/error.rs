@@ -107,10 +107,21 @@ pub enum CheckpointError {
         "`{name}` is neither a folder here nor a model that could be fetched from the hub; check \
          the name, the network and HF_ENDPOINT"
     )]
-    Hub { name: String, source: Box<hf_hub::api::sync::ApiError> },
+    Hub { name: String, source: Box<CheckpointError> },
+    #[error("no answer from {url}")]
+    HubRequest { url: String, source: Box<ureq::Error> },
+    #[error("{url}: {what}")]
+    HubAnswer { url: String, what: String },
+    #[error("`{name}`: {what}")]
+    HubData { name: String, what: String },
 }
 
 impl CheckpointError {
+    /// Whether asking the hub again may help.
+    pub(crate) fn is_passing(&self) -> bool {
+        matches!(self, Self::HubRequest { .. })
+    }
+
     pub(crate) fn config(path: &Path, what: impl Into<String>) -> Self {
         Self::Config { path: path.to_owned(), what: what.into() }
     }

@@ -31,7 +31,7 @@ pub use digest::{sha256_bytes, sha256_file};
 pub use disk::free_disk_bytes;
 pub use dtype::{Dtype, narrow, widen};
 pub use error::CheckpointError;
-pub use hub::{locate, locate_configuration};
+pub use hub::{locate, locate_configuration, locate_data};
 pub use json::read_json;
 pub use mmap::MappedFile;
 pub use names::{LayerTensor, Module, tensor_name};

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
 use tokenizers::Encoding;
 
 use crate::third_party::guarded;
@@ -18,6 +19,14 @@ impl Tokenizer {
     /// Reads a `tokenizer.json`.
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let bytes = fs_err::read(path)?;
+        // The library builds its tables while it reads: what is too much for it is refused first.
+        let excess = match serde_json::from_slice(&bytes) {
+            Ok(value) => excess(&value),
+            Err(error) => Some(format!("not JSON: {error}")),
+        };
+        if let Some(what) = excess {
+            return Err(DatasetError::Tokenizer { path: path.to_owned(), what });
+        }
         let mut library = call(path, || tokenizers::Tokenizer::from_bytes(&bytes))?;
         // A stored truncation or padding would cut or fill rows behind our back.
         let _ = library.with_truncation(None);
@@ -50,6 +59,38 @@ impl Tokenizer {
     }
 }
 
+/// The longest string a `tokenizer.json` may hold: the library takes time quadratic in a token's
+/// length, and recurses once a character.
+const LONGEST_STRING: usize = 4096;
+/// The most steps of one kind (normalizers, pre-tokenizers, decoders): each may lengthen the text
+/// many times.
+const MOST_STEPS: usize = 16;
+
+/// What the file has too much of for the library, if anything.
+fn excess(value: &Value) -> Option<String> {
+    let too_long = |text: &str| {
+        (LONGEST_STRING < text.len()).then(|| {
+            format!("it holds a string of {} bytes; {LONGEST_STRING} are the most", text.len())
+        })
+    };
+    match value {
+        Value::String(text) => too_long(text),
+        Value::Array(values) => values.iter().find_map(excess),
+        Value::Object(object) => object.iter().find_map(|(key, value)| {
+            if key == "precompiled_charsmap" {
+                return None; // A table, which is as long as it is.
+            }
+            let steps = ["normalizers", "pretokenizers", "decoders"].contains(&key.as_str());
+            let count = value.as_array().map_or(0, Vec::len);
+            if steps && MOST_STEPS < count {
+                return Some(format!("`{key}` has {count} steps; {MOST_STEPS} are the most"));
+            }
+            too_long(key).or_else(|| excess(value))
+        }),
+        _ => None,
+    }
+}
+
 /// Calls the library. It takes what a `tokenizer.json` says for granted in places: a number out of
 /// range, a pattern that matches nothing, a merge shorter than its prefix.
 fn call<T>(path: &Path, action: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
@@ -63,7 +104,7 @@ fn call<T>(path: &Path, action: impl FnOnce() -> tokenizers::Result<T>) -> Resul
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -86,12 +127,30 @@ mod tests {
     #[test]
     fn panics_of_the_library_are_errors() {
         for keys in [
-            r#"decoder {"type": "Strip", "content": " ", "start": 1e400, "stop": 0}"#,
             r#"normalizer {"type": "Precompiled", "precompiled_charsmap": "0"}"#,
             r#"normalizer {"type": "Replace", "pattern": {"String": ""}, "content": "x"}"#,
         ] {
             let error = check(keys);
             assert!(error.contains("gave up: "), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_too_much_for_the_library_is_refused() {
+        let steps = vec![r#"{"type": "Lowercase"}"#; MOST_STEPS + 1].join(",");
+        for (keys, expected) in [
+            (
+                format!(r#"added_tokens [{{"content": "{}"}}]"#, "x".repeat(5000)),
+                "it holds a string of 5000 bytes; 4096 are the most",
+            ),
+            (
+                format!(r#"normalizer {{"type": "Sequence", "normalizers": [{steps}]}}"#),
+                "`normalizers` has 17 steps; 16 are the most",
+            ),
+            ("normalizer 1e400".to_owned(), "not JSON: number out of range"),
+        ] {
+            let error = check(&keys);
+            assert!(error.contains(expected), "{error}");
         }
     }
 }

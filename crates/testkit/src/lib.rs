@@ -1,9 +1,13 @@
-//! What tests share: temporary folders, tolerances, tiny checkpoints, the golden fixtures.
+//! What tests share: temporary folders, tolerances, tiny checkpoints, the golden fixtures, a hub.
+
+mod hub;
 
 use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 use tempfile::TempDir;
+
+pub use hub::{FakeHub, HubReply, HubRequest, repository};
 
 /// A folder that is removed when the value is dropped.
 ///

@@ -1,0 +1,191 @@
+//! Models and data sets by hub name: fetched once, checked, and kept in the cache that Python's
+//! tools share.
+
+mod cache;
+mod client;
+mod data;
+mod download;
+mod repository;
+mod settings;
+
+use std::path::{Path, PathBuf};
+
+use cache::Cache;
+use client::Client;
+use download::Fetcher;
+use repository::{Kind, Repository};
+use settings::Settings;
+
+use crate::{CheckpointError, Result};
+
+pub use data::locate_data;
+
+/// The branch that a name alone means.
+const MAIN: &str = "main";
+
+/// The folder of `model`: itself if there is such a folder, else the hub's model of that name.
+///
+/// Only configuration, tokenizer and safetensors files are taken. They lie in the hub's usual
+/// cache, shared with Python's tools, and are fetched once; what other tools fetched is found.
+/// Each file is checked by its size and, where the hub gives it, its checksum before it gets its
+/// name there. Without a network, what the cache has is used.
+///
+/// # Environment
+///
+/// `HF_ENDPOINT` names another hub; `HF_TOKEN` (or the file `HF_TOKEN_PATH`, or what
+/// `hf auth login` saved) opens gated models, and goes to that hub alone; `HF_HUB_CACHE` or `HF_HOME`
+/// says where the cache is; `HF_HUB_OFFLINE=1` forbids fetching.
+///
+/// # Errors
+///
+/// [`CheckpointError::NoModel`] if there is no such folder and it cannot be a hub name;
+/// [`CheckpointError::Hub`] if the hub does not give the model.
+pub fn locate(model: &str) -> Result<PathBuf> {
+    find(model, &is_wanted)
+}
+
+/// As [`locate`], but of a hub's model only configuration and tokenizer are fetched.
+///
+/// # Errors
+///
+/// As [`locate`].
+pub fn locate_configuration(model: &str) -> Result<PathBuf> {
+    find(model, &|file| is_wanted(file) && !file.ends_with(".safetensors"))
+}
+
+fn find(model: &str, wanted: &dyn Fn(&str) -> bool) -> Result<PathBuf> {
+    let folder = Path::new(model);
+    if folder.exists() {
+        return Ok(folder.to_owned());
+    }
+    let Some(repository) = Repository::parse(Kind::Model, model) else {
+        return Err(CheckpointError::NoModel { name: model.to_owned() });
+    };
+    Settings::from_environment()
+        .and_then(|settings| Hub::new(&settings)?.model(&repository, wanted))
+        .map_err(|source| CheckpointError::Hub { name: model.to_owned(), source: Box::new(source) })
+}
+
+/// Files in subfolders are other formats of the same weights.
+fn is_wanted(file: &str) -> bool {
+    let endings = [".json", ".safetensors", ".jinja", ".model", ".txt", "LICENSE"];
+    !file.contains('/') && endings.iter().any(|ending| file.ends_with(ending))
+}
+
+/// A hub and the cache before it.
+struct Hub {
+    cache: Cache,
+    /// `None` if fetching is forbidden.
+    client: Option<Client>,
+}
+
+impl Hub {
+    fn new(settings: &Settings) -> Result<Self> {
+        let client = if settings.offline { None } else { Some(Client::new(settings)?) };
+        Ok(Self { cache: Cache::new(&settings.cache), client })
+    }
+
+    /// A model's snapshot with every wanted file in it.
+    fn model(&self, repository: &Repository, wanted: &dyn Fn(&str) -> bool) -> Result<PathBuf> {
+        let snapshot = self.snapshot(repository, MAIN)?;
+        let files: Vec<_> = snapshot.files().filter(|file| wanted(file)).collect();
+        if files.is_empty() {
+            let what = "has no configuration, tokenizer or safetensors files; is it a model?";
+            return Err(CheckpointError::HubData {
+                name: repository.to_string(),
+                what: what.into(),
+            });
+        }
+        snapshot.fetch(&files)?;
+        Ok(snapshot.folder())
+    }
+
+    /// What a revision holds: the hub's list of files, or what the cache has if the hub is not to be
+    /// asked or does not answer.
+    fn snapshot<'a>(
+        &'a self,
+        repository: &'a Repository,
+        revision: &'a str,
+    ) -> Result<Snapshot<'a>> {
+        let cached = || self.cached(repository, revision);
+        let Some(client) = &self.client else {
+            return cached()?.ok_or_else(|| CheckpointError::HubData {
+                name: repository.to_string(),
+                what: format!(
+                    "is not in the cache `{}`, and HF_HUB_OFFLINE forbids fetching it",
+                    self.cache.root().display()
+                ),
+            });
+        };
+        match client.listing(repository, revision) {
+            Ok(listing) => {
+                let fetcher = Fetcher { client, cache: &self.cache, repository, revision };
+                Ok(Snapshot { hub: self, repository, listing, fetcher: Some(fetcher) })
+            }
+            Err(error) if error.is_passing() => match cached()? {
+                Some(snapshot) => {
+                    tracing::warn!(
+                        name = repository.to_string(),
+                        "the hub does not answer; what the cache has is used"
+                    );
+                    Ok(snapshot)
+                }
+                None => Err(error),
+            },
+            Err(error) => Err(error),
+        }
+    }
+
+    fn cached<'a>(
+        &'a self,
+        repository: &'a Repository,
+        revision: &str,
+    ) -> Result<Option<Snapshot<'a>>> {
+        let listing = self.cache.listing(repository, revision)?;
+        Ok(listing.map(|listing| Snapshot { hub: self, repository, listing, fetcher: None }))
+    }
+}
+
+/// The files of a repository at one commit.
+#[derive(Debug, Clone, Default)]
+struct Listing {
+    commit: String,
+    files: Vec<String>,
+    /// The head of its README as the hub understands it; null from the cache.
+    card: serde_json::Value,
+}
+
+/// A listing and where its files come from.
+struct Snapshot<'a> {
+    hub: &'a Hub,
+    repository: &'a Repository,
+    listing: Listing,
+    /// `None` if the files are those of the cache.
+    fetcher: Option<Fetcher<'a>>,
+}
+
+impl Snapshot<'_> {
+    fn files(&self) -> impl Iterator<Item = &str> {
+        self.listing.files.iter().map(String::as_str)
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.hub.cache.snapshot(self.repository, &self.listing.commit)
+    }
+
+    /// Sees to it that these of its files are in the cache; returns where.
+    fn fetch(&self, files: &[&str]) -> Result<Vec<PathBuf>> {
+        let folder = self.folder();
+        if let Some(fetcher) = &self.fetcher {
+            for file in files {
+                fetcher.fetch(&self.listing.commit, file)?;
+            }
+            // Last, so that the name never leads to a commit whose files are not all there.
+            self.hub.cache.set_commit(self.repository, fetcher.revision, &self.listing.commit)?;
+        }
+        Ok(files.iter().map(|file| folder.join(file)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests;

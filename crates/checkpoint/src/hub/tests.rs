@@ -1,0 +1,333 @@
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use testkit::{FakeHub, HubReply, HubRequest, repository, temporary_folder};
+
+use super::*;
+
+/// A cache, and the files of a repository that a hub may serve.
+struct Desk {
+    folder: Box<dyn AsRef<Path>>,
+}
+
+const WEIGHTS: usize = 300_000;
+
+impl Desk {
+    fn new() -> Self {
+        let folder = temporary_folder();
+        let files = folder.path().join("files");
+        fs_err::create_dir_all(files.join("onnx")).unwrap();
+        let weights: Vec<u8> = (0..WEIGHTS).map(|i| (i * i % 251) as u8).collect();
+        fs_err::write(files.join("model.safetensors"), weights).unwrap();
+        fs_err::write(files.join("config.json"), "{}").unwrap();
+        fs_err::write(files.join("onnx/model.safetensors"), "other").unwrap();
+        Self { folder: Box::new(folder) }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        (*self.folder).as_ref().join(name)
+    }
+
+    fn good(&self) -> impl Fn(&HubRequest) -> HubReply + Send + use<> {
+        repository("owner/tiny", &self.at("files"))
+    }
+
+    fn settings(&self, address: &str) -> Settings {
+        Settings {
+            endpoint: address.to_owned(),
+            token: Some("secret".into()),
+            cache: self.at("cache"),
+            offline: false,
+        }
+    }
+
+    /// Fetches the model; the error is the whole chain.
+    fn fetch(&self, address: &str) -> Result<PathBuf, String> {
+        fetch(&self.settings(address))
+    }
+
+    /// Whatever lies below the desk but for the repository's files and locks.
+    fn cached(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        list(&self.at(""), &self.at(""), &mut found);
+        found.retain(|path| !path.starts_with("files/") && !path.contains(".locks"));
+        found.sort();
+        found
+    }
+}
+
+fn fetch(settings: &Settings) -> Result<PathBuf, String> {
+    let repository = Repository::parse(Kind::Model, "owner/tiny").unwrap();
+    Hub::new(settings).and_then(|hub| hub.model(&repository, &is_wanted)).map_err(chain)
+}
+
+fn chain(error: CheckpointError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
+}
+
+fn list(root: &Path, folder: &Path, found: &mut Vec<String>) {
+    for entry in fs_err::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.symlink_metadata().unwrap().is_dir() {
+            list(root, &path, found);
+        } else {
+            found.push(path.strip_prefix(root).unwrap().to_string_lossy().into_owned());
+        }
+    }
+}
+
+/// Serves the repository with the answers for one file changed.
+fn spoilt(
+    desk: &Desk,
+    path_end: &'static str,
+    spoil: impl Fn(HubReply) -> HubReply + Send + 'static,
+) -> FakeHub {
+    let good = desk.good();
+    FakeHub::serve(move |request| {
+        let reply = good(request);
+        if request.path.ends_with(path_end) { spoil(reply) } else { reply }
+    })
+}
+
+const COMMIT: &str = "00112233445566778899aabbccddeeff00112233";
+
+#[test]
+fn fetched_once_into_the_usual_layout() {
+    let desk = Desk::new();
+    let hub = FakeHub::serve(desk.good());
+    let folder = desk.fetch(&hub.address).unwrap();
+    assert_eq!(folder, desk.at("cache/models--owner--tiny/snapshots").join(COMMIT));
+    for file in ["config.json", "model.safetensors"] {
+        let link = fs_err::read_link(folder.join(file)).unwrap();
+        assert!(link.starts_with("../../blobs"), "{}", link.display());
+        let expected = fs_err::read(desk.at("files").join(file)).unwrap();
+        assert!(fs_err::read(folder.join(file)).unwrap() == expected);
+    }
+    assert!(!folder.join("onnx").exists());
+    let reference = desk.at("cache/models--owner--tiny/refs/main");
+    assert_eq!(fs_err::read_to_string(reference).unwrap(), COMMIT);
+
+    let asked = hub.requests().len();
+    assert_eq!(desk.fetch(&hub.address).unwrap(), folder);
+    assert_eq!(hub.requests().len(), asked + 1, "only the list is asked for again");
+}
+
+#[test]
+fn what_other_tools_fetched_is_found_without_a_network() {
+    let desk = Desk::new();
+    let repository = desk.at("cache/models--owner--tiny");
+    let snapshot = repository.join("snapshots/abc");
+    fs_err::create_dir_all(&snapshot).unwrap();
+    fs_err::create_dir_all(repository.join("refs")).unwrap();
+    let mut settings = desk.settings("http://127.0.0.1:1");
+    settings.offline = true;
+    let message = fetch(&settings).unwrap_err();
+    assert!(message.contains("HF_HUB_OFFLINE forbids"), "{message}");
+    let message = desk.fetch("http://127.0.0.1:1").unwrap_err();
+    assert!(message.contains("no answer from http://127.0.0.1:1/api/models"), "{message}");
+
+    fs_err::write(repository.join("refs/main"), "abc").unwrap();
+    fs_err::write(snapshot.join("config.json"), "{}").unwrap();
+    assert_eq!(fetch(&settings).unwrap(), snapshot);
+    assert_eq!(desk.fetch("http://127.0.0.1:1").unwrap(), snapshot);
+    // A branch that leads out is none.
+    fs_err::write(repository.join("refs/main"), "../../../files").unwrap();
+    assert!(fetch(&settings).is_err());
+}
+
+#[test]
+fn headers_do_not_lead_out_of_the_cache() {
+    let check = |path_end, header: &'static str, value: &'static str, message: &str| {
+        let desk = Desk::new();
+        let hub = spoilt(&desk, path_end, move |reply| reply.header(header, value));
+        let found = desk.fetch(&hub.address).unwrap_err();
+        assert!(found.contains(message), "{found}");
+        assert!(desk.cached().is_empty(), "{:?}", desk.cached());
+    };
+    for etag in ["\"../../../../evil\"", "/etc/evil", "..", "a/b", "a\\b", ""] {
+        check("config.json", "etag", etag, "which is not one");
+    }
+    check("config.json", "x-linked-etag", "\"../../evil\"", "which is not one");
+    check("config.json", "x-repo-commit", "../../evil", "is of another commit");
+
+    let check_listing = |listing: &'static str, message: &str| {
+        let desk = Desk::new();
+        let hub = spoilt(&desk, "revision/main", move |_| HubReply::new(200, listing));
+        let found = desk.fetch(&hub.address).unwrap_err();
+        assert!(found.contains(message), "{found}");
+        assert!(desk.cached().is_empty(), "{:?}", desk.cached());
+    };
+    let commit = "is not a commit";
+    check_listing(r#"{"sha": "../../evil", "siblings": []}"#, commit);
+    check_listing(r#"{"sha": "/tmp/evil", "siblings": []}"#, commit);
+    check_listing(r#"{"sha": "", "siblings": []}"#, commit);
+    let out = "leads out of its folder";
+    check_listing(r#"{"sha": "0", "siblings": [{"rfilename": "../evil.json"}]}"#, out);
+    check_listing(r#"{"sha": "0", "siblings": [{"rfilename": "/evil.json"}]}"#, out);
+    check_listing(r#"{"sha": "0", "siblings": [{"rfilename": "..\\evil.json"}]}"#, out);
+    check_listing("[", "not a list of files");
+    check_listing(r#"{"sha": "0", "siblings": []}"#, "is it a model?");
+}
+
+#[test]
+fn redirects_end() {
+    let desk = Desk::new();
+    let hub = FakeHub::serve(|_| HubReply::redirect("/again"));
+    let message = desk.fetch(&hub.address).unwrap_err();
+    assert!(message.ends_with("redirects more than 5 times"), "{message}");
+    assert_eq!(hub.requests().len(), 6);
+
+    for to in ["file:///etc/passwd", "ftp://a/b", "http://", ""] {
+        let hub = FakeHub::serve(move |_| HubReply::redirect(to).header("location", to));
+        assert!(desk.fetch(&hub.address).is_err());
+    }
+}
+
+#[test]
+fn the_token_goes_to_the_first_host_alone() {
+    let desk = Desk::new();
+    let elsewhere = FakeHub::serve(desk.good());
+    let to = format!("{}/owner/tiny/resolve/main/model.safetensors", elsewhere.address);
+    let hub = spoilt(&desk, "model.safetensors", move |mut reply| {
+        reply.headers.push(("location".into(), to.clone()));
+        HubReply { status: 302, body: Vec::new(), ..reply }
+    });
+    desk.fetch(&hub.address).unwrap();
+    let sent = |hub: &FakeHub| -> Vec<Option<String>> {
+        hub.requests().iter().map(|asked| asked.headers.get("authorization").cloned()).collect()
+    };
+    assert_eq!(sent(&elsewhere), [None]);
+    assert!(sent(&hub).iter().all(|token| token.as_deref() == Some("Bearer secret")));
+}
+
+#[test]
+fn bad_bodies_are_not_kept() {
+    let check = |path_end, spoil: fn(HubReply) -> HubReply, message: &str| {
+        let desk = Desk::new();
+        let hub = spoilt(&desk, path_end, spoil);
+        let found = desk.fetch(&hub.address).unwrap_err();
+        assert!(found.contains(message), "{found}");
+        let kept = desk.cached();
+        assert!(!kept.iter().any(|path| path.ends_with(path_end)), "{kept:?}");
+        assert!(!kept.iter().any(|path| path.ends_with(".incomplete")), "{kept:?}");
+        // The next time, from a good hub, it is fetched.
+        let hub = FakeHub::serve(desk.good());
+        let folder = desk.fetch(&hub.address).unwrap();
+        let name = Path::new(path_end);
+        let good = fs_err::read(desk.at("files").join(name)).unwrap();
+        assert!(fs_err::read(folder.join(name)).unwrap() == good);
+    };
+    let zeros: fn(HubReply) -> HubReply =
+        |reply| HubReply { body: vec![0; reply.body.len()], ..reply };
+    check("model.safetensors", zeros, "differ from their checksum");
+    check("config.json", zeros, "differ from their checksum");
+    check(
+        "config.json",
+        |reply| HubReply { body: vec![0; 9], ..reply }.header("etag", "\"no-checksum\""),
+        "nothing but zeros",
+    );
+    check(
+        "model.safetensors",
+        |reply| HubReply { body: vec![1; 9], ..reply },
+        "gave 9 bytes where 300000 were due",
+    );
+    check(
+        "model.safetensors",
+        |reply| HubReply { body: vec![1; WEIGHTS + 7], ..reply },
+        "gave 300001 bytes where 300000 were due",
+    );
+}
+
+#[test]
+fn what_breaks_off_goes_on() {
+    let desk = Desk::new();
+    let good = desk.good();
+    let times = AtomicUsize::new(0);
+    let hub = FakeHub::serve(move |request| {
+        let mut reply = good(request);
+        if request.path.ends_with("model.safetensors") && times.fetch_add(1, Ordering::Relaxed) == 0
+        {
+            reply.length = Some(WEIGHTS);
+            reply.body.truncate(WEIGHTS / 3);
+        }
+        reply
+    });
+    let folder = desk.fetch(&hub.address).unwrap();
+    let expected = fs_err::read(desk.at("files/model.safetensors")).unwrap();
+    assert!(fs_err::read(folder.join("model.safetensors")).unwrap() == expected);
+    let ranges: Vec<_> =
+        hub.requests().iter().filter_map(|asked| asked.headers.get("range").cloned()).collect();
+    assert_eq!(ranges, [format!("bytes={}-", WEIGHTS / 3)]);
+}
+
+#[test]
+fn refusals_say_what_to_do() {
+    let check = |status, message: &str| {
+        let desk = Desk::new();
+        let hub = FakeHub::serve(move |_| HubReply::new(status, ""));
+        let found = desk.fetch(&hub.address).unwrap_err();
+        assert!(found.contains(message), "{found}");
+    };
+    check(401, "set HF_TOKEN");
+    check(404, "is not there");
+    check(503, "http status: 503");
+    check(418, "answers 418");
+    let mut settings = Desk::new().settings("nonsense");
+    assert!(fetch(&settings).unwrap_err().contains("HF_ENDPOINT must be an address"));
+    settings.endpoint = "http://127.0.0.1:1".into();
+    settings.token = Some("a\r\nb: c".into());
+    assert!(fetch(&settings).unwrap_err().contains("HF_TOKEN holds characters"));
+}
+
+#[test]
+fn data_sets_by_name() {
+    let desk = Desk::new();
+    let files: BTreeMap<&str, &str> =
+        [("data/train.jsonl", "{}\n"), ("data/test.jsonl", "{ }\n")].into();
+    for (file, text) in &files {
+        let path = desk.at("rows").join(file);
+        fs_err::create_dir_all(path.parent().unwrap()).unwrap();
+        fs_err::write(path, text).unwrap();
+    }
+    let hub = FakeHub::serve(repository("datasets/owner/rows", &desk.at("rows")));
+    let find =
+        |name: &str| Hub::new(&desk.settings(&hub.address)).unwrap().data(name).map_err(chain);
+    let found = find("hub:owner/rows:test").unwrap();
+    let snapshots = desk.at("cache/datasets--owner--rows/snapshots");
+    assert_eq!(found, [snapshots.join(COMMIT).join("data/test.jsonl")]);
+    assert_eq!(fs_err::read_to_string(&found[0]).unwrap(), "{ }\n");
+    assert!(!snapshots.join(COMMIT).join("data/train.jsonl").exists());
+    assert!(find("hub:owner/rows").unwrap_err().contains("several splits, `test`, `train`"));
+    assert!(find("hub:owner/none").unwrap_err().contains("is not there"));
+    assert!(find("hub:rows").unwrap_err().contains("is not hub:owner/name"));
+}
+
+#[test]
+fn what_the_hub_converted_is_taken_where_nothing_else_is_readable() {
+    let desk = Desk::new();
+    let listing =
+        |files: &str| HubReply::new(200, format!(r#"{{"sha": "1", "siblings": {files}}}"#));
+    let hub = FakeHub::serve(move |request| match request.path.as_str() {
+        "/api/datasets/owner/rows/revision/main" => listing(r#"[{"rfilename": "load.py"}]"#),
+        "/api/datasets/owner/rows/revision/refs%2Fconvert%2Fparquet" => listing(
+            r#"[{"rfilename": "default/train/0000.parquet"}, {"rfilename": "default/test/0000.parquet"}]"#,
+        ),
+        "/datasets/owner/rows/resolve/refs%2Fconvert%2Fparquet/default/test/0000.parquet" => {
+            HubReply::new(200, "PAR1").header("etag", "\"a\"")
+        }
+        _ => HubReply::new(404, ""),
+    });
+    let found = Hub::new(&desk.settings(&hub.address)).unwrap().data("owner/rows:test").unwrap();
+    let expected = "cache/datasets--owner--rows/snapshots/1/default/test/0000.parquet";
+    assert_eq!(found, [desk.at(expected)]);
+    let reference = desk.at("cache/datasets--owner--rows/refs/refs/convert/parquet");
+    assert_eq!(fs_err::read_to_string(reference).unwrap(), "1");
+}
