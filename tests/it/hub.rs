@@ -5,7 +5,7 @@ use std::process::Output;
 
 use testkit::{FakeHub, HubReply, repository};
 
-use crate::support::{Desk, text};
+use crate::support::{CHEAP_TRAINING, Desk, text};
 
 /// The program with its hub at an address and its cache on the desk.
 fn fetching(desk: &Desk, arguments: &str, address: &str) -> Output {
@@ -75,4 +75,30 @@ fn a_hostile_hub_writes_nothing_outside() {
     let hub = FakeHub::serve(|_| HubReply::redirect("/"));
     let message = text(&fetching(&desk, "inspect owner/tiny", &hub.address).stderr);
     assert!(message.contains("redirects more than 5 times"), "{message}");
+}
+
+#[test]
+fn a_data_set_is_trained_on_by_its_name() {
+    let desk = Desk::new();
+    fs_err::create_dir_all(desk.at("rows/data")).unwrap();
+    for (from, to) in [("train.jsonl", "train"), ("test.jsonl", "test")] {
+        let rows = fs_err::read_to_string(desk.at(from)).unwrap();
+        let (first, second) = rows.split_at(rows.find('\n').unwrap() + 1);
+        desk.write(&format!("rows/data/{to}-00000-of-00002.jsonl"), first);
+        desk.write(&format!("rows/data/{to}-00001-of-00002.jsonl"), second);
+    }
+    let hub = FakeHub::serve(repository("datasets/owner/rows", &desk.at("rows")));
+    let run = |data: &str, out: &str| {
+        let arguments =
+            format!("finetune --model model --train {data} --out {out} {CHEAP_TRAINING}");
+        let output = fetching(&desk, &arguments, &hub.address);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        fs_err::read(desk.at(out).join("adapter_model.safetensors")).unwrap()
+    };
+    assert!(run("hub:owner/rows:train", "a") == run("train.jsonl", "b"));
+    let output = fetching(&desk, "eval --model model --data hub:owner/rows:test", &hub.address);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let output = fetching(&desk, "eval --model model --data hub:owner/rows:dev", &hub.address);
+    let message = text(&output.stderr);
+    assert!(output.status.code() == Some(1) && message.contains("hub:owner/rows:dev"), "{message}");
 }

@@ -1,37 +1,64 @@
 //! Data that a stage reads: rows, and their digest.
 
-use std::path::Path;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
-use checkpoint::{sha256_bytes, sha256_file};
+use checkpoint::{locate_data, sha256_bytes, sha256_file};
 use dataset::{Row, data_files, read_rows};
 
 use crate::Result;
 
-/// The rows of a data file, or of a folder of them; fields in `ignored` are skipped.
+/// The rows of a data file, of a folder of them, or of a data set of the hub
+/// (`hub:owner/name:config:split`, see [`locate_data`]); fields in `ignored` are skipped.
 ///
 /// # Errors
 ///
-/// If a file or a row cannot be used whole, with the place where.
+/// If a file or a row cannot be used whole, with the place where; or if the hub does not give it.
 pub fn read_data(source: &Path, ignored: &[String]) -> Result<Vec<Row>> {
-    Ok(read_rows(source, ignored)?)
+    let mut rows = Vec::new();
+    for file in located(source)? {
+        rows.append(&mut read_rows(&file, ignored)?);
+    }
+    Ok(rows)
 }
 
-/// The SHA-256 of a data file; of a folder, that of its data files' names and digests, a line each
-/// as `sha256sum` writes it.
+/// The SHA-256 of a data file; of several, that of their names and digests, a line each as
+/// `sha256sum` writes it.
 ///
 /// # Errors
 ///
-/// If a file cannot be read.
+/// If a file cannot be read, or the hub does not give it.
 pub fn digest_data(source: &Path) -> Result<String> {
-    if !source.is_dir() {
-        return Ok(sha256_file(source)?);
-    }
+    let located = located(source)?;
+    let files = match located.as_slice() {
+        [file] if !file.is_dir() => return Ok(sha256_file(file)?),
+        [folder] => data_files(folder)?,
+        _ => located,
+    };
     let mut lines = String::new();
-    for file in data_files(source)? {
+    for file in files {
         let name = file.file_name().unwrap_or_default().display();
         lines.push_str(&format!("{}  {name}\n", sha256_file(&file)?));
     }
     Ok(sha256_bytes(lines.as_bytes()))
+}
+
+/// The source itself, or the files of a data set of the hub.
+fn located(source: &Path) -> Result<Vec<PathBuf>> {
+    // The hub's files may change while a run is under way: each name is looked up once.
+    static FOUND: Mutex<Option<HashMap<String, Vec<PathBuf>>>> = Mutex::new(None);
+    let Some(name) = source.to_str().filter(|name| name.starts_with("hub:")) else {
+        return Ok(vec![source.to_owned()]);
+    };
+    let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+    let found = found.get_or_insert_default();
+    if let Some(files) = found.get(name) {
+        return Ok(files.clone());
+    }
+    let files = locate_data(name)?;
+    found.insert(name.to_owned(), files.clone());
+    Ok(files)
 }
 
 #[cfg(test)]

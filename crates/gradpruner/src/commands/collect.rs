@@ -22,7 +22,7 @@ pub(crate) struct CollectArgs {
     /// Model: a folder in Hugging Face layout, or a hub name
     #[arg(long)]
     model: String,
-    /// Rows to train on: a data file, or a folder of them
+    /// Rows to train on: a data file, a folder of them, or hub:owner/name
     #[arg(long)]
     train: PathBuf,
     /// Folder for the record

@@ -27,10 +27,10 @@ pub(crate) struct EstimateArgs {
     /// Model: a folder with a config.json, or a hub name
     #[arg(long)]
     model: String,
-    /// Rows to train on: a data file, or a folder of them
+    /// Rows to train on: a data file, a folder of them, or hub:owner/name
     #[arg(long)]
     train: Option<PathBuf>,
-    /// Rows to evaluate on: a data file, or a folder of them
+    /// Rows to evaluate on: a data file, a folder of them, or hub:owner/name
     #[arg(long)]
     eval: Option<PathBuf>,
     /// Without --train: how many rows

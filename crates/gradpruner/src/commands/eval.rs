@@ -25,7 +25,7 @@ pub(crate) struct EvalArgs {
     /// PEFT LoRA adapter to put on it
     #[arg(long)]
     adapter: Option<PathBuf>,
-    /// Rows: a data file, or a folder of them
+    /// Rows: a data file, a folder of them, or hub:owner/name
     #[arg(long)]
     data: PathBuf,
     /// File for the figures

@@ -24,7 +24,7 @@ pub(crate) struct FinetuneArgs {
     /// Model: a folder in Hugging Face layout, or a hub name
     #[arg(long)]
     model: String,
-    /// Rows to train on: a data file, or a folder of them
+    /// Rows to train on: a data file, a folder of them, or hub:owner/name
     #[arg(long)]
     train: PathBuf,
     /// What to fine-tune: lora, full or head+last:3, the head and so many of the last layers

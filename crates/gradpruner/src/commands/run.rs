@@ -30,10 +30,10 @@ pub(crate) struct RunArgs {
     /// Model: a folder in Hugging Face layout, or a hub name
     #[arg(long)]
     model: String,
-    /// Rows to train on: a data file, or a folder of them
+    /// Rows to train on: a data file, a folder of them, or hub:owner/name
     #[arg(long)]
     train: PathBuf,
-    /// Rows to evaluate on, never trained on: a data file, or a folder of them
+    /// Rows to evaluate on, never trained on: a data file, a folder of them, or hub:owner/name
     #[arg(long)]
     eval: Option<PathBuf>,
     /// How many layers to prune: a number, or a share such as 40%
