@@ -4,7 +4,8 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use checkpoint::{
-    Checkpoint, Record, Staging, locate, remove_if_there, require_companions, sha256_file,
+    Checkpoint, Record, Staging, locate, read_json, remove_if_there, require_companions,
+    sha256_file,
 };
 use dataset::Row;
 use finetune::{Continuation, EvalReport};
@@ -361,7 +362,7 @@ impl<'a> Run<'a> {
     fn evaluate(&mut self) -> Result<Evaluations> {
         let path = self.at("eval.json");
         if path.exists() {
-            return read_json(&path);
+            return Ok(read_json(&path)?);
         }
         let (model, pruned) = (self.model.clone(), self.at("pruned"));
         let size = |folder: &Path| -> Result<Size> {
@@ -425,7 +426,7 @@ impl<'a> Run<'a> {
         let name = serde_json::to_value(stage).unwrap_or_default();
         let path = self.at("evaluations").join(format!("{}.json", name.as_str().unwrap_or("x")));
         if self.found(stage, &path) {
-            return read_json(&path);
+            return Ok(read_json(&path)?);
         }
         let report = evaluate_model(
             StageInputs { model, data, ignored: &self.settings.ignore_fields },
@@ -486,13 +487,6 @@ fn logging(
         *logged = log.add(metrics);
     }
     observe(event);
-}
-
-fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
-    let text = fs_err::read_to_string(path)?;
-    serde_json::from_str(&text).map_err(|source| {
-        checkpoint::CheckpointError::Json { path: path.to_owned(), source }.into()
-    })
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
