@@ -182,7 +182,7 @@ fn rows_can_be_looked_at() {
     expect![[r"
         exit 1
         error: cannot inspect `rows.jsonl`
-          because: it ends with row 3
+          because: it has only 3 rows
     "]]
     .assert_eq(&desk.failure("inspect rows.jsonl --model model --row 4"));
     expect![[r"

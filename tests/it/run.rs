@@ -167,10 +167,7 @@ fn two_runs_in_one_folder() {
         assert!(runs.iter().any(|run| run.status.success()));
         for run in runs.iter().filter(|run| !run.status.success()) {
             let error = text(&run.stderr);
-            assert!(
-                error.contains("because: r: another run is at work in it (process "),
-                "{error}"
-            );
+            assert!(error.contains("because: r: another run is using it (process "), "{error}");
             refused += 1;
         }
         desk.run(&arguments); // It is there already, or goes on.

@@ -55,7 +55,8 @@ fn read_text(path: &Path) -> Result<String> {
     }
 }
 
-/// Any JSON value whose objects give each key once.
+/// Any JSON value whose objects give each key once. `dataset`, which imports nothing of ours, has a
+/// reader of its own, which counts values too.
 struct UniqueKeys;
 
 impl<'de> Deserialize<'de> for UniqueKeys {

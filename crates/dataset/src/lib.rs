@@ -1,8 +1,9 @@
 //! Rows of many spellings to chats, and chats to token ids with a loss mask.
 //!
 //! [`read_rows`] reads the files (JSONL, JSON, CSV, Parquet) and understands what fine-tuning tools
-//! commonly take (messages, alpaca, ShareGPT, prompt and completion, plain text); [`Encoder`] renders a row through the model's own chat template and
-//! marks the tokens that count for the loss; [`Sampler`] says which rows a step trains on.
+//! commonly take (messages, alpaca, ShareGPT, prompt and completion, plain text); [`Encoder`]
+//! renders a row through the model's own chat template and marks the tokens that count for the
+//! loss; [`Sampler`] says which rows a step trains on.
 
 mod chat;
 mod dialects;

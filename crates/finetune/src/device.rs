@@ -154,7 +154,7 @@ impl FromStr for ComputeChoice {
             "auto" => Ok(Self::Auto),
             "f32" => Ok(Self::Fixed(ComputeType::F32)),
             "bf16" => Ok(Self::Fixed(ComputeType::BF16)),
-            _ => Err(format!("`{text}` is none of auto, bf16 and f32")),
+            _ => Err(format!("`{text}` is not a type; choose auto, bf16 or f32")),
         }
     }
 }

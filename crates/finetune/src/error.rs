@@ -19,7 +19,7 @@ pub enum FinetuneError {
     #[error("no CUDA device can be used: {0}; take `--device cpu`, or see `gradpruner doctor`")]
     NoCuda(String),
     #[error(
-        "step {step}: the {what} is not finite ({found}); these rows brought it about: {}; lower \
+        "step {step}: the {what} is not finite ({found}); these rows caused it: {}; lower \
          the learning rate or compute in f32",
         rows.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     )]

@@ -243,7 +243,7 @@ impl Trainer {
         }
         Ok(TrainReport {
             steps: self.step,
-            rows: self.data.examples.len(),
+            rows: self.data.counts.rows - self.data.counts.left_out,
             skipped_rows: self.data.counts.left_out,
             trained_parameters: self
                 .adamw

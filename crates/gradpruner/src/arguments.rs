@@ -308,7 +308,7 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
     };
     match digits.trim().parse::<f64>() {
         Ok(number) if number > 0.0 => Ok((number * unit) as u64),
-        _ => Err(format!("`{text}` is no size such as 5GB")),
+        _ => Err(format!("`{text}` is not a size; write one like 5GB")),
     }
 }
 
@@ -316,7 +316,7 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
 pub(crate) fn share(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
-        _ => Err(format!("`{text}` is no share between 0 and 1")),
+        _ => Err(format!("`{text}` is not a share; write a number from 0 to 1")),
     }
 }
 

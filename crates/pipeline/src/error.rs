@@ -36,7 +36,7 @@ pub enum PipelineError {
     )]
     OtherRun { path: PathBuf, differing: String },
     #[error(
-        "{}: another run is at work in it ({holder}); wait for it, or choose another folder",
+        "{}: another run is using it ({holder}); wait for it, or choose another folder",
         path.display()
     )]
     Busy { path: PathBuf, holder: String },

@@ -17,6 +17,8 @@ use crate::{ComputeSettings, FinetuneMethod, PipelineError, Result, RunSettings,
 /// The share of the rate of bare matrix products that whole steps reach; docs/results.md has the
 /// measurements.
 const OF_PRODUCT_RATE: f64 = 0.5;
+/// The larger side of the weight that the rate is measured with.
+const LARGEST_WEIGHT: usize = 4096;
 /// Rows that are looked at to foretell all.
 const SAMPLE_ROWS: usize = 2000;
 /// The shortest rows that are advised.
@@ -159,7 +161,9 @@ pub fn estimate(
 ) -> Result<Estimate> {
     let (device, compute) = settings.compute.parse()?;
     let on_cpu = device.is_cpu()?;
-    let weight = (config.intermediate_size, config.hidden_size);
+    // Of a large model, a part that says as much in a fraction of the time.
+    let weight =
+        (config.intermediate_size.min(LARGEST_WEIGHT), config.hidden_size.min(LARGEST_WEIGHT));
     let measured = |compute| Ok::<_, PipelineError>(product_rate(weight, device, compute)?);
     let rates =
         ProductRates { bf16: measured(ComputeType::BF16)?, f32: measured(ComputeType::F32)? };

@@ -79,8 +79,8 @@ fn existing(path: &Path) -> &Path {
 /// Writes a byte near where the output will stand, and removes it.
 fn require_writable(path: &Path) -> io::Result<()> {
     let near = existing(path);
-    let folder = match near == path {
-        true => path.parent().unwrap_or(path), // A result is written beside and renamed.
+    let folder = match near == path && !path.is_dir() {
+        true => path.parent().unwrap_or(path), // A file is written beside and renamed.
         false => near,
     };
     let name = format!(".gradpruner-{}.probe", std::process::id());

@@ -93,6 +93,7 @@ pub fn collect_record(
     let loaded = load(model, compute)?;
     observe(Event::Computing(compute.computing()?));
     observe(Event::Encoded(examples.counts));
+    let num_examples = examples.examples.len();
     let num_layers = loaded.config().num_layers;
     let record = match targets.record {
         Some(target) => Some(RecordSink::create(target, Dtype::F32)?),
@@ -129,9 +130,9 @@ pub fn collect_record(
         );
     }
     let seen: usize = steps.len() * settings.train.batch_rows * settings.train.accumulate;
-    if seen > num_rows {
+    if seen > num_examples {
         tracing::warn!(
-            rows = num_rows,
+            examples = num_examples,
             seen,
             "the data are so few that rows were seen again; the halves share them, and their \
              agreement says little"

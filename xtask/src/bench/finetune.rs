@@ -30,6 +30,15 @@ struct Benches {
     lines: Vec<Value>,
 }
 
+/// What is fine-tuned on what.
+#[derive(Clone, Copy)]
+struct Case<'a> {
+    model: &'a Path,
+    rows: &'a Path,
+    /// Whether the backward pass computes layers again.
+    again: bool,
+}
+
 /// Runs all pairs, prints a table and writes `.cache/bench/finetune.json`.
 pub(crate) fn run(repeats: usize, only: &str) -> Result<()> {
     libtorch::set_up()?;
@@ -48,7 +57,8 @@ pub(crate) fn run(repeats: usize, only: &str) -> Result<()> {
             let rows = benches.first_rows(&rows, set, 13 * BATCH)?;
             for machine in [&here, &avx2] {
                 let what = format!("{name}, LoRA, {set}, batch {BATCH}{}", machine.suffix);
-                benches.training(&what, machine, (model, &rows), false)?;
+                let case = Case { model, rows: &rows, again: false };
+                benches.training(&what, machine, case)?;
             }
             let what = format!("{name}, LoRA, {set}, batch {BATCH}, products in f32 and in bf16");
             benches.types(&what, model, &rows)?;
@@ -56,7 +66,7 @@ pub(crate) fn run(repeats: usize, only: &str) -> Result<()> {
     }
     let long = benches.long_rows(&sets.join("hellaswag/train.jsonl"), 12)?;
     let what = "SmolLM2-135M, LoRA, 4 x 2048 tokens, layers computed again";
-    benches.training(what, &here, (&smollm2, &long), true)?;
+    benches.training(what, &here, Case { model: &smollm2, rows: &long, again: true })?;
     for (model, name) in [(&smollm2, "SmolLM2-135M"), (&qwen, "Qwen2.5-Coder-0.5B")] {
         let what = format!("{name}, multiple choice, hellaswag");
         benches.evaluation(&what, model, &sets.join("hellaswag/test.jsonl"))?;
@@ -100,13 +110,8 @@ impl Benches {
         Ok((ours, metrics))
     }
 
-    fn training(
-        &mut self,
-        what: &str,
-        machine: &Machine,
-        (model, rows): (&Path, &Path),
-        again: bool,
-    ) -> Result<()> {
+    fn training(&mut self, what: &str, machine: &Machine, case: Case<'_>) -> Result<()> {
+        let Case { model, rows, again } = case;
         if !self.wants(what) {
             return Ok(());
         }

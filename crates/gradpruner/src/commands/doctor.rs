@@ -2,7 +2,7 @@
 
 use finetune::{
     ComputeType, DeviceChoice, ProductRates, available_memory_bytes, num_threads, product_rate,
-    usable_gpus,
+    product_rates, usable_gpus,
 };
 use pipeline::bytes_text;
 use serde_json::json;
@@ -39,11 +39,15 @@ pub(crate) fn run(_: DoctorArgs, printer: &mut Printer) -> anyhow::Result<Outcom
         Ok(rate)
     };
     let rates = ProductRates { bf16: rate(ComputeType::BF16)?, f32: rate(ComputeType::F32)? };
-    let faster = rates.faster();
-    let ratio = rates.of(faster) / rates.bf16.min(rates.f32);
+    let chosen = product_rates(device)?;
+    let (faster, slower) = match chosen.faster() {
+        ComputeType::BF16 => (ComputeType::BF16, ComputeType::F32),
+        ComputeType::F32 => (ComputeType::F32, ComputeType::BF16),
+    };
+    let ratio = chosen.of(faster) / chosen.of(slower);
     let (count, reason) = (gpus.as_ref().ok(), gpus.as_ref().err());
     Outcome::new(
-        format!("{:14}{faster}, {ratio:.1} times as fast here", "--dtype auto"),
+        format!("{:14}{faster}, {ratio:.1} times as fast as {slower} here", "--dtype auto"),
         &json!({
             "version": env!("CARGO_PKG_VERSION"),
             "gpus": count,

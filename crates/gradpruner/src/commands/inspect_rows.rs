@@ -47,7 +47,10 @@ impl RowsView<'_> {
         let encoder = read_encoder(&folder)?;
         let number = self.row.unwrap_or(1);
         let shown = rows.get(number - 1);
-        let shown = shown.with_context(|| format!("it ends with row {}", rows.len()))?;
+        let shown = shown.with_context(|| match rows.len() {
+            1 => "it has only 1 row".to_owned(),
+            count => format!("it has only {count} rows"),
+        })?;
         let (text, examples) = self.one(&encoder, shown)?;
         let row = json!({"place": shown.place.to_string(), "examples": examples});
         if self.row.is_some() {
