@@ -4,6 +4,7 @@
 //! commonly take (messages, alpaca, ShareGPT, prompt and completion, plain text); [`Encoder`] renders a row through the model's own chat template and
 //! marks the tokens that count for the loss; [`Sampler`] says which rows a step trains on.
 
+mod bounded;
 mod chat;
 mod dialects;
 mod encode;
