@@ -65,6 +65,12 @@ pub(crate) const WORDS: &[&str] = &[
     "[:9223372036854775807]",
     "raise_exception('no')",
     "strftime_now('%d %b %Y')",
+    "strftime_now('%c' * 100000000)",
+    "[loop]",
+    "| length",
+    "sort",
+    "min",
+    "dictsort",
 ];
 
 const NAMES: [&str; 9] =
@@ -163,6 +169,9 @@ fn filter(dice: &mut Dice) -> String {
         "replace('a', 'aaaaaaaa')",
         "reverse",
         "sort",
+        "min",
+        "max",
+        "dictsort",
         "unique",
         "items",
         "string",

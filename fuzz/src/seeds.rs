@@ -379,7 +379,14 @@ pub(crate) fn template() -> Vec<Seed> {
         {{ '%s %5d' | format('a', 5) }}{{ strftime_now('%d %b %Y') }}";
     let config = json!({"bos_token": "<s>", "eos_token": {"content": "</s>"}, "chat_template":
         [{"name": "default", "template": chat}, {"name": "tool_use", "template": tools}]});
+    // A token a character, so that every reply has some.
+    let tokenizer = json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": null,
+        "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+            "vocab": {"<unk>": 0, "a": 1}, "merges": []}});
     vec![
+        fixed("tokenizer.json", Form::Json(tokenizer)),
         changed("chat_template.jinja", Form::Text(chat.to_owned())),
         changed("chat_template.jinja", Form::Text(tools.to_owned())),
         changed("tokenizer_config.json", Form::Json(config)),

@@ -1,10 +1,12 @@
 //! The readers, each with its valid files.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use checkpoint::{Adapter, Checkpoint, ModelConfig, Record, Weights, gguf};
-use dataset::{Chat, ChatTemplate, Encoder, Message, read_rows};
+use dataset::{Chat, ChatTemplate, Content, Encoder, Message, Place, Row, read_rows};
 use prune::{Plan, PlanSettings, Scores, Share};
+use serde_json::json;
 
 use crate::dice::Dice;
 use crate::form::Form;
@@ -170,11 +172,39 @@ fn template(folder: &Path, file: &str) -> Verdict {
         Message::new("user", "is it so?"),
         Message::new("assistant", "yes"),
     ];
-    let tools = vec![serde_json::json!({"name": "look", "parameters": {"type": "object"}})];
+    let tools = vec![json!({"name": "look", "parameters": {"type": "object"}})];
     for chat in [Chat { messages: messages.clone(), tools: Vec::new() }, Chat { messages, tools }] {
         said(template.render(&chat, true))?;
     }
-    Ok(())
+    encoded(folder)
+}
+
+/// Chats as training and evaluation see them, through the folder's template.
+fn encoded(folder: &Path) -> Verdict {
+    let encoder = said(Encoder::read(folder))?;
+    let place = Place { file: Arc::from(folder), number: 1, is_line: true };
+    let chat = called();
+    let row = Row { place: place.clone(), content: Content::Chat(chat.clone()) };
+    for example in said(encoder.examples_of(&row, 1000))? {
+        said(encoder.stretches(&example))?;
+    }
+    let choices = vec!["no".to_owned(), "yes".to_owned()];
+    let row = Row { place, content: Content::Choice { chat, choices, answer: 1 } };
+    said(encoder.question(&row, 1000)).map(|_| ())
+}
+
+/// A chat with a call that is not learned, what the tool says, and a reply with its reasoning.
+fn called() -> Chat {
+    let mut call = Message::new("assistant", "");
+    call.learned = false;
+    let arguments = json!({"at": 1});
+    let call_json =
+        json!([{"type": "function", "function": {"name": "look", "arguments": arguments}}]);
+    call.more.insert("tool_calls".into(), call_json);
+    let mut reply = Message::new("assistant", "yes");
+    reply.more.insert("reasoning_content".into(), "it is there".into());
+    let messages = vec![Message::new("user", "is it so?"), call, Message::new("tool", "1"), reply];
+    Chat { messages, tools: vec![json!({"name": "look"})] }
 }
 
 fn rows(folder: &Path, file: &str) -> Verdict {

@@ -34,11 +34,17 @@ pub enum DatasetError {
     Parquet { path: PathBuf, what: String },
     #[error("{}: not valid JSON", path.display())]
     Json { path: PathBuf, source: serde_json::Error },
+    #[error("{}: not a file; put the file itself there", path.display())]
+    NotAFile { path: PathBuf },
+    #[error("{}: larger than {} MB, too large for such a file", path.display(), most >> 20)]
+    TooLarge { path: PathBuf, most: u64 },
+    #[error("{}: not UTF-8; is it a text file?", path.display())]
+    NotText { path: PathBuf },
     #[error("{}: not a usable tokenizer: {what}", path.display())]
     Tokenizer { path: PathBuf, what: String },
     #[error("{template} line {line}: {what}")]
     Template { template: String, line: usize, what: String },
-    #[error("the tokenizer refuses the text: {what}")]
+    #[error("{what}")]
     Encode { what: String },
     #[error("no row has a token to learn from; is `--max-length {max_tokens}` too short?")]
     NothingToLearn { max_tokens: usize },

@@ -9,10 +9,23 @@ use serde_json::{Map, Value};
 /// Values that a row may hold, each of which takes far more memory than its text may.
 const MAX_VALUES: usize = 1 << 20;
 
-/// Parses a text that holds one value.
+/// Values that a file of a model may hold: a vocabulary of 256,000 tokens and its merges take a
+/// quarter.
+const MAX_FILE_VALUES: usize = 1 << 23;
+
+/// Parses a text that holds one value, of a row's size at most.
 pub(crate) fn parse(text: &str) -> serde_json::Result<Value> {
+    parse_up_to(text, MAX_VALUES)
+}
+
+/// Parses a text that holds one value, of a model's file.
+pub(crate) fn parse_file(text: &str) -> serde_json::Result<Value> {
+    parse_up_to(text, MAX_FILE_VALUES)
+}
+
+fn parse_up_to(text: &str, most: usize) -> serde_json::Result<Value> {
     let mut reader = serde_json::Deserializer::from_str(text);
-    let value = Strict::new(&Cell::new(0)).deserialize(&mut reader)?;
+    let value = Strict { count: &Cell::new(0), most }.deserialize(&mut reader)?;
     reader.end()?;
     Ok(value)
 }
@@ -22,12 +35,13 @@ pub(crate) fn parse(text: &str) -> serde_json::Result<Value> {
 pub(crate) struct Strict<'a> {
     /// How many values there are.
     count: &'a Cell<usize>,
+    most: usize,
 }
 
 impl<'a> Strict<'a> {
     /// Reads values; `count` says how many the row has so far.
     pub(crate) fn new(count: &'a Cell<usize>) -> Self {
-        Self { count }
+        Self { count, most: MAX_VALUES }
     }
 }
 
@@ -36,8 +50,9 @@ impl<'de> DeserializeSeed<'de> for Strict<'_> {
 
     fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Value, D::Error> {
         self.count.set(self.count.get() + 1);
-        if self.count.get() > MAX_VALUES {
-            return Err(D::Error::custom(format!("the row holds more than {MAX_VALUES} values")));
+        if self.count.get() > self.most {
+            let most = self.most;
+            return Err(D::Error::custom(format!("there are more than {most} values in it")));
         }
         from.deserialize_any(self)
     }

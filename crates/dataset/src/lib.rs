@@ -5,6 +5,7 @@
 //! renders a row through the model's own chat template and marks the tokens that count for the
 //! loss; [`Sampler`] says which rows a step trains on.
 
+mod bounded;
 mod chat;
 mod dialects;
 mod encode;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use crate::bounded::{MOST_BYTES, read_json, read_text};
 use crate::jinja::{Fault, Program, Rendered, Size};
 use crate::{Chat, DatasetError, Message, Result};
 
@@ -167,19 +168,10 @@ fn template_error(template: &str, fault: Fault) -> DatasetError {
     DatasetError::Template { template: template.to_owned(), line, what }
 }
 
-/// A JSON file, or nothing if there is none.
-fn read_json(path: &Path) -> Result<Value> {
-    if !path.exists() {
-        return Ok(Value::Null);
-    }
-    serde_json::from_str(&fs_err::read_to_string(path)?)
-        .map_err(|source| DatasetError::Json { path: path.to_owned(), source })
-}
-
 fn template_files(folder: &Path) -> Result<Vec<Source>> {
     let mut found = Vec::new();
     let mut add = |name: String, path: PathBuf| -> Result<()> {
-        let text = fs_err::read_to_string(&path)?;
+        let text = read_text(&path, MOST_BYTES)?;
         found.push(Source { name, origin: path.display().to_string(), text });
         Ok(())
     };

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tokenizers::Encoding;
 
+use crate::bounded::{MOST_TOKENIZER_BYTES, read_text};
+use crate::json::parse_file;
 use crate::third_party::guarded;
 use crate::{DatasetError, Result};
 
@@ -18,16 +20,17 @@ pub(crate) struct Tokenizer {
 impl Tokenizer {
     /// Reads a `tokenizer.json`.
     pub(crate) fn read(path: &Path) -> Result<Self> {
-        let bytes = fs_err::read(path)?;
+        let text = read_text(path, MOST_TOKENIZER_BYTES)?;
         // The library builds its tables while it reads: what is too much for it is refused first.
-        let excess = match serde_json::from_slice(&bytes) {
+        let excess = match parse_file(&text) {
             Ok(value) => excess(&value),
+            Err(error) if error.is_data() => Some(error.to_string()),
             Err(error) => Some(format!("not JSON: {error}")),
         };
         if let Some(what) = excess {
             return Err(DatasetError::Tokenizer { path: path.to_owned(), what });
         }
-        let mut library = call(path, || tokenizers::Tokenizer::from_bytes(&bytes))?;
+        let mut library = call(path, || tokenizers::Tokenizer::from_bytes(text.as_bytes()))?;
         // A stored truncation or padding would cut or fill rows behind our back.
         let _ = library.with_truncation(None);
         library.with_padding(None);

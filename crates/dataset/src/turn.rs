@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use crate::{Chat, ChatTemplate, Message, Result};
+use crate::jinja::Rendered;
+use crate::{Chat, ChatTemplate, DatasetError, Message, Result};
 
 /// A text and what of it is learned, in characters, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,21 +66,28 @@ impl ChatTemplate {
     /// What `{% generation %}` encloses, but for the turns that are not to be learned.
     fn marked_piece(&self, chat: &Chat) -> Result<Piece> {
         let Chat { messages, tools } = chat;
-        let rendered = self.render_turns(messages, tools, false)?;
-        let mut learned = rendered.marked;
-        let count = |turns: usize| match turns {
-            0 => Ok(0),
-            _ => Ok::<_, crate::DatasetError>(
-                self.render_turns(&messages[..turns], tools, false)?.marked.len(),
-            ),
+        let whole = self.render_turns(messages, tools, false)?;
+        let mut learned = whole.marked.clone();
+        let first = |turns: usize| match turns {
+            // Most templates refuse a chat without a turn.
+            0 => Ok(Rendered { text: String::new(), marked: Vec::new() }),
+            _ => self.render_turns(&messages[..turns], tools, false),
         };
-        for (number, message) in messages.iter().enumerate().rev() {
-            if message.role == "assistant" && !message.learned {
-                let (from, to) = (count(number)?, count(number + 1)?);
-                learned.drain(from.min(learned.len())..to.clamp(from, learned.len().max(from)));
+        for (number, message) in messages.iter().enumerate() {
+            if message.role != "assistant" || message.learned {
+                continue;
             }
+            let (before, after) = (first(number)?, first(number + 1)?);
+            if !begins_with(&whole, &after) || !begins_with(&after, &before) {
+                let what = "the chat template marks earlier turns differently later on, so \
+                            `weight` and `train` cannot be followed; pass `--ignore-fields \
+                            weight,train`, or give each reply a row of its own";
+                return Err(DatasetError::Encode { what: what.into() });
+            }
+            let of_turn = &after.marked[before.marked.len()..];
+            learned.retain(|range| !of_turn.contains(range));
         }
-        Ok(Piece { text: rendered.text, learned })
+        Ok(Piece { text: whole.text, learned })
     }
 
     /// The reply of a turn: what comes after the prompt that asks for it.
@@ -138,6 +146,13 @@ impl Turn {
         let end = start + text[start..].trim_end().len();
         Self { text, reply: start..end }
     }
+}
+
+/// Whether a chat begins with the marks of its first turns, and what they enclose is the same.
+fn begins_with(whole: &Rendered, first: &Rendered) -> bool {
+    let end = first.marked.iter().map(|range| range.end).max().unwrap_or(0);
+    whole.marked.starts_with(&first.marked)
+        && whole.text.chars().take(end).eq(first.text.chars().take(end))
 }
 
 /// How many bytes of a turn come before what is said, if more than blanks do and nothing else is.
@@ -264,5 +279,35 @@ mod tests {
         check(template, &chat, &["<user>p<assistant>[[éq]]<end><user>r<assistant>[[ét]]<end>"]);
         chat.messages[1].learned = false;
         check(template, &chat, &["<user>p<assistant>éq<end><user>r<assistant>[[ét]]<end>"]);
+    }
+
+    /// Chats of which one turn is not learned, and must not take another turn's marks with it.
+    fn check_refused(template: &str, roles: &[&str], unlearned: usize) {
+        let mut chat = chat(&[]);
+        for (number, role) in roles.iter().enumerate() {
+            chat.messages.push(Message::new(role, number.to_string()));
+        }
+        chat.messages[unlearned].learned = false;
+        let template = ChatTemplate::new(template, "<s>", "</s>").unwrap();
+        let error = template.pieces(&chat).unwrap_err().to_string();
+        assert!(error.starts_with("the chat template marks earlier turns differently"), "{error}");
+    }
+
+    #[test]
+    fn marks_that_change_later_cannot_leave_a_turn_out() {
+        let (user, reply, tool) = ("user", "assistant", "tool");
+        let after_the_last_user = "{% set ns = namespace(last=0) %}{% for m in messages %}\
+            {% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}\
+            {% for m in messages %}{% if m.role == 'assistant' and loop.index0 > ns.last %}\
+            {% generation %}{{ m.content }}{% endgeneration %}\
+            {% else %}{{ m.content }}{% endif %}{% endfor %}";
+        check_refused(after_the_last_user, &[user, reply, user, reply], 1);
+        let called = [user, reply, tool, reply, tool, reply, user, reply];
+        check_refused(after_the_last_user, &called, 5);
+        // Marks at the same places, around other words.
+        let last_two = "{% for m in messages[-2:] %}{% if m.role == 'assistant' %}\
+            {% generation %}{{ m.content }}{% endgeneration %}\
+            {% else %}{{ m.content }}{% endif %}{% endfor %}";
+        check_refused(last_two, &[user, reply, user, reply], 1);
     }
 }

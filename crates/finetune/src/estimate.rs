@@ -128,9 +128,12 @@ impl Workload<'_> {
         let all = config.parameters();
         let tokens = batch.tokens.next_multiple_of(TOKEN_STEP) as u64;
         let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
-        // Of weights in another type than the products', so many bytes are converted at a time.
+        // Of a layer's weights in another type than the products', so many bytes are converted at a
+        // time; the head's are when the layers keep less.
+        let linears = Module::ALL.map(|module| config.linear_shape(module));
+        let widest = linears.into_iter().map(|(out, inner)| out * inner).max().unwrap_or(0) as u64;
         let converted =
-            if stored == size { 0 } else { (self.widest() * size).min(MANY_TOKENS_BYTES as u64) };
+            if stored == size { 0 } else { (widest * size).min(MANY_TOKENS_BYTES as u64) };
         let layers = self.layers_in_backward();
         let of_layer = tokens * self.saved_by_a_layer() * size;
         let kept = match train.remat {

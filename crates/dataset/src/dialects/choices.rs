@@ -54,13 +54,21 @@ fn texts_and_labels(row: &Fields<'_>, found: Value) -> Result<(Vec<String>, Vec<
     Ok((choices, labels))
 }
 
-/// Which choice an answer means: by its text, its label, its position or its letter, in this order.
+/// Which choice an answer means: by its text, its label, its position or its letter, in this order; a
+/// number by its label or its position.
 fn position(answer: &Value, choices: &[String], labels: &[String]) -> Result<usize, String> {
     let in_range = |position: usize, kind: &str| match position < choices.len() {
         true => Ok(position),
         false => Err(format!("but there are {} `choices`{kind}", choices.len())),
     };
     if let Some(number) = answer.as_f64() {
+        // JSON may write 2 as 2.0, which is `2` all the same.
+        if let Some(position) = labels.iter().position(|label| *label == number.to_string()) {
+            return Ok(position);
+        }
+        if !labels.is_empty() && labels.iter().all(|label| label.parse::<f64>().is_ok()) {
+            return Err("which is not a label".into());
+        }
         let whole = number >= 0.0 && number.fract() == 0.0 && number <= u32::MAX.into();
         return match whole {
             true => in_range(number as usize, ", counted from 0"),

@@ -43,11 +43,14 @@ const TEXT: &str = "text";
 struct Turn {
     name: String,
     message: Message,
+    /// The field that says to learn it, if one does.
+    learned_by: Option<&'static str>,
 }
 
 impl Turn {
     fn new(name: &str, role: &str, content: String) -> Self {
-        Self { name: name.to_owned(), message: Message::new(role, content) }
+        let message = Message::new(role, content);
+        Self { name: name.to_owned(), message, learned_by: None }
     }
 }
 

@@ -10,6 +10,13 @@ use crate::fields::{Fields, kind};
 pub(super) fn read(row: &mut Fields<'_>, dialect: &Dialect) -> Result<Vec<Turn>, String> {
     let mut turns = take_side(row, dialect.known_by, "user")?;
     for turn in turns.iter_mut().filter(|turn| turn.message.role == "assistant") {
+        if let Some(key) = turn.learned_by {
+            return Err(format!(
+                "`{}.{key}` says to learn a turn of the prompt, which is only shown; pass \
+                 `--ignore-fields {key}` to skip it",
+                turn.name
+            ));
+        }
         turn.message.learned = false; // What is asked is shown, replies in it too.
     }
     if let Some(key) = row.first(dialect.replies) {

@@ -419,6 +419,11 @@ fn turns_that_are_not_learned() {
         row["messages"][0].as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         row
     };
+    let prompted = |more: Value| {
+        let mut prompt = reply(&more)["messages"].take();
+        prompt.as_array_mut().unwrap().push(json!({"role": "user", "content": "r"}));
+        json!({"prompt": prompt, "completion": "b"})
+    };
     check(
         &[
             json!({"messages": [
@@ -433,6 +438,9 @@ fn turns_that_are_not_learned() {
             reply(&json!({"weight": 0, "train": true})),
             user(json!({"weight": 1})),
             user(json!({"train": true})),
+            prompted(json!({"weight": 0})),
+            prompted(json!({"weight": 1})),
+            prompted(json!({"train": true})),
         ],
         &expect![[r#"
             user: "q"
@@ -451,6 +459,15 @@ fn turns_that_are_not_learned() {
             error: `messages[0].weight` says to learn the user's turn, and only the assistant's are learned; pass `--ignore-fields weight` to skip it
 
             error: `messages[0].train` says to learn the user's turn, and only the assistant's are learned; pass `--ignore-fields train` to skip it
+
+            user: "q"
+            assistant, not learned: "a"
+            user: "r"
+            assistant: "b"
+
+            error: `prompt[1].weight` says to learn a turn of the prompt, which is only shown; pass `--ignore-fields weight` to skip it
+
+            error: `prompt[1].train` says to learn a turn of the prompt, which is only shown; pass `--ignore-fields train` to skip it
         "#]],
     );
 }
@@ -539,6 +556,8 @@ fn choices() {
             with(three.clone(), json!("A")),
             with(three.clone(), json!("B")),
             json!({"question": "q", "choices": arc, "answerKey": "2"}),
+            json!({"question": "q", "choices": arc, "answerKey": 2}),
+            json!({"question": "q", "choices": arc, "answerKey": 2.0}),
             tagged.clone(),
             json!({"prompt": "q", "completion": " no ", "choices": ["no", "yes"], "answer": 0}),
             json!({"question": "q", "choices": [], "answer": "a"}),
@@ -573,6 +592,14 @@ fn choices() {
             choices ["no", "yes"], the right one is 1
 
             user: "q"
+            assistant: "yes"
+            choices ["no", "yes"], the right one is 1
+
+            user: "q"
+            assistant: "yes"
+            choices ["no", "yes"], the right one is 1
+
+            user: "q"
             assistant: "a"
             choices ["b", "a"], the right one is 1
 
@@ -599,6 +626,7 @@ fn choices() {
             with(json!([1, 2]), json!(1)),
             with(json!("no, yes"), json!(1)),
             json!({"question": "q", "choices": arc, "answerKey": "3"}),
+            json!({"question": "q", "choices": arc, "answerKey": 0}),
             json!({"question": "q", "choices": {"text": ["no"], "label": []}, "answerKey": "1"}),
             json!({"question": "q", "answer": "a", "answerKey": "1"}),
         ],
@@ -626,6 +654,8 @@ fn choices() {
             error: `choices` must be a list of strings, or an object with `text` and `label`
 
             error: `answerKey` is "3", which is neither one of `choices` nor a label
+
+            error: `answerKey` is 0, which is not a label
 
             error: `choices` has 1 for `text` and 0 for `label`
 

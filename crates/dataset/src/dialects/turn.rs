@@ -34,10 +34,13 @@ pub(super) fn turn(mut fields: Fields<'_>) -> Result<Turn, String> {
             "`{name}.content` is missing or null; only a turn with `tool_calls` may leave it out"
         ));
     }
-    let learned = take_learned(&mut fields, role)?;
+    let said = take_learned(&mut fields, role)?;
+    let learned = said.is_none_or(|(_, learned)| learned) || role != "assistant";
+    let learned_by = said.and_then(|(key, learned)| learned.then_some(key));
     let more = take_more(&mut fields, role, calls)?;
     fields.finish()?;
-    Ok(Turn { name, message: Message { role: role.to_owned(), content, learned, more } })
+    let message = Message { role: role.to_owned(), content, learned, more };
+    Ok(Turn { name, message, learned_by })
 }
 
 fn take_role(fields: &mut Fields<'_>) -> Result<String, String> {
@@ -70,8 +73,11 @@ fn called_in_text(text: &str, name: &str) -> Result<Vec<Value>, String> {
     }
 }
 
-/// Whether the turn is learned: `weight` 0 or 1, `train` true or false.
-fn take_learned(fields: &mut Fields<'_>, role: &str) -> Result<bool, String> {
+/// Whether the turn is learned, and which field says so: `weight` 0 or 1, `train` true or false.
+fn take_learned(
+    fields: &mut Fields<'_>,
+    role: &str,
+) -> Result<Option<(&'static str, bool)>, String> {
     let mut said = None;
     for key in ["weight", "train"] {
         let Some(value) = fields.take(key) else { continue };
@@ -91,12 +97,12 @@ fn take_learned(fields: &mut Fields<'_>, role: &str) -> Result<bool, String> {
                  pass `--ignore-fields {key}` to skip it"
             ));
         }
-        if said.is_some_and(|said| said != learned) {
+        if said.is_some_and(|(_, said)| said != learned) {
             return Err(format!("`weight` and `train` of `{}` contradict each other", fields.name));
         }
-        said = Some(learned);
+        said = Some((key, learned));
     }
-    Ok(said.unwrap_or(true) || role != "assistant")
+    Ok(said)
 }
 
 /// What else chat templates may ask of a turn.

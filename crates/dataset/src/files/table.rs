@@ -33,10 +33,12 @@ pub(super) fn read(stream: Stream, separator: u8, each: &mut Each<'_>) -> Result
             return Ok(());
         }
         let place = lines.0.borrow().place();
-        if &record[0] == END.trim_ascii_start() && record.len() == 1 {
+        // A file may hold our mark too, or end with it.
+        let ended = reader.position().byte() == lines.0.borrow().offset + END.len() as u64;
+        if ended && &record[0] == END.trim_ascii_start() && record.len() == 1 {
             return Ok(());
         }
-        if record[record.len() - 1].ends_with(END) {
+        if ended && record[record.len() - 1].ends_with(END) {
             return Err(DatasetError::row(&place, "a quote opens in it that is never closed"));
         }
         match &header {

@@ -239,6 +239,11 @@ fn tables() {
             ("quote.csv", b"prompt,completion\nq,a\nq2,\"a2\nq3,a3\n"),
             ("latin.csv", b"prompt,completion\nq,\xe9\n"),
             ("empty.csv", b""),
+            ("mark.csv", b"text\nonce\n\x04\nupon\n\"a\n\x04\"\ntime\n"),
+            ("marked.csv", b"text\nonce\n\x04"),
+            ("marks.csv", b"text\nonce\n\x04\n\x04\n"),
+            ("wide.csv", b"prompt,completion\nq,a\n\x04\nq2,a2\n"),
+            ("open.csv", b"text\nonce\n\"\n\x04\n"),
         ],
         &expect![[r#"
             a.csv line 2: {"prompt":"q","completion":"a"}
@@ -271,6 +276,25 @@ fn tables() {
 
             error: latin.csv line 2: field 2 is not UTF-8
 
+
+            mark.csv line 2: {"text":"once"}
+            mark.csv line 3: {"text":"\u0004"}
+            mark.csv line 4: {"text":"upon"}
+            mark.csv line 5: {"text":"a\n\u0004"}
+            mark.csv line 7: {"text":"time"}
+
+            marked.csv line 2: {"text":"once"}
+            marked.csv line 3: {"text":"\u0004"}
+
+            marks.csv line 2: {"text":"once"}
+            marks.csv line 3: {"text":"\u0004"}
+            marks.csv line 4: {"text":"\u0004"}
+
+            wide.csv line 2: {"prompt":"q","completion":"a"}
+            error: wide.csv line 3: the header names 2 columns and this row has 1; does a field that holds separators or quotes lack quotes around it?
+
+            open.csv line 2: {"text":"once"}
+            error: open.csv line 3: a quote opens in it that is never closed
         "#]],
     );
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::budget::Budget;
 use super::clock::strftime_now;
 use super::evaluate::insert;
 use super::fault::{Fault, fail};
@@ -70,13 +71,17 @@ impl Machine {
                     }
                     Value::dict(entries, &mut self.budget)
                 }
-                "namespace" => namespace(&given),
+                "namespace" => namespace(&given, &mut self.budget),
                 "raise_exception" => match given.get(0, "message") {
                     Some(message) => fail(message.printed(&mut self.budget)?.to_string()),
                     None => fail("the template refuses the chat"),
                 },
                 _ => match given.text(0, "format")? {
-                    Some(format) => Value::text(&strftime_now(format), &mut self.budget),
+                    Some(format) => {
+                        // The longest code, `%c`, makes 24 bytes of two.
+                        self.budget.make(format.len().saturating_mul(16))?;
+                        Value::text(&strftime_now(format), &mut self.budget)
+                    }
                     None => fail("`strftime_now` needs a format"),
                 },
             },
@@ -108,17 +113,17 @@ impl Machine {
     }
 }
 
-fn namespace(given: &Given) -> Result<Value, Fault> {
+fn namespace(given: &Given, budget: &mut Budget) -> Result<Value, Fault> {
     let found = Namespace::default();
     if let Some(Value::Dict(dict)) = given.positional.first() {
         for (key, value) in &dict.entries {
             if let Value::Text(name) = key {
-                found.set(name, value.clone())?;
+                found.set(name, value.clone(), budget)?;
             }
         }
     }
     for (name, value) in &given.named {
-        found.set(name, value.clone())?;
+        found.set(name, value.clone(), budget)?;
     }
     Ok(Value::Namespace(Arc::new(found)))
 }

@@ -5,7 +5,7 @@ use super::call::Given;
 use super::evaluate::compare;
 use super::fault::{Fault, fail};
 use super::tree::Comparison;
-use super::value::Value;
+use super::value::{ListKind, Value};
 
 /// `value is name(given)`.
 pub(super) fn check(
@@ -42,7 +42,10 @@ pub(super) fn check(
         "number" => value.as_float().is_some(),
         "string" => matches!(value, Value::Text(_)),
         "mapping" => matches!(value, Value::Dict(_)),
-        "sequence" => value.length().is_ok() && !matches!(value, Value::Loop(_)),
+        "sequence" => match value {
+            Value::List(list) => list.kind != ListKind::Generator,
+            _ => matches!(value, Value::Undefined | Value::Text(_) | Value::Dict(_)),
+        },
         "iterable" => {
             matches!(value, Value::Text(_) | Value::List(_) | Value::Dict(_) | Value::Undefined)
         }
@@ -58,6 +61,7 @@ pub(super) fn check(
         }
         "lower" | "upper" => {
             let text = value.printed(budget)?;
+            budget.step(text.len() / 16)?; // Twice character by character.
             let cased = |is: fn(char) -> bool, not: fn(char) -> bool| {
                 text.chars().any(is) && !text.chars().any(not)
             };

@@ -124,7 +124,7 @@ impl Machine {
 
     fn suffix(&mut self, value: &Value, suffix: &Suffix) -> Result<Value, Fault> {
         match suffix {
-            Suffix::Attribute(name) => attribute(value, name),
+            Suffix::Attribute(name) => attribute(value, name, &mut self.budget),
             Suffix::Item(item) => {
                 let item = self.evaluate(item)?;
                 subscript(value, &item, &mut self.budget)
@@ -221,14 +221,18 @@ pub(super) fn compare(
 }
 
 /// `value.name`: in Jinja a method comes before a key.
-pub(super) fn attribute(value: &Value, name: &Arc<str>) -> Result<Value, Fault> {
+pub(super) fn attribute(
+    value: &Value,
+    name: &Arc<str>,
+    budget: &mut Budget,
+) -> Result<Value, Fault> {
     if has_method(value, name) {
         return Ok(Value::Method);
     }
     Ok(match value {
         Value::Undefined => return fail(format!("`{name}` is asked of an undefined value")),
-        Value::Dict(dict) => dict.named(name).cloned().unwrap_or(Value::Undefined),
-        Value::Namespace(namespace) => namespace.get(name).unwrap_or(Value::Undefined),
+        Value::Dict(dict) => dict.named(name, budget)?.cloned().unwrap_or(Value::Undefined),
+        Value::Namespace(namespace) => namespace.get(name, budget)?.unwrap_or(Value::Undefined),
         Value::Loop(state) => {
             let (at, all) = (state.index as i64, state.items.items.len() as i64);
             match &**name {
@@ -273,7 +277,7 @@ fn subscript(value: &Value, item: &Value, budget: &mut Budget) -> Result<Value, 
     };
     match (found, item) {
         (Some(found), _) => Ok(found),
-        (None, Value::Text(name)) => attribute(value, name),
+        (None, Value::Text(name)) => attribute(value, name, budget),
         (None, _) => Ok(Value::Undefined),
     }
 }

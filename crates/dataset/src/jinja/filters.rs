@@ -30,7 +30,7 @@ pub(super) fn filter(
             })
         }
         "tojson" => to_json(value, given, budget),
-        "length" | "count" => Ok(Value::Int(value.length()? as i64)),
+        "length" | "count" => Ok(Value::Int(value.length(budget)? as i64)),
         "items" => match value {
             Value::Undefined => Value::list(Vec::new(), ListKind::Generator, budget),
             Value::Dict(_) => call_method(value, "items", given, budget),
@@ -46,10 +46,10 @@ pub(super) fn filter(
             (None, Value::Float(number)) => Ok(Value::Float(number.abs())),
             _ => fail(format!("`abs` needs a number and gets {}", value.kind())),
         },
-        "int" => Ok(Value::Int(whole(value).or(given.int(0, "default")?).unwrap_or(0))),
-        "float" => Ok(Value::Float(
-            real(value).or_else(|| given.get(0, "default")?.as_float()).unwrap_or(0.0),
-        )),
+        "int" | "float" => {
+            budget.step(value.as_text().map_or(0, str::len) / 64)?;
+            number(name, value, given)
+        }
         "round" => round(value, given),
         "first" | "last" | "list" | "reverse" | "join" | "batch" | "slice" | "sum" | "min"
         | "max" | "sort" | "unique" | "map" | "select" | "reject" | "selectattr" | "rejectattr"
@@ -63,6 +63,14 @@ pub(super) fn filter(
         }
         _ => of_text(name, value, given, budget),
     }
+}
+
+fn number(name: &str, value: &Value, given: &Given) -> Result<Value, Fault> {
+    if name == "int" {
+        return Ok(Value::Int(whole(value).or(given.int(0, "default")?).unwrap_or(0)));
+    }
+    let default = || given.get(0, "default")?.as_float();
+    Ok(Value::Float(real(value).or_else(default).unwrap_or(0.0)))
 }
 
 fn whole(value: &Value) -> Option<i64> {

@@ -117,6 +117,11 @@ fn things_that_hold_themselves() {
     let deeper = "{% set ns = namespace(x=[]) %}{% for i in range(99999) %}";
     check(&format!("{deeper}{{% set ns.x = [ns.x] %}}{{% endfor %}}"), "nested more than");
     check(&format!("{deeper}{{% set ns.x = {{'a': ns.x}} %}}{{% endfor %}}"), "nested more than");
+    let looped = "{% set ns = namespace(x=[1]) %}{% for a in range(99999) %}{% for i in ns.x %}";
+    check(
+        &format!("{looped}{{% set ns.x = [loop] %}}{{% endfor %}}{{% endfor %}}"),
+        "nested more than",
+    );
     // Few lists that are very many when gone through.
     let wide = "{% set ns = namespace(x=[1]) %}{% for i in range(150) %}\
         {% set ns.x = [ns.x, ns.x] %}{% endfor %}";
@@ -124,6 +129,63 @@ fn things_that_hold_themselves() {
     check(&format!("{wide}{{{{ ns.x | tojson }}}}"), STEPS);
     check(&format!("{wide}{{% set a = ns.x %}}{{{{ [a, 1] == [a, 2] }}}}"), STEPS);
     check(&format!("{wide}{{{{ 'q' in [ns.x, ns.x] or [ns.x] < [ns.x] }}}}"), STEPS);
+}
+
+/// What goes through long texts, or many names, again and again.
+#[test]
+fn scans() {
+    let often = |before: &str, step: &str| {
+        format!("{before}{{% for i in range(99999) %}}{step}{{% endfor %}}{{{{ 1 // 0 }}}}")
+    };
+    let long = "{% set x = 'a' * 100000000 %}";
+    check(&often(long, "{% set y = x | length %}"), STEPS);
+    check(&often(long, "{% set y = x is lower %}"), STEPS);
+    check(&often(long, "{% set y = x is upper %}"), STEPS);
+    check(&often("{% set x = '1' * 100000000 %}", "{% set y = x | int %}"), STEPS);
+    check(&often("{% set x = '1' * 100000000 %}", "{% set y = x | float %}"), STEPS);
+    let affixes = "{% set x = 'a' * 1000000 %}{% set y = [x[1:] ~ 'b'] * 99999 %}";
+    check(&often(affixes, "{% set z = x.startswith(y) %}"), STEPS);
+    let sets: String = (0..5000).map(|n| format!("{{% set a{n} = 1 %}}")).collect();
+    check(&often(&sets, "{{ b }}"), STEPS);
+    check(&sets.repeat(3), STEPS);
+    let names = |end: &str| (0..50_000).map(|n| format!("a{n}{end},")).collect::<String>();
+    let (bare, given) = (names(""), names("=1"));
+    check(&format!("{{% macro m({bare}z) %}}{{% endmacro %}}{{{{ m() }}}}"), STEPS);
+    check(&often(&format!("{{% set ns = namespace({given}) %}}"), ""), STEPS);
+    check(&often("", &format!("{{% set x = range(9999) | map('abs', {given}) %}}")), STEPS);
+}
+
+#[test]
+fn paths_of_many_parts() {
+    check("{% set x = [1] | map(attribute='.' * 50000000) %}", MEMORY);
+}
+
+#[test]
+fn dates() {
+    check("{{ strftime_now('%c' * 20000000) }}", MEMORY);
+}
+
+/// Lists and keys in which some pairs have no order, in many orders.
+#[test]
+fn sorts_without_an_order() {
+    let mut random = ChaCha8Rng::seed_from_u64(3);
+    for _ in 0..200 {
+        let items: Vec<String> = (0..100)
+            .map(|at| match random.next_u32() % 3 {
+                0 => format!("'{}'", random.next_u32() % 50),
+                1 => format!("{}.5", random.next_u32() % 50),
+                _ => format!("{}", at - 50),
+            })
+            .collect();
+        let list = items.join(", ");
+        for filter in ["sort", "sort(reverse=true)", "min", "max"] {
+            check(&format!("{{{{ [{list}] | {filter} }}}}"), "have no order");
+        }
+        let entries: Vec<String> = items.iter().map(|item| format!("{item}: 1")).collect();
+        let dict = entries.join(", ");
+        check(&format!("{{{{ {{{dict}}} | dictsort }}}}"), "have no order");
+        check(&format!("{{{{ {{{dict}}} | tojson(sort_keys=true) }}}}"), "have no order");
+    }
 }
 
 #[test]

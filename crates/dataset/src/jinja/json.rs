@@ -4,6 +4,7 @@ use super::budget::{Budget, Builder};
 use super::call::Given;
 use super::evaluate::compare;
 use super::fault::{Fault, fail};
+use super::sorted::sorted;
 use super::tree::Comparison;
 use super::value::{Value, float_text};
 
@@ -77,7 +78,9 @@ fn write(value: &Value, style: &Style, depth: usize, out: &mut Builder<'_>) -> R
             out.push("{")?;
             let mut entries: Vec<&(Value, Value)> = dict.entries.iter().collect();
             if style.sorted {
-                sort(&mut entries, out.budget)?;
+                entries = sorted(entries, &mut |(a, _), (b, _)| {
+                    compare(a, Comparison::Less, b, out.budget)
+                })?;
             }
             for (number, (key, value)) in entries.into_iter().enumerate() {
                 out.push(if number > 0 { &style.between } else { "" })?;
@@ -91,20 +94,6 @@ fn write(value: &Value, style: &Style, depth: usize, out: &mut Builder<'_>) -> R
         }
         other => fail(format!("{} cannot be written as JSON", other.kind())),
     }
-}
-
-fn sort(entries: &mut [&(Value, Value)], budget: &mut Budget) -> Result<(), Fault> {
-    let mut failed = Ok(());
-    entries.sort_by(|a, b| match compare(&a.0, Comparison::Less, &b.0, budget) {
-        Ok(true) => std::cmp::Ordering::Less,
-        Ok(false) if a.0.as_text() == b.0.as_text() => std::cmp::Ordering::Equal,
-        Ok(false) => std::cmp::Ordering::Greater,
-        Err(fault) => {
-            failed = Err(fault);
-            std::cmp::Ordering::Equal
-        }
-    });
-    failed
 }
 
 fn write_key(key: &Value, style: &Style, out: &mut Builder<'_>) -> Result<(), Fault> {

@@ -10,6 +10,7 @@ use super::fault::{Fault, fail};
 use super::filters::filter;
 use super::methods::call_method;
 use super::operators::arithmetic;
+use super::sorted::sorted;
 use super::tree::Operator;
 use super::value::{ListKind, Value};
 
@@ -27,7 +28,7 @@ pub(super) fn sorted_items(
             keyed.push((folded(&key, given.is_true(0, "case_sensitive"), budget)?, item.clone()));
         }
     }
-    sort(&mut keyed, given.is_true(2, "reverse"), budget)?;
+    let keyed = sort(keyed, given.is_true(2, "reverse"), budget)?;
     Value::list(keyed.into_iter().map(|(_, item)| item).collect(), ListKind::List, budget)
 }
 
@@ -39,23 +40,24 @@ fn folded(key: &Value, case_counts: bool, budget: &mut Budget) -> Result<Value, 
     }
 }
 
-fn sort(keyed: &mut [(Value, Value)], reversed: bool, budget: &mut Budget) -> Result<(), Fault> {
-    let mut failed = Ok(());
-    keyed.sort_by(|(a, _), (b, _)| {
-        let order = a.order(b, budget).unwrap_or_else(|fault| {
-            failed = Err(fault);
-            Ordering::Equal
-        });
-        if reversed { order.reverse() } else { order }
-    });
-    failed
+/// Sorts values by their keys, as Python does.
+fn sort(
+    keyed: Vec<(Value, Value)>,
+    reversed: bool,
+    budget: &mut Budget,
+) -> Result<Vec<(Value, Value)>, Fault> {
+    let first = if reversed { Ordering::Greater } else { Ordering::Less };
+    sorted(keyed, &mut |(a, _), (b, _)| Ok(a.order(b, budget)? == first))
 }
 
 /// `value.a.b`, or an item by number.
-fn path(value: &Value, path: &Value) -> Result<Value, Fault> {
+fn path(value: &Value, path: &Value, budget: &mut Budget) -> Result<Value, Fault> {
     let mut found = value.clone();
     let parts = match path {
-        Value::Text(path) => path.split('.').map(str::to_owned).collect(),
+        Value::Text(path) => {
+            budget.make(path.len() + 24 * path.matches('.').count())?;
+            path.split('.').map(str::to_owned).collect()
+        }
         other => vec![other.as_int().unwrap_or(0).to_string()],
     };
     for part in parts {
@@ -63,8 +65,10 @@ fn path(value: &Value, path: &Value) -> Result<Value, Fault> {
             (Value::List(list), Ok(position)) => {
                 list.at(position).cloned().unwrap_or(Value::Undefined)
             }
-            (Value::Dict(dict), _) => dict.named(&part).cloned().unwrap_or(Value::Undefined),
-            _ => attribute(&found, &part.into())?,
+            (Value::Dict(dict), _) => {
+                dict.named(&part, budget)?.cloned().unwrap_or(Value::Undefined)
+            }
+            _ => attribute(&found, &part.into(), budget)?,
         };
     }
     Ok(found)
@@ -97,7 +101,7 @@ pub(super) fn of_list(
             let mut sum = given.get(1, "start").cloned().unwrap_or(Value::Int(0));
             for item in items {
                 let item = match given.get(0, "attribute") {
-                    Some(name) if !matches!(name, Value::None) => path(item, name)?,
+                    Some(name) if !matches!(name, Value::None) => path(item, name, budget)?,
                     _ => item.clone(),
                 };
                 sum = arithmetic(&sum, Operator::Add, &item, budget)?;
@@ -119,7 +123,7 @@ fn join(items: &[Value], given: &Given, budget: &mut Budget) -> Result<Value, Fa
     for (number, item) in items.iter().enumerate() {
         out.push(if number > 0 { &between } else { "" })?;
         match given.get(1, "attribute") {
-            Some(name) => path(item, name)?.print(&mut out)?,
+            Some(name) => path(item, name, out.budget)?.print(&mut out)?,
             None => item.print(&mut out)?,
         }
     }
@@ -178,7 +182,7 @@ fn ordered(
     let mut keyed = Vec::with_capacity(items.len());
     for item in items {
         let key = match by {
-            Some(name) if !matches!(name, Value::None) => path(item, name)?,
+            Some(name) if !matches!(name, Value::None) => path(item, name, budget)?,
             _ => item.clone(),
         };
         keyed.push((folded(&key, case_counts, budget)?, item.clone()));
@@ -197,7 +201,7 @@ fn ordered(
         let kept = kept.into_iter().map(|(_, item)| item).collect();
         return Value::list(kept, ListKind::Generator, budget);
     }
-    sort(&mut keyed, name == "sort" && given.is_true(0, "reverse"), budget)?;
+    let keyed = sort(keyed, name == "sort" && given.is_true(0, "reverse"), budget)?;
     if name == "groupby" {
         return groups(keyed, budget);
     }
@@ -242,9 +246,9 @@ fn map(items: &[Value], given: &Given, budget: &mut Budget) -> Result<Value, Fau
     let mut found = Vec::with_capacity(items.len());
     let rest = rest_of(given, 1);
     for item in items {
-        budget.step(1)?;
+        budget.step(1 + rest.named.len() / 16)?;
         found.push(match (by, given.positional.first()) {
-            (Some((_, name)), _) => match (path(item, name)?, default) {
+            (Some((_, name)), _) => match (path(item, name, budget)?, default) {
                 (Value::Undefined, Some((_, default))) => default.clone(),
                 (value, _) => value,
             },
@@ -267,9 +271,9 @@ fn chosen(name: &str, items: &[Value], given: &Given, budget: &mut Budget) -> Re
     let rest = rest_of(given, place + 1);
     let mut kept = Vec::new();
     for item in items {
-        budget.step(1)?;
+        budget.step(1 + rest.named.len() / 16)?;
         let value = match (by_attribute, given.positional.first()) {
-            (true, Some(name)) => path(item, name)?,
+            (true, Some(name)) => path(item, name, budget)?,
             (true, None) => return fail(format!("`{name}` needs an attribute")),
             (false, _) => item.clone(),
         };

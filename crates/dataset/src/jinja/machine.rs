@@ -80,8 +80,8 @@ impl Machine {
     pub(super) fn lookup(&mut self, name: &str) -> Result<Value, Fault> {
         let mut frame = Some(self.current);
         while let Some(at) = frame {
-            self.budget.step(1)?;
             let Some(Frame { names, parent }) = self.frames.get(at) else { break };
+            self.budget.step(1 + names.len() / 16)?;
             if let Some((_, value)) = names.iter().rev().find(|(found, _)| &**found == name) {
                 return Ok(value.clone());
             }
@@ -95,12 +95,14 @@ impl Machine {
         })
     }
 
-    fn set(&mut self, name: &Arc<str>, value: Value) {
-        let Some(frame) = self.frames.get_mut(self.current) else { return };
+    fn set(&mut self, name: &Arc<str>, value: Value) -> Result<(), Fault> {
+        let Some(frame) = self.frames.get_mut(self.current) else { return Ok(()) };
+        self.budget.step(1 + frame.names.len() / 16)?;
         match frame.names.iter_mut().find(|(found, _)| found == name) {
             Some((_, slot)) => *slot = value,
             None => frame.names.push((Arc::clone(name), value)),
         }
+        Ok(())
     }
 
     /// Does something in a frame of its own, within `parent`.
@@ -180,7 +182,7 @@ impl Machine {
             Statement::With { names, body } => return self.with(names, body),
             Statement::Macro(code) => {
                 let bound = BoundMacro { code: Arc::clone(code), frame: self.current };
-                self.set(&code.name, Value::Macro(Arc::new(bound)));
+                self.set(&code.name, Value::Macro(Arc::new(bound)))?;
             }
             Statement::Call { callee, caller } => self.call_block(callee, caller)?,
             Statement::Generation(body) => self.generation(body)?,
@@ -263,12 +265,9 @@ impl Machine {
 
     fn assign(&mut self, target: &Target, value: Value) -> Result<(), Fault> {
         match target {
-            Target::Name(name) => {
-                self.set(name, value);
-                Ok(())
-            }
+            Target::Name(name) => self.set(name, value),
             Target::Attribute(owner, name) => match self.lookup(owner)? {
-                Value::Namespace(namespace) => namespace.set(name, value),
+                Value::Namespace(namespace) => namespace.set(name, value, &mut self.budget),
                 other => fail(format!(
                     "`{owner}` is {}; only a namespace's attributes can be set",
                     other.kind()
@@ -338,6 +337,7 @@ impl Machine {
         }
         let mut names = Vec::with_capacity(named.len() + parameters.len());
         for (name, value) in named {
+            self.budget.step(1 + parameters.len() / 16)?;
             let known = parameters.iter().any(|parameter| parameter.name == name);
             if !known && &*name != "caller" {
                 return fail(format!("`{}` takes no argument `{name}`", bound.code.name));
@@ -350,15 +350,16 @@ impl Machine {
         self.captured(|machine| {
             machine.framed(bound.frame, names, |machine| {
                 for Parameter { name, default } in parameters {
-                    let frame = machine.frames.get(machine.current);
-                    if frame.is_some_and(|frame| frame.names.iter().any(|(n, _)| n == name)) {
+                    let names = machine.frames.get(machine.current).map(|frame| &frame.names);
+                    machine.budget.step(1 + names.map_or(0, Vec::len) / 16)?;
+                    if names.is_some_and(|names| names.iter().any(|(n, _)| n == name)) {
                         continue;
                     }
                     let value = match default {
                         Some(default) => machine.evaluate(default)?,
                         None => Value::Undefined,
                     };
-                    machine.set(name, value);
+                    machine.set(name, value)?;
                 }
                 machine.block(&bound.code.body).map(|_| ())
             })

@@ -258,9 +258,14 @@ fn affix(text: &str, start: bool, given: &Given, budget: &mut Budget) -> Result<
     match given.positional.first() {
         Some(Value::Text(affix)) => Ok(Value::Bool(has(affix))),
         Some(Value::List(list)) => {
-            budget.step(list.items.len())?;
-            let found = list.items.iter().filter_map(Value::as_text).any(has);
-            Ok(Value::Bool(found))
+            for item in &list.items {
+                let affix = item.as_text();
+                budget.step(1 + affix.map_or(0, str::len).min(text.len()) / 64)?;
+                if affix.is_some_and(has) {
+                    return Ok(Value::Bool(true));
+                }
+            }
+            Ok(Value::Bool(false))
         }
         _ => fail("a text is missing among the arguments"),
     }

@@ -22,6 +22,7 @@ mod methods;
 mod operators;
 mod parser;
 mod percent;
+mod sorted;
 mod text;
 mod tree;
 mod value;

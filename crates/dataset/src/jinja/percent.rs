@@ -41,7 +41,7 @@ pub(super) fn percent(format: &str, values: &Value, budget: &mut Budget) -> Resu
         }
         let layout = layout(&mut rest, &mut values_left)?;
         let value = match (key, values) {
-            (Some(name), Value::Dict(dict)) => dict.named(name).cloned(),
+            (Some(name), Value::Dict(dict)) => dict.named(name, out.budget)?.cloned(),
             (Some(_), _) => return fail("`%(` needs a dict"),
             (None, _) => values_left.next(),
         };
@@ -117,10 +117,7 @@ fn one(letter: char, layout: &Layout, value: &Value, out: &mut Builder<'_>) -> R
                 None => return fail("`%c` needs a character"),
             },
         },
-        'd' | 'i' | 'u' => whole()?.to_string(),
-        'x' => format!("{:x}", whole()?),
-        'X' => format!("{:X}", whole()?),
-        'o' => format!("{:o}", whole()?),
+        'd' | 'i' | 'u' | 'x' | 'X' | 'o' => digits(letter, whole()?, layout, out.budget)?,
         'f' | 'F' => {
             let Some(number) = value.as_float() else {
                 return fail(format!("`%{letter}` needs a number and gets {}", value.kind()));
@@ -140,6 +137,26 @@ fn one(letter: char, layout: &Layout, value: &Value, out: &mut Builder<'_>) -> R
         None => text,
     };
     pad(&text, numeric, layout, out)
+}
+
+/// An integer with as many digits at least as the precision says; the sign is not one.
+fn digits(
+    letter: char,
+    number: i64,
+    layout: &Layout,
+    budget: &mut Budget,
+) -> Result<String, Fault> {
+    let size = number.unsigned_abs();
+    let digits = match letter {
+        'x' => format!("{size:x}"),
+        'X' => format!("{size:X}"),
+        'o' => format!("{size:o}"),
+        _ => size.to_string(),
+    };
+    let missing = layout.precision.unwrap_or(0).saturating_sub(digits.len());
+    budget.make(missing)?;
+    let sign = if number < 0 { "-" } else { "" };
+    Ok(format!("{sign}{}{digits}", "0".repeat(missing)))
 }
 
 fn pad(text: &str, numeric: bool, layout: &Layout, out: &mut Builder<'_>) -> Result<(), Fault> {
@@ -164,4 +181,31 @@ fn pad(text: &str, numeric: bool, layout: &Layout, out: &mut Builder<'_>) -> Res
         out.fill(' ', missing)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(format: &str, number: i64, expected: &str) {
+        let mut budget = Budget::new(1000, 1000);
+        let found = percent(format, &Value::Int(number), &mut budget).unwrap();
+        assert_eq!(found.as_text(), Some(expected), "{format} {number}");
+    }
+
+    /// As Python prints them.
+    #[test]
+    fn signs_and_digits_of_integers() {
+        check("%x", -255, "-ff");
+        check("%X", -255, "-FF");
+        check("%o", -8, "-10");
+        check("%x", i64::MIN, "-8000000000000000");
+        check("%d", i64::MIN, "-9223372036854775808");
+        check("%.3d", 5, "005");
+        check("%+.3x", 10, "+00a");
+        check("%6.3d|", -5, "  -005|");
+        check("%-6.3o|", 8, "010   |");
+        check("%06.3d", -5, "-00005");
+        check("%.0d", 0, "0");
+    }
 }

@@ -198,10 +198,13 @@ impl Value {
     }
 
     /// What Python's `len` says.
-    pub(super) fn length(&self) -> Result<usize, Fault> {
+    pub(super) fn length(&self, budget: &mut Budget) -> Result<usize, Fault> {
         match self {
             Self::Undefined => Ok(0),
-            Self::Text(text) => Ok(text.chars().count()),
+            Self::Text(text) => {
+                budget.step(text.len() / 64)?;
+                Ok(text.chars().count())
+            }
             Self::List(list) if list.kind != ListKind::Generator => Ok(list.items.len()),
             Self::Dict(dict) => Ok(dict.entries.len()),
             Self::Loop(state) => Ok(state.items.items.len()),
@@ -353,6 +356,7 @@ impl Value {
         match self {
             Self::List(list) => list.depth,
             Self::Dict(dict) => dict.depth,
+            Self::Loop(state) => 1 + state.items.depth,
             // Holding one would let a namespace hold itself.
             Self::Namespace(_) => DEEPEST,
             _ => 0,
@@ -404,23 +408,32 @@ impl Dict {
         Ok(None)
     }
 
-    pub(super) fn named(&self, name: &str) -> Option<&Value> {
-        self.entries.iter().find(|(key, _)| key.as_text() == Some(name)).map(|(_, value)| value)
+    pub(super) fn named(&self, name: &str, budget: &mut Budget) -> Result<Option<&Value>, Fault> {
+        budget.step(self.entries.len() / 16)?;
+        let found = self.entries.iter().find(|(key, _)| key.as_text() == Some(name));
+        Ok(found.map(|(_, value)| value))
     }
 }
 
 impl Namespace {
-    pub(super) fn get(&self, name: &str) -> Option<Value> {
+    pub(super) fn get(&self, name: &str, budget: &mut Budget) -> Result<Option<Value>, Fault> {
         let entries = self.entries.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        entries.iter().find(|(key, _)| &**key == name).map(|(_, value)| value.clone())
+        budget.step(entries.len() / 16)?;
+        Ok(entries.iter().find(|(key, _)| &**key == name).map(|(_, value)| value.clone()))
     }
 
-    pub(super) fn set(&self, name: &Arc<str>, value: Value) -> Result<(), Fault> {
+    pub(super) fn set(
+        &self,
+        name: &Arc<str>,
+        value: Value,
+        budget: &mut Budget,
+    ) -> Result<(), Fault> {
         value.require_holdable()?;
         if name.starts_with('_') {
             return fail(format!("a namespace may not hold `{name}`, which begins with `_`"));
         }
         let mut entries = self.entries.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        budget.step(entries.len() / 16)?;
         match entries.iter_mut().find(|(key, _)| key == name) {
             Some((_, slot)) => *slot = value,
             None => entries.push((Arc::clone(name), value)),
