@@ -112,6 +112,8 @@ pub enum CheckpointError {
     HubRequest { url: String, source: Box<ureq::Error> },
     #[error("{url}: {what}")]
     HubAnswer { url: String, what: String },
+    #[error("{url}: is not there")]
+    HubMissing { url: String },
     #[error("`{name}`: {what}")]
     HubData { name: String, what: String },
 }
