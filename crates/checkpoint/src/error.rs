@@ -21,7 +21,7 @@ pub enum CheckpointError {
         path.display(), target.display()
     )]
     LeavesFolder { path: PathBuf, target: PathBuf },
-    #[error("{}: larger than {} MB, which no such file is", path.display(), most >> 20)]
+    #[error("{}: larger than {} MB, too large for such a file", path.display(), most >> 20)]
     TooLarge { path: PathBuf, most: u64 },
     #[error(
         "{}: not a complete safetensors file; it may be truncated, fetch it again",
