@@ -273,6 +273,8 @@ fn a_share_that_is_no_layer() {
             "plan scores.json --prune 10%",
             "plan scores.json --prune 0",
             "estimate --model ./model --prune 2%",
+            "collect --model ./model --train train.jsonl --prune 0 --out r --device cpu",
+            "collect --model ./model --train train.jsonl --prune 1% --out r --device cpu",
             &format!("run --model model --train train.jsonl --prune 1% --out r {CHEAP}"),
         ],
     );
@@ -286,6 +288,12 @@ fn a_share_that_is_no_layer() {
         exit 1
         error: cannot tell what a run of `./model` would need
           because: --prune 2% of 6 layers rounds to none; prune at least 1 layer, or 9%
+        exit 1
+        error: cannot collect gradients of `./model` on `train.jsonl`
+          because: --prune 0 of 6 layers rounds to none; prune at least 1 layer, or 9%
+        exit 1
+        error: cannot collect gradients of `./model` on `train.jsonl`
+          because: --prune 1% of 6 layers rounds to none; prune at least 1 layer, or 9%
         exit 1
         error: the run in `r` stopped
           because: --prune 1% of 6 layers rounds to none; prune at least 1 layer, or 9%

@@ -71,8 +71,7 @@ impl Share {
         }
     }
 
-    /// How many of `num_layers` this is.
-    pub fn of(self, num_layers: usize) -> usize {
+    fn of(self, num_layers: usize) -> usize {
         match self {
             Self::Layers(count) => count,
             Self::Percent(percent) => (num_layers as f64 * percent / 100.0).round() as usize,
