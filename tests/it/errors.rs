@@ -371,7 +371,7 @@ fn pruning_no_layer_and_a_rank_that_is_too_large() {
         &expect![[r#"
             exit 1
             error: the run in `r` stopped
-              because: --prune 5% of 6 layers is no layer; prune at least 1 layer, or 9%
+              because: --prune 5% of 6 layers rounds to none; prune at least 1 layer, or 9%
         "#]],
     );
     check(

@@ -273,22 +273,30 @@ fn a_share_that_is_no_layer() {
             "plan scores.json --prune 10%",
             "plan scores.json --prune 0",
             "estimate --model ./model --prune 2%",
+            "collect --model ./model --train train.jsonl --prune 0 --out r --device cpu",
+            "collect --model ./model --train train.jsonl --prune 1% --out r --device cpu",
             &format!("run --model model --train train.jsonl --prune 1% --out r {CHEAP}"),
         ],
     );
     expect![[r#"
         exit 1
         error: cannot plan from `scores.json`
-          because: --prune 10% of 4 layers is no layer; prune at least 1 layer, or 13%
+          because: --prune 10% of 4 layers rounds to none; prune at least 1 layer, or 13%
         exit 1
         error: cannot plan from `scores.json`
-          because: --prune 0 of 4 layers is no layer; prune at least 1 layer, or 13%
+          because: --prune 0 of 4 layers rounds to none; prune at least 1 layer, or 13%
         exit 1
         error: cannot tell what a run of `./model` would need
-          because: --prune 2% of 6 layers is no layer; prune at least 1 layer, or 9%
+          because: --prune 2% of 6 layers rounds to none; prune at least 1 layer, or 9%
+        exit 1
+        error: cannot collect gradients of `./model` on `train.jsonl`
+          because: --prune 0 of 6 layers rounds to none; prune at least 1 layer, or 9%
+        exit 1
+        error: cannot collect gradients of `./model` on `train.jsonl`
+          because: --prune 1% of 6 layers rounds to none; prune at least 1 layer, or 9%
         exit 1
         error: the run in `r` stopped
-          because: --prune 1% of 6 layers is no layer; prune at least 1 layer, or 9%
+          because: --prune 1% of 6 layers rounds to none; prune at least 1 layer, or 9%
     "#]]
     .assert_eq(&said);
 }
@@ -421,7 +429,7 @@ fn adapters_that_would_compute_something_else() {
           because: a/adapter_config.json: not a usable PEFT adapter: `use_dora` is true, which is not supported
         exit 1
         error: cannot evaluate `model` on `test.jsonl`
-          because: a/adapter_model.safetensors: not a usable PEFT adapter: `layers_to_transform` leaves out layer 2, of which there are matrices
+          because: a/adapter_model.safetensors: not a usable PEFT adapter: `layers_to_transform` leaves out layer 2, but the file has matrices for it
         exit 1
         error: cannot evaluate `model` on `test.jsonl`
           because: a/adapter_config.json: not a usable PEFT adapter: `init_lora_weights` is "pissa", which may change the base model's weights; save the adapter with PEFT's `path_initial_model_for_weight_conversion`

@@ -69,12 +69,24 @@ fn a_hostile_hub_writes_nothing_outside() {
     let output = fetching(&desk, "inspect owner/tiny", &hub.address);
     assert_eq!(output.status.code(), Some(1));
     let message = text(&output.stderr);
-    assert!(message.contains("its ETag is ../../evil, which is not one"), "{message}");
+    assert!(message.contains("its ETag `../../evil` is not usable as a file's name"), "{message}");
     assert!(!find(&desk.at(""), "evil"));
 
     let hub = FakeHub::serve(|_| HubReply::redirect("/"));
     let message = text(&fetching(&desk, "inspect owner/tiny", &hub.address).stderr);
     assert!(message.contains("redirects more than 5 times"), "{message}");
+}
+
+#[test]
+fn pickled_weights_of_a_hub() {
+    let desk = Desk::new();
+    fs_err::rename(desk.at("model/model.safetensors"), desk.at("model/pytorch_model.bin")).unwrap();
+    let hub = FakeHub::serve(repository("owner/tiny", &desk.at("model")));
+    let output = fetching(&desk, "eval --model owner/tiny --data test.jsonl", &hub.address);
+    assert_eq!(output.status.code(), Some(1));
+    let message = text(&output.stderr);
+    let reason = "because: owner/tiny: holds `pytorch_model.bin` and no safetensors; convert it";
+    assert!(message.contains(reason), "{message}");
 }
 
 #[test]

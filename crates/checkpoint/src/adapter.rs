@@ -211,18 +211,18 @@ impl AdapterConfig {
             || targets.iter().any(|target| is_pattern(target) || keys::is_end(&name, target));
         if !named {
             return Err(format!(
-                "`target_modules` leaves out layer {layer} {module}, which is there"
+                "`target_modules` leaves out layer {layer} {module}, but the file has matrices for it"
             ));
         }
         if self.exclude_modules.iter().any(|target| keys::is_end(&name, target)) {
             return Err(format!(
-                "`exclude_modules` leaves out layer {layer} {module}, which is there"
+                "`exclude_modules` leaves out layer {layer} {module}, but the file has matrices for it"
             ));
         }
         match &self.layers_to_transform {
             // To PEFT an empty list is none.
             Some(layers) if !layers.is_empty() && !layers.contains(&layer) => Err(format!(
-                "`layers_to_transform` leaves out layer {layer}, of which there are matrices"
+                "`layers_to_transform` leaves out layer {layer}, but the file has matrices for it"
             )),
             _ => Ok(()),
         }
@@ -369,6 +369,9 @@ mod tests {
             let named = error.contains(&format!("`{key}`")) || error.contains("q_proj`");
             assert!(named, "{key}: {error}");
         }
+        let error = check(&[("target_modules", json!(["k_proj"]))]).unwrap_err();
+        let reason = "leaves out layer 2 self_attn.q_proj, but the file has matrices for it";
+        assert!(error.ends_with(reason), "{error}");
         let error = check(&[("r", json!(u64::MAX))]).unwrap_err();
         assert!(error.contains("the rank `r` is not between 1 and 1048576"), "{error}");
     }

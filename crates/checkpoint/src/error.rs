@@ -21,7 +21,7 @@ pub enum CheckpointError {
         path.display(), target.display()
     )]
     LeavesFolder { path: PathBuf, target: PathBuf },
-    #[error("{}: larger than {} MB, which no such file is", path.display(), most >> 20)]
+    #[error("{}: larger than {} MB, too large for such a file", path.display(), most >> 20)]
     TooLarge { path: PathBuf, most: u64 },
     #[error(
         "{}: not a complete safetensors file; it may be truncated, fetch it again",
@@ -112,6 +112,8 @@ pub enum CheckpointError {
     HubRequest { url: String, source: Box<ureq::Error> },
     #[error("{url}: {what}")]
     HubAnswer { url: String, what: String },
+    #[error("{url}: is not there")]
+    HubMissing { url: String },
     #[error("`{name}`: {what}")]
     HubData { name: String, what: String },
 }

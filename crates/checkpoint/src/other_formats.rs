@@ -21,10 +21,15 @@ pub(crate) fn without_weights(folder: &Path) -> CheckpointError {
     if let Some(other) = without_config(&folder) {
         return other;
     }
-    match ending(&names, &[".bin", ".bin.index.json", ".pt", ".pth"]) {
+    match pickled(&names) {
         Some(file) => CheckpointError::OnlyPickled { folder, file },
         None => CheckpointError::NoWeights { folder },
     }
+}
+
+/// The first name of a file of pickled weights.
+pub(crate) fn pickled(names: &[String]) -> Option<String> {
+    ending(names, &[".bin", ".bin.index.json", ".pt", ".pth"])
 }
 
 /// The first name with one of these endings.

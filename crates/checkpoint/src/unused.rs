@@ -94,7 +94,7 @@ mod tests {
     use crate::{Checkpoint, CheckpointWriter, Dtype, TensorSpec, Weights, narrow};
 
     /// Opens a golden model that holds one more tensor, of `values` as wide as the model.
-    fn check(model: &str, (name, values): (&str, &[f32])) -> Option<String> {
+    fn check(model: &str, name: &str, values: &[f32]) -> Option<String> {
         let folder = testkit::temporary_folder();
         let model = testkit::fixture(&format!("{model}/model"));
         let source = Weights::open(&model).unwrap();
@@ -118,7 +118,7 @@ mod tests {
     fn unused_tensors_are_harmless_or_refused() {
         let zeros = [0.0; 64];
         for name in ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"] {
-            assert_eq!(check("tiny_llama", (name, &zeros)), None);
+            assert_eq!(check("tiny_llama", name, &zeros), None);
         }
         for (name, reason) in [
             ("model.layers.6.mlp.up_proj.weight", "which a llama model with this config.json"),
@@ -130,7 +130,7 @@ mod tests {
             ),
             ("model.layers.0.mlp.up_proj.weight_scale_inv", "the weights are quantised"),
         ] {
-            let error = check("tiny_llama", (name, &zeros)).unwrap();
+            let error = check("tiny_llama", name, &zeros).unwrap();
             assert!(error.contains(reason), "{error}");
         }
     }
@@ -144,9 +144,9 @@ mod tests {
             .unwrap()
             .to_f32()
             .unwrap();
-        assert_eq!(check("tiny_llama_tied", ("lm_head.weight", &embedding)), None);
+        assert_eq!(check("tiny_llama_tied", "lm_head.weight", &embedding), None);
         embedding[100] += 1.0;
-        let error = check("tiny_llama_tied", ("lm_head.weight", &embedding)).unwrap();
+        let error = check("tiny_llama_tied", "lm_head.weight", &embedding).unwrap();
         assert!(error.contains("`lm_head.weight`, which"), "{error}");
     }
 }

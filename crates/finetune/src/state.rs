@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use checkpoint::{
-    CheckpointWriter, Dtype, Staging, TensorSpec, Weights, remove_if_there, sha256_bytes,
+    CheckpointWriter, Dtype, Staging, TensorSpec, Weights, read_json, remove_if_there, sha256_bytes,
 };
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, no_grad_guard};
@@ -14,8 +14,9 @@ use crate::{FinetuneError, Result};
 
 const FORMAT: &str = "gradpruner-training-state";
 const VERSION: u64 = 2;
+const HEADER: &str = "state.json";
 
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Header {
     format: String,
     version: u64,
@@ -58,8 +59,7 @@ pub(crate) fn save(folder: &Path, step: usize, owner: &Owner, adamw: &AdamW) -> 
         settings: sha256_bytes(owner.settings.as_bytes()),
     };
     let text = serde_json::json!(header).to_string();
-    fs_err::write(staging.path().join("state.json"), text)
-        .map_err(checkpoint::CheckpointError::from)?;
+    fs_err::write(staging.path().join(HEADER), text).map_err(checkpoint::CheckpointError::from)?;
     let named: Vec<(String, &Tensor)> = adamw
         .slots
         .iter()
@@ -105,9 +105,7 @@ pub(crate) fn restore(
         return Ok(None);
     };
     let other = || FinetuneError::OtherRun { path: path.clone() };
-    let text = fs_err::read_to_string(path.join("state.json"))
-        .map_err(checkpoint::CheckpointError::from)?;
-    let header: Header = serde_json::from_str(&text).map_err(|_| other())?;
+    let header = read_header(&path)?;
     let found = (header.format.as_str(), header.version, header.num_layers, header.settings);
     let expected = (FORMAT, VERSION, owner.num_layers, sha256_bytes(owner.settings.as_bytes()));
     // A renamed folder would go on at another place in the data and the schedule.
@@ -135,6 +133,12 @@ pub(crate) fn restore(
     Ok(Some(step))
 }
 
+fn read_header(state: &Path) -> Result<Header> {
+    let raw: serde_json::Value = read_json(&state.join(HEADER))?;
+    // Other versions have other keys.
+    serde_json::from_value(raw).map_err(|_| FinetuneError::OtherRun { path: state.to_owned() })
+}
+
 fn saved(folder: &Path) -> Result<Vec<(usize, PathBuf)>> {
     let mut found = Vec::new();
     if !folder.exists() {
@@ -148,4 +152,38 @@ fn saved(folder: &Path) -> Result<Vec<(usize, PathBuf)>> {
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use checkpoint::CheckpointError;
+    use fs_err::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// Reads a state whose header is this text.
+    fn check(text: &str) -> Result<Header> {
+        let folder = testkit::temporary_folder();
+        fs_err::write(folder.path().join(HEADER), text).unwrap();
+        read_header(folder.path())
+    }
+
+    #[test]
+    fn headers_that_cannot_be_trusted_are_refused() {
+        let header = r#"{"format": "f", "version": 2, "step": 3, "num_layers": 4, "settings": "s""#;
+        assert_eq!(check(&format!("{header}}}")).unwrap().step, 3);
+
+        let twice = check(&format!("{header}, \"step\": 5}}")).unwrap_err();
+        let is_twice = matches!(twice, FinetuneError::Checkpoint(CheckpointError::KeyTwice { .. }));
+        assert!(is_twice, "{twice}");
+        let other = check(r#"{"format": "f", "version": 1}"#).unwrap_err();
+        assert!(matches!(other, FinetuneError::OtherRun { .. }), "{other}");
+
+        let folder = testkit::temporary_folder();
+        symlink("/dev/zero", folder.path().join(HEADER)).unwrap();
+        let endless = read_header(folder.path()).unwrap_err();
+        let is_no_file =
+            matches!(endless, FinetuneError::Checkpoint(CheckpointError::NotAFile { .. }));
+        assert!(is_no_file, "{endless}");
+    }
 }

@@ -80,10 +80,12 @@ pub fn collect_record(
 ) -> Result<Collected> {
     let StageInputs { model, data, ignored } = inputs;
     let rows = read_data(data, ignored)?;
+    let config = ModelConfig::read(model)?;
+    let num_pruned = targets.prune.layers_of(config.num_layers)?;
     let (encoder, num_rows) = (read_encoder(model)?, rows.len());
     let examples = encoder.examples(&rows, settings.training.max_tokens)?;
     let mut train_settings = settings.training.parse(FinetuneMethod::Lora, seed)?;
-    fit(&ModelConfig::read(model)?, &mut train_settings, compute, &examples.examples)?;
+    fit(&config, &mut train_settings, compute, &examples.examples)?;
     let auto = settings.auto;
     let settings = finetune::CollectSettings {
         steps: settings.steps,
@@ -94,12 +96,11 @@ pub fn collect_record(
     observe(Event::Computing(compute.computing()?));
     observe(Event::Encoded(examples.counts));
     let num_examples = examples.examples.len();
-    let num_layers = loaded.config().num_layers;
     let record = match targets.record {
         Some(target) => Some(RecordSink::create(target, Dtype::F32)?),
         None => None,
     };
-    let meter = StabilityMeter::new(targets.criterion, targets.prune.of(num_layers));
+    let meter = StabilityMeter::new(targets.criterion, num_pruned);
     let mut sink = Collector { sums: GramScores::default(), record, meter, auto };
     let found = collect(loaded, &settings, examples, &mut sink, &mut |metrics| {
         observe(Event::Step(*metrics));
@@ -117,7 +118,7 @@ pub fn collect_record(
                     rows: num_rows,
                 },
             );
-            Some(record.finish(num_layers, &settings.train, sources, &found.activations)?)
+            Some(record.finish(config.num_layers, &settings.train, sources, &found.activations)?)
         }
         None => None,
     };

@@ -62,7 +62,7 @@ impl Share {
         let least = (50.0 / num_layers as f64).ceil();
         match count {
             0 => Err(PruneError::Share(format!(
-                "{self} of {num_layers} layers is no layer; prune at least 1 layer, or {least}%"
+                "{self} of {num_layers} layers rounds to none; prune at least 1 layer, or {least}%"
             ))),
             _ if count >= num_layers => Err(PruneError::Share(format!(
                 "{self} is {count} of {num_layers} layers, and at least one must stay"
@@ -71,8 +71,7 @@ impl Share {
         }
     }
 
-    /// How many of `num_layers` this is.
-    pub fn of(self, num_layers: usize) -> usize {
+    fn of(self, num_layers: usize) -> usize {
         match self {
             Self::Layers(count) => count,
             Self::Percent(percent) => (num_layers as f64 * percent / 100.0).round() as usize,
@@ -342,7 +341,7 @@ mod tests {
             assert!(error.contains("1 to 10000 are supported"), "{error}");
         }
         for (prune, merge, reason) in [
-            (0, 0, "0 of 3 layers is no layer; prune at least 1 layer, or 17%"),
+            (0, 0, "0 of 3 layers rounds to none; prune at least 1 layer, or 17%"),
             (3, 0, "at least one must stay"),
             (1, 2, "only 1 are pruned"),
             (1, 1, "layer 0 is to be"),

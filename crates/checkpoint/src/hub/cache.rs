@@ -1,11 +1,20 @@
 //! The cache on disk, laid out as `huggingface_hub` does: contents by checksum in `blobs`, a link to
-//! each by name in `snapshots/{commit}`, and the commit of each branch in `refs`.
+//! each by name in `snapshots/{commit}`, and the commit of each branch in `refs`. Beside these,
+//! `listings` has what the hub said of a data set's files, so that they mean the same without a
+//! network.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use serde_json::json;
+
 use super::Listing;
-use super::repository::{Repository, is_plain};
-use crate::{Result, Staging};
+use super::repository::{Kind, Repository, is_inside, is_plain};
+use crate::json::require_file;
+use crate::{CheckpointError, Result, Staging, read_json};
+
+/// The most that is read of a README, whose head comes first.
+const README_BYTES: u64 = 1 << 20;
 
 /// The folder that holds every repository's.
 pub(super) struct Cache {
@@ -47,14 +56,39 @@ impl Cache {
         revision: &str,
         commit: &str,
     ) -> Result<()> {
-        let path = self.reference(repository, revision);
-        if fs_err::read(&path).is_ok_and(|found| found == commit.as_bytes()) {
-            return Ok(());
+        write_changed(&self.reference(repository, revision), commit.as_bytes())
+    }
+
+    fn kept(&self, repository: &Repository, commit: &str) -> PathBuf {
+        self.root.join(repository.folder()).join("listings").join(format!("{commit}.json"))
+    }
+
+    /// Keeps what [`Cache::listing`] needs to tell the same of a commit.
+    pub(super) fn keep_listing(&self, repository: &Repository, listing: &Listing) -> Result<()> {
+        // Other tools take a branch whose commit has no folder for damage.
+        fs_err::create_dir_all(self.snapshot(repository, &listing.commit))?;
+        let card = json!({"configs": listing.card["configs"]}); // The rest may be long.
+        let kept = json!(Listing { card, ..listing.clone() });
+        write_changed(&self.kept(repository, &listing.commit), kept.to_string().as_bytes())
+    }
+
+    fn kept_listing(&self, repository: &Repository, commit: &str) -> Result<Option<Listing>> {
+        let path = self.kept(repository, commit);
+        if !path.exists() {
+            return Ok(None);
         }
-        Staging::write(&path, commit.as_bytes())
+        let kept: Listing = read_json(&path)?;
+        if kept.commit != commit || !kept.files.iter().all(|file| is_inside(file)) {
+            let what = "not the list of this commit's files; remove it";
+            return Err(CheckpointError::config(&path, what));
+        }
+        Ok(Some(kept))
     }
 
     /// What the cache has of a branch; `None` if it has nothing.
+    ///
+    /// A data set that other tools fetched comes without its list. It is refused unless its README
+    /// is there and names no configurations: else files might be taken for what they are not.
     pub(super) fn listing(
         &self,
         repository: &Repository,
@@ -68,11 +102,43 @@ impl Cache {
         if !is_plain(&commit) || !folder.is_dir() {
             return Ok(None);
         }
+        if let Some(kept) = self.kept_listing(repository, &commit)? {
+            return Ok(Some(kept));
+        }
+        if repository.kind == Kind::Dataset && may_name_configs(&folder.join("README.md"))? {
+            return Err(CheckpointError::HubData {
+                name: repository.to_string(),
+                what: "is in the cache without the list of its files; read it once with a \
+                       network, or give its files by their paths"
+                    .into(),
+            });
+        }
         let mut files = Vec::new();
         walk(&folder, "", &mut files)?;
         files.sort();
         Ok(Some(Listing { commit, files, ..Listing::default() }))
     }
+}
+
+fn write_changed(path: &Path, bytes: &[u8]) -> Result<()> {
+    if fs_err::read(path).is_ok_and(|found| found == bytes) {
+        return Ok(());
+    }
+    Staging::write(path, bytes)
+}
+
+/// Whether a README may name configurations in its head, which is YAML between lines of dashes.
+fn may_name_configs(readme: &Path) -> Result<bool> {
+    if !readme.exists() {
+        return Ok(true);
+    }
+    require_file(readme)?;
+    let mut bytes = Vec::new();
+    fs_err::File::open(readme)?.take(README_BYTES).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let mut lines = text.trim_start_matches('\u{feff}').lines().map(str::trim_end);
+    let has_head = lines.next() == Some("---");
+    Ok(has_head && lines.take_while(|line| *line != "---").any(|line| line.contains("configs")))
 }
 
 /// Gives a blob its name at a commit.

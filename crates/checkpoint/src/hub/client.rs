@@ -143,7 +143,11 @@ impl Client {
             let next = header(response.headers(), "location").and_then(|to| url.join(to).ok());
             url = match next {
                 Some(next) if next.scheme() == "https" || next.scheme() == url.scheme() => next,
-                _ => return Err(answer_error(&url, "redirects to no address that is as safe")),
+                _ => {
+                    let what = "redirects to an address that is missing, malformed or less safe \
+                                (http after https)";
+                    return Err(answer_error(&url, what));
+                }
             };
             if url.origin() != first.origin() {
                 token = None; // And not again, whatever comes next.
@@ -212,7 +216,7 @@ fn refusal(url: &Url, status: StatusCode) -> CheckpointError {
         401 | 403 => {
             "wants a token that may read it; set HF_TOKEN, and accept the terms on its page"
         }
-        404 => "is not there",
+        404 => return CheckpointError::HubMissing { url: shown(url) },
         429 => "has had too many requests; wait a while, or set HF_TOKEN",
         _ => return answer_error(url, format!("answers {status}")),
     };

@@ -14,6 +14,8 @@ use crate::{CheckpointError, Result};
 /// Where the hub keeps what it converted to Parquet, as `{config}/{split}/0000.parquet`.
 const CONVERTED: &str = "refs/convert/parquet";
 const DEFAULT: &str = "default";
+const NOTHING: &str = "has no .parquet, .jsonl, .json, .csv or .tsv files, nor has the hub \
+                       converted it; fetch it by hand and write its rows as JSONL";
 const FORMATS: [&str; 5] = ["parquet", "jsonl", "json", "csv", "tsv"];
 /// JSON files that describe a data set.
 const DESCRIPTIONS: [&str; 5] =
@@ -39,13 +41,15 @@ const SPLITS: [(&str, &str); 9] = [
 /// Which are of a configuration and split is what the head of the repository's README says, else
 /// their names: `data/train-00000-of-00002.parquet`, `test.jsonl`, `config/validation/0000.csv`.
 /// A file whose name has no split is of `train`. Where nothing is readable, the hub's conversion to
-/// Parquet is taken. Checks, cache and environment are those of [`locate`](crate::locate).
+/// Parquet is taken. Checks, cache and environment are those of [`locate`](crate::locate); the list
+/// of files is kept in the cache, so that a name means the same without a network.
 ///
 /// # Errors
 ///
 /// [`CheckpointError::HubData`] if the name is none, nothing fits it, or more than one
 /// configuration, split or format does: the message lists them.
-/// [`CheckpointError::HubRequest`] and [`CheckpointError::HubAnswer`] if the hub does not give it.
+/// [`CheckpointError::HubRequest`], [`CheckpointError::HubAnswer`] and
+/// [`CheckpointError::HubMissing`] if the hub does not give it.
 pub fn locate_data(name: &str) -> Result<Vec<PathBuf>> {
     Hub::new(&Settings::from_environment()?)?.data(name)
 }
@@ -61,16 +65,15 @@ impl Hub {
         if !pieces.is_empty() {
             return snapshot.fetch(&select(&pieces, &wanted).map_err(fail)?);
         }
-        let (snapshot, pieces) = match self.snapshot(&repository, CONVERTED) {
-            Ok(snapshot) => {
-                let pieces = converted_pieces(&snapshot.listing);
-                (snapshot, pieces)
-            }
+        let converted = match self.snapshot(&repository, CONVERTED) {
             // The hub has not converted it: the message is about the repository itself.
-            Err(CheckpointError::HubAnswer { .. }) => (snapshot, Vec::new()),
-            Err(error) => return Err(error),
+            Err(CheckpointError::HubMissing { .. }) => return Err(fail(NOTHING.into())),
+            other => other?,
         };
-        snapshot.fetch(&select(&pieces, &wanted).map_err(fail)?)
+        let pieces = converted_pieces(&converted.listing);
+        let found = converted.fetch(&select(&pieces, &wanted).map_err(fail)?)?;
+        snapshot.fetch(&[])?; // Without a network too, nothing in it is readable.
+        Ok(found)
     }
 }
 
@@ -207,11 +210,7 @@ fn converted_pieces(listing: &Listing) -> Vec<Piece> {
 /// The files that a name means, or why it means none.
 fn select<'a>(pieces: &'a [Piece], wanted: &Wanted) -> Result<Vec<&'a str>, String> {
     if pieces.is_empty() {
-        return Err(
-            "has no .parquet, .jsonl, .json, .csv or .tsv files, nor has the hub converted \
-                    it; fetch it by hand and write its rows as JSONL"
-                .into(),
-        );
+        return Err(NOTHING.into());
     }
     let configs: BTreeSet<&str> = pieces.iter().map(|piece| piece.config.as_str()).collect();
     let (config, split) = match wanted.parts.as_slice() {

@@ -51,10 +51,11 @@ impl Fetcher<'_> {
         }
         let etag = match answer.facts.content_etag() {
             Some(etag) if is_plain(etag) => etag.to_owned(),
-            found => {
-                let what = format!("its ETag is {}, which is not one", found.unwrap_or("missing"));
+            Some(found) => {
+                let what = format!("its ETag `{found}` is not usable as a file's name");
                 return Err(answer_error(&url, what));
             }
+            None => return Err(answer_error(&url, "gives no ETag; is this a hub?")),
         };
         let expected = Expected { url: &url, etag: &etag, size: answer.facts.size };
         let blob = self.blob(&expected, answer)?;

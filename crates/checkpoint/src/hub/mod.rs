@@ -14,8 +14,10 @@ use cache::Cache;
 use client::Client;
 use download::Fetcher;
 use repository::{Kind, Repository};
+use serde::{Deserialize, Serialize};
 use settings::Settings;
 
+use crate::other_formats::pickled;
 use crate::{CheckpointError, Result};
 
 pub use data::locate_data;
@@ -39,6 +41,7 @@ const MAIN: &str = "main";
 /// # Errors
 ///
 /// [`CheckpointError::NoModel`] if there is no such folder and it cannot be a hub name;
+/// [`CheckpointError::OnlyPickled`] if the hub's model has no safetensors;
 /// [`CheckpointError::Hub`] if the hub does not give the model.
 pub fn locate(model: &str) -> Result<PathBuf> {
     find(model, &is_wanted)
@@ -63,7 +66,11 @@ fn find(model: &str, wanted: &dyn Fn(&str) -> bool) -> Result<PathBuf> {
     };
     Settings::from_environment()
         .and_then(|settings| Hub::new(&settings)?.model(&repository, wanted))
-        .map_err(|source| CheckpointError::Hub { name: model.to_owned(), source: Box::new(source) })
+        .map_err(|source| match source {
+            // The hub has it, and its files are the reason.
+            CheckpointError::OnlyPickled { .. } => source,
+            _ => CheckpointError::Hub { name: model.to_owned(), source: Box::new(source) },
+        })
 }
 
 /// Files in subfolders are other formats of the same weights.
@@ -88,6 +95,9 @@ impl Hub {
     /// A model's snapshot with every wanted file in it.
     fn model(&self, repository: &Repository, wanted: &dyn Fn(&str) -> bool) -> Result<PathBuf> {
         let snapshot = self.snapshot(repository, MAIN)?;
+        if wanted("model.safetensors") {
+            snapshot.refuse_pickled()?;
+        }
         let files: Vec<_> = snapshot.files().filter(|file| wanted(file)).collect();
         if files.is_empty() {
             let what = "has no configuration, tokenizer or safetensors files; is it a model?";
@@ -147,11 +157,11 @@ impl Hub {
 }
 
 /// The files of a repository at one commit.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Listing {
     commit: String,
     files: Vec<String>,
-    /// The head of its README as the hub understands it; null from the cache.
+    /// The head of its README as the hub understands it, or null.
     card: serde_json::Value,
 }
 
@@ -173,17 +183,47 @@ impl Snapshot<'_> {
         self.hub.cache.snapshot(self.repository, &self.listing.commit)
     }
 
+    /// Refuses weights that are only pickled, before anything is fetched.
+    fn refuse_pickled(&self) -> Result<()> {
+        let names = self.files().filter(|file| !file.contains('/')).map(str::to_owned);
+        let names: Vec<String> = names.collect();
+        // An adapter is refused later, by what it is.
+        let settled =
+            |name: &String| name.ends_with(".safetensors") || name == "adapter_config.json";
+        match pickled(&names) {
+            Some(file) if !names.iter().any(settled) => {
+                let folder = self.repository.to_string().into();
+                Err(CheckpointError::OnlyPickled { folder, file })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Sees to it that these of its files are in the cache; returns where.
     fn fetch(&self, files: &[&str]) -> Result<Vec<PathBuf>> {
-        let folder = self.folder();
-        if let Some(fetcher) = &self.fetcher {
-            for file in files {
-                fetcher.fetch(&self.listing.commit, file)?;
-            }
-            // Last, so that the name never leads to a commit whose files are not all there.
-            self.hub.cache.set_commit(self.repository, fetcher.revision, &self.listing.commit)?;
+        let (folder, cache, commit) = (self.folder(), &self.hub.cache, &self.listing.commit);
+        let paths = files.iter().map(|file| folder.join(file)).collect();
+        let Some(fetcher) = &self.fetcher else {
+            return match files.iter().find(|file| !folder.join(file).is_file()) {
+                None => Ok(paths),
+                Some(file) => Err(CheckpointError::HubData {
+                    name: self.repository.to_string(),
+                    what: format!(
+                        "`{file}` is not in the cache `{}`; read it once with a network",
+                        cache.root().display()
+                    ),
+                }),
+            };
+        };
+        for file in files {
+            fetcher.fetch(commit, file)?;
         }
-        Ok(files.iter().map(|file| folder.join(file)).collect())
+        if self.repository.kind == Kind::Dataset {
+            cache.keep_listing(self.repository, &self.listing)?;
+        }
+        // Last, so that the name never leads to a commit whose files are not all there.
+        cache.set_commit(self.repository, fetcher.revision, commit)?;
+        Ok(paths)
     }
 }
 

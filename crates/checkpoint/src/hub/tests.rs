@@ -3,6 +3,7 @@ use std::error::Error;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use serde_json::{Value, json};
 use testkit::{FakeHub, HubReply, HubRequest, repository, temporary_folder};
 
 use super::*;
@@ -43,6 +44,10 @@ impl Desk {
         }
     }
 
+    fn offline(&self) -> Settings {
+        Settings { offline: true, ..self.settings("http://127.0.0.1:1") }
+    }
+
     /// Fetches the model; the error is the whole chain.
     fn fetch(&self, address: &str) -> Result<PathBuf, String> {
         fetch(&self.settings(address))
@@ -61,6 +66,20 @@ impl Desk {
 fn fetch(settings: &Settings) -> Result<PathBuf, String> {
     let repository = Repository::parse(Kind::Model, "owner/tiny").unwrap();
     Hub::new(settings).and_then(|hub| hub.model(&repository, &is_wanted)).map_err(chain)
+}
+
+fn data(settings: &Settings, name: &str) -> Result<Vec<PathBuf>, String> {
+    Hub::new(settings).and_then(|hub| hub.data(name)).map_err(chain)
+}
+
+const MAIN_LIST: &str = "/api/datasets/owner/rows/revision/main";
+const CONVERTED_LIST: &str = "/api/datasets/owner/rows/revision/refs%2Fconvert%2Fparquet";
+
+/// A hub's list of files.
+fn list_of(commit: &str, files: &[&str], card: Value) -> HubReply {
+    let siblings: Vec<_> = files.iter().map(|file| json!({"rfilename": file})).collect();
+    let list = json!({"sha": commit, "siblings": siblings, "cardData": card});
+    HubReply::new(200, list.to_string())
 }
 
 fn chain(error: CheckpointError) -> String {
@@ -127,8 +146,7 @@ fn what_other_tools_fetched_is_found_without_a_network() {
     let snapshot = repository.join("snapshots/abc");
     fs_err::create_dir_all(&snapshot).unwrap();
     fs_err::create_dir_all(repository.join("refs")).unwrap();
-    let mut settings = desk.settings("http://127.0.0.1:1");
-    settings.offline = true;
+    let settings = desk.offline();
     let message = fetch(&settings).unwrap_err();
     assert!(message.contains("HF_HUB_OFFLINE forbids"), "{message}");
     let message = desk.fetch("http://127.0.0.1:1").unwrap_err();
@@ -153,9 +171,10 @@ fn headers_do_not_lead_out_of_the_cache() {
         assert!(desk.cached().is_empty(), "{:?}", desk.cached());
     };
     for etag in ["\"../../../../evil\"", "/etc/evil", "..", "a/b", "a\\b", ""] {
-        check("config.json", "etag", etag, "which is not one");
+        check("config.json", "etag", etag, "is not usable as a file's name");
     }
-    check("config.json", "x-linked-etag", "\"../../evil\"", "which is not one");
+    let evil = "its ETag `../../evil` is not usable as a file's name";
+    check("config.json", "x-linked-etag", "\"../../evil\"", evil);
     check("config.json", "x-repo-commit", "../../evil", "is of another commit");
 
     let check_listing = |listing: &'static str, message: &str| {
@@ -173,6 +192,13 @@ fn headers_do_not_lead_out_of_the_cache() {
     check_listing(r#"{"sha": "0", "siblings": [{"rfilename": "../evil.json"}]}"#, out);
     check_listing(r#"{"sha": "0", "siblings": [{"rfilename": "/evil.json"}]}"#, out);
     check_listing(r#"{"sha": "0", "siblings": [{"rfilename": "..\\evil.json"}]}"#, out);
+    let desk = Desk::new();
+    let no_etag = spoilt(&desk, "config.json", |mut reply| {
+        reply.headers.retain(|(name, _)| name != "etag");
+        reply
+    });
+    let message = desk.fetch(&no_etag.address).unwrap_err();
+    assert!(message.ends_with("config.json: gives no ETag; is this a hub?"), "{message}");
     check_listing("[", "not a list of files");
     check_listing(r#"{"sha": "0", "siblings": []}"#, "is it a model?");
 }
@@ -187,7 +213,12 @@ fn redirects_end() {
 
     for to in ["file:///etc/passwd", "ftp://a/b", "http://", ""] {
         let hub = FakeHub::serve(move |_| HubReply::redirect(to).header("location", to));
-        assert!(desk.fetch(&hub.address).is_err());
+        let message = desk.fetch(&hub.address).unwrap_err();
+        let bad = "redirects to an address that is missing, malformed or less safe";
+        assert!(
+            message.contains(if to.is_empty() { "more than 5 times" } else { bad }),
+            "{message}"
+        );
     }
 }
 
@@ -298,8 +329,7 @@ fn data_sets_by_name() {
         fs_err::write(path, text).unwrap();
     }
     let hub = FakeHub::serve(repository("datasets/owner/rows", &desk.at("rows")));
-    let find =
-        |name: &str| Hub::new(&desk.settings(&hub.address)).unwrap().data(name).map_err(chain);
+    let find = |name: &str| data(&desk.settings(&hub.address), name);
     let found = find("hub:owner/rows:test").unwrap();
     let snapshots = desk.at("cache/datasets--owner--rows/snapshots");
     assert_eq!(found, [snapshots.join(COMMIT).join("data/test.jsonl")]);
@@ -313,21 +343,129 @@ fn data_sets_by_name() {
 #[test]
 fn what_the_hub_converted_is_taken_where_nothing_else_is_readable() {
     let desk = Desk::new();
-    let listing =
-        |files: &str| HubReply::new(200, format!(r#"{{"sha": "1", "siblings": {files}}}"#));
     let hub = FakeHub::serve(move |request| match request.path.as_str() {
-        "/api/datasets/owner/rows/revision/main" => listing(r#"[{"rfilename": "load.py"}]"#),
-        "/api/datasets/owner/rows/revision/refs%2Fconvert%2Fparquet" => listing(
-            r#"[{"rfilename": "default/train/0000.parquet"}, {"rfilename": "default/test/0000.parquet"}]"#,
-        ),
+        MAIN_LIST => list_of("0", &["load.py"], Value::Null),
+        CONVERTED_LIST => {
+            let files = ["default/train/0000.parquet", "default/test/0000.parquet"];
+            list_of("1", &files, Value::Null)
+        }
         "/datasets/owner/rows/resolve/refs%2Fconvert%2Fparquet/default/test/0000.parquet" => {
             HubReply::new(200, "PAR1").header("etag", "\"a\"")
         }
         _ => HubReply::new(404, ""),
     });
-    let found = Hub::new(&desk.settings(&hub.address)).unwrap().data("owner/rows:test").unwrap();
     let expected = "cache/datasets--owner--rows/snapshots/1/default/test/0000.parquet";
-    assert_eq!(found, [desk.at(expected)]);
+    for settings in [desk.settings(&hub.address), desk.offline()] {
+        let found = data(&settings, "owner/rows:test").unwrap();
+        assert_eq!(found, [desk.at(expected)]);
+    }
     let reference = desk.at("cache/datasets--owner--rows/refs/refs/convert/parquet");
     assert_eq!(fs_err::read_to_string(reference).unwrap(), "1");
+}
+
+#[test]
+fn only_what_is_not_there_was_not_converted() {
+    let check = |reply: HubReply, message: &str| {
+        let desk = Desk::new();
+        let hub = FakeHub::serve(move |request| match request.path.as_str() {
+            MAIN_LIST => list_of("0", &["load.py"], Value::Null),
+            _ => reply.clone(),
+        });
+        let found = data(&desk.settings(&hub.address), "owner/rows").unwrap_err();
+        assert!(found.contains(message), "{found}");
+    };
+    check(HubReply::new(404, ""), "nor has the hub converted it");
+    check(HubReply::new(401, ""), "set HF_TOKEN");
+    check(HubReply::new(403, ""), "accept the terms");
+    check(HubReply::new(429, ""), "too many requests");
+    check(HubReply::new(200, "["), "not a list of files");
+}
+
+#[test]
+fn a_data_set_means_the_same_without_a_network() {
+    let desk = Desk::new();
+    let card = json!({"license": "mit", "configs": [
+        {"config_name": "plain", "data_files": "a/*.jsonl"},
+        {"config_name": "more", "data_files": "b/*.jsonl"},
+    ]});
+    let hub = FakeHub::serve(move |request| match request.path.as_str() {
+        MAIN_LIST => list_of("0", &["a/1.jsonl", "a/2.jsonl", "b/1.jsonl"], card.clone()),
+        path => HubReply::new(200, "{}\n").header("etag", &path.replace('/', "-")[1..]),
+    });
+    let online = desk.settings(&hub.address);
+    let (offline, cut_off) = (desk.offline(), desk.settings("http://127.0.0.1:1"));
+    let files = data(&online, "owner/rows:plain").unwrap();
+    assert_eq!(files.len(), 2);
+    let several = data(&online, "owner/rows").unwrap_err();
+    assert!(several.contains("several configurations, `more`, `plain`"), "{several}");
+    for settings in [&offline, &cut_off] {
+        assert_eq!(data(settings, "owner/rows:plain").as_ref(), Ok(&files));
+        assert_eq!(data(settings, "owner/rows").as_ref(), Err(&several));
+        let message = data(settings, "owner/rows:more").unwrap_err();
+        assert!(message.contains("`b/1.jsonl` is not in the cache"), "{message}");
+    }
+
+    // A list that leads out of the cache is not used.
+    let kept = desk.at("cache/datasets--owner--rows/listings/0.json");
+    let mut list = testkit::json(&kept);
+    list["files"][0] = json!("../../../../../secret.jsonl");
+    fs_err::write(kept, list.to_string()).unwrap();
+    let message = data(&offline, "owner/rows:plain").unwrap_err();
+    assert!(message.contains("not the list of this commit's files"), "{message}");
+}
+
+#[test]
+fn data_that_other_tools_fetched_are_taken_if_their_readme_lets_names_count() {
+    let check = |readme: Option<&str>, is_taken: bool| {
+        let desk = Desk::new();
+        let snapshot = desk.at("cache/datasets--owner--rows/snapshots/0");
+        let reference = desk.at("cache/datasets--owner--rows/refs/main");
+        for folder in [snapshot.as_path(), reference.parent().unwrap()] {
+            fs_err::create_dir_all(folder).unwrap();
+        }
+        fs_err::write(reference, "0").unwrap();
+        fs_err::write(snapshot.join("train.jsonl"), "{}\n").unwrap();
+        if let Some(text) = readme {
+            fs_err::write(snapshot.join("README.md"), text).unwrap();
+        }
+        match data(&desk.offline(), "owner/rows") {
+            Ok(found) => assert_eq!((is_taken, found), (true, vec![snapshot.join("train.jsonl")])),
+            Err(message) => {
+                assert!(!is_taken && message.contains("without the list"), "{message}");
+            }
+        }
+    };
+    check(Some("# Rows\nconfigs"), true);
+    check(Some("---\nlicense: mit\n---\nconfigs: below the head"), true);
+    check(Some("---\nlicense: mit\nconfigs:\n- config_name: a\n---\n"), false);
+    check(None, false);
+}
+
+#[test]
+fn pickled_weights_are_refused_before_they_are_fetched() {
+    let check = |files: &[&str], expected: Option<&str>| {
+        let desk = Desk::new();
+        fs_err::remove_dir_all(desk.at("files")).unwrap();
+        fs_err::create_dir_all(desk.at("files/onnx")).unwrap();
+        for file in files {
+            fs_err::write(desk.at("files").join(file), "{}").unwrap();
+        }
+        let hub = FakeHub::serve(desk.good());
+        let found = desk.fetch(&hub.address);
+        match expected {
+            None => assert!(found.is_ok(), "{found:?}"),
+            Some(file) => {
+                let message = found.unwrap_err();
+                let reason = format!("owner/tiny: holds `{file}` and no safetensors; convert it");
+                assert!(message.starts_with(&reason), "{message}");
+                assert!(desk.cached().is_empty(), "{:?}", desk.cached());
+            }
+        }
+    };
+    check(&["config.json", "pytorch_model.bin"], Some("pytorch_model.bin"));
+    let shards = ["config.json", "onnx/model.safetensors", "pytorch_model-00001-of-00002.bin"];
+    check(&shards, Some("pytorch_model-00001-of-00002.bin"));
+    check(&["config.json", "pytorch_model.bin", "model.safetensors"], None);
+    check(&["adapter_config.json", "adapter_model.bin"], None);
+    check(&["config.json"], None);
 }
