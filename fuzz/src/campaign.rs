@@ -13,8 +13,13 @@ use checkpoint::sha256_bytes;
 use crate::target::{Inputs, Target};
 use crate::work::Work;
 
-/// The time one input has.
-pub(crate) const LIMIT: Duration = Duration::from_secs(5);
+/// The time one input has. `FUZZ_SECONDS` says otherwise: tests run unoptimised and beside other
+/// work, and are not to fail by the clock.
+fn limit() -> Duration {
+    let seconds = std::env::var("FUZZ_SECONDS").ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(5))
+}
+
 /// The time taken to make a finding smaller.
 const SHRINKING: Duration = Duration::from_secs(20);
 const HANG: &str = "hang";
@@ -92,7 +97,7 @@ impl Campaign {
         ])?;
         let mut last = [work.from, 0, 0];
         loop {
-            let line = match process.lines.recv_timeout(LIMIT) {
+            let line = match process.lines.recv_timeout(limit()) {
                 Ok(line) => line,
                 Err(error) => {
                     let how = match error {
@@ -196,7 +201,7 @@ impl Finding<'_> {
 pub(crate) fn replay(target: &str, path: &Path) -> Result<Result<String, String>> {
     let mut process =
         Process::start(&["replay".into(), target.to_owned(), path.to_string_lossy().into()])?;
-    let said = match process.lines.recv_timeout(LIMIT) {
+    let said = match process.lines.recv_timeout(limit()) {
         Err(RecvTimeoutError::Timeout) => return Ok(Err(process.stop()?)),
         line => line.unwrap_or_default(),
     };

@@ -7,6 +7,7 @@ fn fuzz(arguments: &[&str]) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let output = Command::new(env!("CARGO_BIN_EXE_fuzz"))
         .args(arguments)
+        .env("FUZZ_SECONDS", "60")
         .current_dir(root)
         .output()
         .expect("the program starts");

@@ -541,7 +541,7 @@ fn tokenizers_that_make_their_library_panic() {
     expect![[r#"
         exit 1
         error: cannot generate with `model`
-          because: model/tokenizer.json: not a usable tokenizer: the library that reads it gave up: Helper: Error("number out of range", line: 1, column: 610)
+          because: model/tokenizer.json: not a usable tokenizer: not JSON: number out of range at line 1 column 610
         exit 1
         error: cannot generate with `model`
           because: model/tokenizer.json: not a usable tokenizer: the library that reads it gave up: index out of bounds: the len is 3 but the index is 3
