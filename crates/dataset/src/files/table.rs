@@ -1,7 +1,7 @@
 //! CSV and TSV: a header, and a record a row, every field a text.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::io::{self, Read};
 use std::rc::Rc;
 
@@ -118,8 +118,15 @@ impl Shared {
     }
 }
 
+/// More columns than any table of rows has.
+const MOST_COLUMNS: usize = 10_000;
+
 /// The columns' names.
 fn names(record: &ByteRecord, place: &Place) -> Result<Vec<String>> {
+    if MOST_COLUMNS < record.len() {
+        let what = format!("{} columns are too many; {MOST_COLUMNS} are the most", record.len());
+        return Err(DatasetError::row(place, what));
+    }
     let names: Vec<String> = record
         .iter()
         .enumerate()
@@ -130,8 +137,9 @@ fn names(record: &ByteRecord, place: &Place) -> Result<Vec<String>> {
             })
         })
         .collect::<Result<_>>()?;
-    if let Some(twice) = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)) {
-        return Err(DatasetError::row(place, format!("two columns are called `{}`", twice.1)));
+    let mut seen = HashSet::new();
+    if let Some(twice) = names.iter().find(|name| !seen.insert(name.as_str())) {
+        return Err(DatasetError::row(place, format!("two columns are called `{twice}`")));
     }
     if !is_a_row(|name| names.iter().any(|found| found == name)) {
         let what = "the header names no columns to learn from, such as `prompt` and `completion`; \
