@@ -60,7 +60,7 @@ impl Client {
         let endpoint = match Url::parse(text) {
             Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => url,
             _ => {
-                let what = "HF_ENDPOINT must be an address such as https://huggingface.co".into();
+                let what = "HF_ENDPOINT must be an address such as https://hub.example.com".into();
                 return Err(CheckpointError::HubAnswer { url: text.to_owned(), what });
             }
         };
