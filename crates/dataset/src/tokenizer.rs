@@ -13,7 +13,7 @@ use crate::{DatasetError, Result};
 /// The tokenizer of a model.
 #[derive(Debug)]
 pub(crate) struct Tokenizer {
-    library: tokenizers::Tokenizer,
+    inner: tokenizers::Tokenizer,
     path: PathBuf,
 }
 
@@ -30,35 +30,35 @@ impl Tokenizer {
         if let Some(what) = excess {
             return Err(DatasetError::Tokenizer { path: path.to_owned(), what });
         }
-        let mut library = call(path, || tokenizers::Tokenizer::from_bytes(text.as_bytes()))?;
+        let mut inner = call(path, || tokenizers::Tokenizer::from_bytes(text.as_bytes()))?;
         // A stored truncation or padding would cut or fill rows behind our back.
-        let _ = library.with_truncation(None);
-        library.with_padding(None);
-        Ok(Self { library, path: path.to_owned() })
+        let _ = inner.with_truncation(None);
+        inner.with_padding(None);
+        Ok(Self { inner, path: path.to_owned() })
     }
 
     /// A text's tokens, with those that the post-processor adds if `special`.
     pub(crate) fn encode(&self, text: &str, special: bool) -> Result<Encoding> {
-        call(&self.path, || self.library.encode(text, special))
+        call(&self.path, || self.inner.encode(text, special))
     }
 
     /// A text's tokens and where they stand, in characters.
     pub(crate) fn encode_char_offsets(&self, text: &str) -> Result<Encoding> {
-        call(&self.path, || self.library.encode_char_offsets(text, false))
+        call(&self.path, || self.inner.encode_char_offsets(text, false))
     }
 
     pub(crate) fn decode(&self, tokens: &[u32], skip_special: bool) -> Result<String> {
-        call(&self.path, || self.library.decode(tokens, skip_special))
+        call(&self.path, || self.inner.decode(tokens, skip_special))
     }
 
     /// The id of a token.
     pub(crate) fn id(&self, token: &str) -> Option<u32> {
-        self.library.token_to_id(token)
+        self.inner.token_to_id(token)
     }
 
     /// The largest id it can give a token.
     pub(crate) fn largest_id(&self) -> u32 {
-        self.library.get_vocab(true).into_values().max().unwrap_or(0)
+        self.inner.get_vocab(true).into_values().max().unwrap_or(0)
     }
 }
 
