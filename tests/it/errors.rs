@@ -363,6 +363,21 @@ fn results_that_would_overwrite_one_another() {
 }
 
 #[test]
+fn a_plan_in_place_of_its_scores() {
+    let desk = Desk::new();
+    desk.write("scores.json", "{}");
+    check(
+        &desk,
+        "plan scores.json --prune 2 --out scores.json",
+        &expect![[r#"
+            exit 1
+            error: cannot plan from `scores.json`
+              because: --out `scores.json` is the scores `scores.json`; choose another place for the result
+        "#]],
+    );
+}
+
+#[test]
 fn pruning_no_layer_and_a_rank_that_is_too_large() {
     let desk = Desk::new();
     check(

@@ -48,9 +48,13 @@ impl RowCounts {
 
     /// Whether a tenth of the rows or more is cut or left out.
     pub fn loses_much(&self) -> bool {
-        let limit = self.rows.div_ceil(10).max(1);
-        self.cut >= limit || self.left_out >= limit
+        is_much(self.cut, self.rows) || is_much(self.left_out, self.rows)
     }
+}
+
+/// Whether a number of rows is a tenth of all or more.
+pub fn is_much(count: usize, rows: usize) -> bool {
+    count >= rows.div_ceil(10).max(1)
 }
 
 impl Encoder {

@@ -24,7 +24,7 @@ mod turn;
 
 pub use chat::{Chat, Content, Message, Place, Row};
 pub use encode::{Encoder, Example, Question, Stretch};
-pub use encoded::{Encoded, RowCounts};
+pub use encoded::{Encoded, RowCounts, is_much};
 pub use error::DatasetError;
 pub use files::data_files;
 pub use row::read_rows;

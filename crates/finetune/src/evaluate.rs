@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use dataset::{Chat, Content, Encoder, Example, Question, Row};
+use dataset::{Chat, Content, Encoder, Example, Question, Row, is_much};
 use metrics::{
     ChoiceScore, Interval, RougeScores, exact_match, perplexity, pick, pick_by_bytes, rouge, wilson,
 };
@@ -115,7 +115,7 @@ pub fn evaluate(
             texts.push((number + 1, chat));
         }
     }
-    if cut_rows >= rows.len().div_ceil(10).max(1) {
+    if is_much(cut_rows, rows.len()) {
         tracing::warn!(
             cut = cut_rows,
             rows = rows.len(),

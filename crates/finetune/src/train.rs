@@ -146,7 +146,8 @@ pub struct Trainer {
 const SAVE_EVERY: Duration = Duration::from_mins(1);
 
 impl Trainer {
-    /// Prepares a model to be trained on rows as [`Encoder::examples`](dataset::Encoder::examples) gives them.
+    /// Prepares a model to be trained on rows as
+    /// [`Encoder::examples`](dataset::Encoder::examples) gives them.
     ///
     /// # Errors
     ///

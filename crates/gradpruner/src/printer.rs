@@ -12,7 +12,7 @@ use pipeline::{Event, Stage};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::texts::{computing_text, needs_text};
+use crate::texts::{computing_text, needs_text, rows_text};
 
 /// A command's result, for people and for programs.
 #[derive(Debug)]
@@ -185,19 +185,6 @@ impl Printer {
             self.note(&format!("  {stage}{unit} {done}/{total} {text}"));
         }
     }
-}
-
-/// What became of rows, in one line.
-pub(crate) fn rows_text(counts: &RowCounts) -> String {
-    let RowCounts { rows, examples, cut, left_out, tokens, learned } = counts;
-    let split = match *examples > rows - left_out {
-        true => format!(" as {examples} examples"),
-        false => String::new(),
-    };
-    let unit = if *rows == 1 { "row" } else { "rows" };
-    format!(
-        "{rows} {unit}{split}: {cut} cut, {left_out} left out; {tokens} tokens, {learned} learned"
-    )
 }
 
 /// Whether results go to a terminal that shows colours.

@@ -1,13 +1,16 @@
-//! Sentences about what a run computes and needs, which several commands print.
+//! Sentences about what a run computes, needs and reads, which several commands print.
 
+use dataset::RowCounts;
 use pipeline::{Computing, Estimate, bytes_text, time_text};
+
+/// Seconds of a day.
+const DAY: f64 = 86_400.0;
 
 /// Where and in what type something is computed, and why so.
 pub(crate) fn computing_text(computing: &Computing) -> String {
     let Computing { device, threads, compute, rates } = computing;
-    let threads = match (device.as_str(), threads) {
-        ("cpu", 1) => ", 1 thread".to_owned(),
-        ("cpu", threads) => format!(", {threads} threads"),
+    let threads = match device.as_str() {
+        "cpu" => format!(", {}", threads_text(*threads)),
         _ => String::new(),
     };
     let why = rates.map_or_else(String::new, |rates| {
@@ -18,6 +21,11 @@ pub(crate) fn computing_text(computing: &Computing) -> String {
         )
     });
     format!("in {compute} on {device}{threads}{why}")
+}
+
+/// So many threads.
+pub(crate) fn threads_text(threads: usize) -> String {
+    format!("{threads} thread{}", if threads == 1 { "" } else { "s" })
 }
 
 /// A rate in GFLOP/s, with as many digits as say something.
@@ -53,8 +61,18 @@ pub(crate) fn needs_text(needs: &Estimate) -> String {
     text
 }
 
-/// Seconds of a day.
-const DAY: f64 = 86_400.0;
+/// What became of rows, in one line.
+pub(crate) fn rows_text(counts: &RowCounts) -> String {
+    let RowCounts { rows, examples, cut, left_out, tokens, learned } = counts;
+    let split = match *examples > rows - left_out {
+        true => format!(" as {examples} examples"),
+        false => String::new(),
+    };
+    let unit = if *rows == 1 { "row" } else { "rows" };
+    format!(
+        "{rows} {unit}{split}: {cut} cut, {left_out} left out; {tokens} tokens, {learned} learned"
+    )
+}
 
 #[cfg(test)]
 mod tests {

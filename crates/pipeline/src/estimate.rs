@@ -29,7 +29,7 @@ const FEWEST_TOKENS: usize = 128;
 pub struct Sample {
     examples: Vec<Example>,
     /// How many examples all rows give.
-    rows: usize,
+    count: usize,
 }
 
 impl Sample {
@@ -68,14 +68,14 @@ impl Sample {
             examples.extend(encode(row)?);
         }
         let seen = rows.len().clamp(1, SAMPLE_ROWS);
-        let rows = (examples.len() as f64 / seen as f64 * rows.len() as f64).round() as usize;
-        Ok(Self { examples, rows })
+        let count = (examples.len() as f64 / seen as f64 * rows.len() as f64).round() as usize;
+        Ok(Self { examples, count })
     }
 
     /// So many rows of so many tokens each, all of them to learn from.
     pub fn assumed(rows: usize, tokens: usize) -> Self {
         let row = Example::whole(vec![0; tokens], vec![true; tokens]);
-        Self { examples: vec![row; rows.min(SAMPLE_ROWS)], rows }
+        Self { examples: vec![row; rows.min(SAMPLE_ROWS)], count: rows }
     }
 
     fn tokens(&self) -> f64 {
@@ -84,7 +84,7 @@ impl Sample {
 
     /// How many examples of the file each of these stands for.
     fn scale(&self) -> f64 {
-        self.rows as f64 / self.examples.len().max(1) as f64
+        self.count as f64 / self.examples.len().max(1) as f64
     }
 
     fn lengths(&self) -> Vec<usize> {
@@ -182,7 +182,7 @@ pub fn estimate(
 
     let collecting = settings.collecting();
     let collect = collecting.training.parse(FinetuneMethod::Lora, settings.seed)?;
-    let most = steps_of(&collect, train.rows);
+    let most = steps_of(&collect, train.count);
     let most = if settings.goes_on() { most.div_ceil(2) } else { most };
     let collected = collecting.steps.min(most);
     let mut stages = vec![of.training(Stage::Collect, config, &collect, train, collected)];
@@ -191,7 +191,7 @@ pub fn estimate(
     stages.push(StageEstimate { disk_bytes: stored(&pruned), ..of.writing(Stage::Prune) });
     if settings.finetune != FinetuneMethod::None {
         let tune = settings.training.parse(settings.finetune, settings.seed)?;
-        let steps = steps_of(&tune, train.rows).min(tune.max_steps.unwrap_or(usize::MAX));
+        let steps = steps_of(&tune, train.count).min(tune.max_steps.unwrap_or(usize::MAX));
         let left = steps.saturating_sub(if settings.goes_on() { collected } else { 0 });
         let mut of_model = |stage, config: &ModelConfig, merged: bool| {
             let mut found = of.training(stage, config, &tune, train, left);

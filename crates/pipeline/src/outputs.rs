@@ -15,9 +15,9 @@ pub struct Named<'a> {
 }
 
 impl<'a> Named<'a> {
-    /// A path and the flag it was given by.
-    pub fn new(flag: &'a str, path: &'a Path) -> Self {
-        Self { flag, path }
+    /// What a flag says, if it is given.
+    pub fn of(flag: &'a str, path: impl Into<Option<&'a Path>>) -> Option<Self> {
+        path.into().map(|path| Self { flag, path })
     }
 }
 
@@ -27,29 +27,54 @@ impl<'a> Named<'a> {
 /// # Errors
 ///
 /// [`PipelineError::Output`] with both flags, or [`PipelineError::Unwritable`].
-pub fn check_outputs(outputs: &[Named<'_>], inputs: &[Named<'_>]) -> Result<()> {
+pub fn check_outputs(outputs: &[Option<Named<'_>>], inputs: &[Option<Named<'_>>]) -> Result<()> {
+    let outputs: Vec<&Named<'_>> = outputs.iter().flatten().collect();
+    let inputs: Vec<&Named<'_>> = inputs.iter().flatten().collect();
     for (number, output) in outputs.iter().enumerate() {
-        let own = absolute(output.path);
-        let clashes = |other: &&Named<'_>, both_ways: bool| {
-            let other = absolute(other.path);
-            own.starts_with(&other) || (both_ways && other.starts_with(&own))
-        };
-        let other = outputs[..number].iter().find(|other| clashes(other, true));
-        if let Some(other) = other.or_else(|| inputs.iter().find(|other| clashes(other, false))) {
-            let place = absolute(other.path);
-            let how = match (own == place, own.starts_with(&place)) {
-                (true, _) => "is",
-                (_, true) => "lies inside",
-                _ => "contains",
+        let among_outputs = outputs[..number].iter().find_map(|other| Clash::of(output, other));
+        // An input may well lie in the folder that results go to.
+        let with_inputs = inputs
+            .iter()
+            .find_map(|input| Clash::of(output, input).filter(|clash| clash.how != How::Contains));
+        if let Some(Clash { how, other }) = among_outputs.or(with_inputs) {
+            let how = match how {
+                How::Is => "is",
+                How::LiesInside => "lies inside",
+                How::Contains => "contains",
             };
-            return Err(PipelineError::Output {
-                what: format!("{} {how} {}", shown(output), shown(other)),
-            });
+            let what = format!("{} {how} {}", shown(output), shown(other));
+            return Err(PipelineError::Output { what });
         }
-        require_writable(&own)
+        require_writable(&absolute(output.path))
             .map_err(|source| PipelineError::Unwritable { output: shown(output), source })?;
     }
     Ok(())
+}
+
+/// What an output clashes with.
+struct Clash<'a> {
+    how: How,
+    other: &'a Named<'a>,
+}
+
+#[derive(PartialEq, Eq)]
+enum How {
+    Is,
+    LiesInside,
+    Contains,
+}
+
+impl<'a> Clash<'a> {
+    fn of(output: &Named<'_>, other: &'a Named<'a>) -> Option<Self> {
+        let (own, place) = (absolute(output.path), absolute(other.path));
+        let how = match (own.starts_with(&place), place.starts_with(&own)) {
+            (true, true) => How::Is,
+            (true, false) => How::LiesInside,
+            (false, true) => How::Contains,
+            (false, false) => return None,
+        };
+        Some(Self { how, other })
+    }
 }
 
 fn shown(named: &Named<'_>) -> String {
@@ -104,8 +129,8 @@ mod tests {
         let check = |out: &str, merged: &str| {
             let (out, merged, model) = (at(out), at(merged), at("model"));
             check_outputs(
-                &[Named::new("--out", &out), Named::new("--merged", &merged)],
-                &[Named::new("--model", &model), Named::new("--train", &at("train.jsonl"))],
+                &[Named::of("--out", &*out), Named::of("--merged", &*merged)],
+                &[Named::of("--model", &*model), Named::of("--train", &*at("train.jsonl"))],
             )
             .map_err(|error| error.to_string().replace(&*folder.path().to_string_lossy(), "T"))
         };
@@ -132,6 +157,6 @@ mod tests {
         let file = folder.path().join("file");
         fs_err::write(&file, "").unwrap();
         let out = file.join("out");
-        assert!(check_outputs(&[Named::new("--out", &out)], &[]).is_err());
+        assert!(check_outputs(&[Named::of("--out", &*out)], &[]).is_err());
     }
 }

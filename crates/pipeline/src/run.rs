@@ -134,10 +134,12 @@ impl<'a> Run<'a> {
         observe: &'a mut dyn FnMut(Event),
     ) -> Result<Self> {
         let model = locate(&settings.model)?;
-        let outputs = [Named::new("--out", folder)];
-        let eval = settings.eval.as_deref().map(|eval| Named::new("--eval", eval));
-        let inputs = [Named::new("--model", &model), Named::new("--train", &settings.train)];
-        check_outputs(&outputs, &inputs.into_iter().chain(eval).collect::<Vec<_>>())?;
+        let inputs = [
+            Named::of("--model", &*model),
+            Named::of("--train", &*settings.train),
+            Named::of("--eval", settings.eval.as_deref()),
+        ];
+        check_outputs(&[Named::of("--out", folder)], &inputs)?;
         // What would fail late is looked at early.
         let config = Checkpoint::open(&model)?.config().clone();
         share(&settings.prune)?.layers_of(config.num_layers)?;
@@ -150,9 +152,10 @@ impl<'a> Run<'a> {
             train_sha256: digest_data(&settings.train)?,
             eval_sha256: settings.eval.as_deref().map(digest_data).transpose()?,
         };
-        let (settings, computing) = in_force(settings, folder)?;
+        settings.compute.parse()?; // A device that cannot be used leaves no folder.
         fs_err::create_dir_all(folder)?;
         let lock = RunLock::take(folder)?;
+        let (settings, computing) = in_force(settings, folder)?;
         RunFile::new(settings.clone(), inputs).claim(&folder.join("run.toml"))?;
         if !folder.join("eval.json").exists() {
             let encoder = read_encoder(&model)?;

@@ -68,11 +68,8 @@ pub(crate) fn run(args: CollectArgs, printer: &mut Printer) -> anyhow::Result<Ou
     printer.event(Event::Started(Stage::Collect));
     let context = || format!("cannot collect gradients of `{model}` on `{}`", train.display());
     let folder = locate(&model).with_context(context)?;
-    let given =
-        [out.as_ref().map(|path| ("--out", path)), scores.as_ref().map(|path| ("--scores", path))];
-    let outputs: Vec<_> =
-        given.iter().flatten().map(|(flag, path)| Named::new(flag, path)).collect();
-    let inputs = [Named::new("--model", &folder), Named::new("--train", &train)];
+    let outputs = [Named::of("--out", out.as_deref()), Named::of("--scores", scores.as_deref())];
+    let inputs = [Named::of("--model", &*folder), Named::of("--train", &*train)];
     check_outputs(&outputs, &inputs).with_context(context)?;
     let record = out.as_deref();
     let targets = CollectTargets { record, state: None, model_name: &model, criterion, prune };

@@ -8,7 +8,7 @@ use pipeline::bytes_text;
 use serde_json::json;
 
 use crate::printer::{Outcome, Printer};
-use crate::texts::gigaflops;
+use crate::texts::{gigaflops, threads_text};
 
 /// Say what this machine offers, and why a GPU is not used.
 #[derive(Debug, clap::Args)]
@@ -29,7 +29,7 @@ pub(crate) fn run(_: DoctorArgs, printer: &mut Printer) -> anyhow::Result<Outcom
         Err(reason) => line("GPU", &format!("not used: {reason}")),
     }
     let (memory, threads) = (available_memory_bytes(), num_threads());
-    line("CPU", &format!("{threads} threads"));
+    line("CPU", &threads_text(threads));
     let free = memory.map_or("unknown".into(), |free| format!("{} free", bytes_text(free)));
     line("memory", &free);
     let device = if gpus.is_ok() { DeviceChoice::Cuda(0) } else { DeviceChoice::Cpu };

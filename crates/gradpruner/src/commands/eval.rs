@@ -47,10 +47,12 @@ pub(crate) fn run(args: EvalArgs, printer: &mut Printer) -> anyhow::Result<Outco
     let context = || format!("cannot evaluate `{model}` on `{}`", data.display());
     printer.event(Event::Started(Stage::Evaluate));
     let folder = locate(&model).with_context(context)?;
-    if let Some(out) = &out {
-        let inputs = [Named::new("--model", &folder), Named::new("--data", &data)];
-        check_outputs(&[Named::new("--out", out)], &inputs).with_context(context)?;
-    }
+    let inputs = [
+        Named::of("--model", &*folder),
+        Named::of("--adapter", adapter.as_deref()),
+        Named::of("--data", &*data),
+    ];
+    check_outputs(&[Named::of("--out", out.as_deref())], &inputs).with_context(context)?;
     let report = evaluate_model(
         StageInputs { model: &folder, data: &data, ignored: &reading.ignore_fields },
         adapter.as_deref(),

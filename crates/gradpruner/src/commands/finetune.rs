@@ -74,14 +74,13 @@ pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<O
     let context = || format!("cannot fine-tune `{model}` on `{}`", train.display());
     printer.event(Event::Started(Stage::Finetune));
     let folder = locate(&model).with_context(context)?;
-    let given = [Some(("--out", &out)), merged.as_ref().map(|path| ("--merged", path))];
-    let logs = [
-        metrics.as_ref().map(|path| ("--metrics", path)),
-        tensorboard.as_ref().map(|path| ("--tensorboard", path)),
+    let outputs = [
+        Named::of("--out", &*out),
+        Named::of("--merged", merged.as_deref()),
+        Named::of("--metrics", metrics.as_deref()),
+        Named::of("--tensorboard", tensorboard.as_deref()),
     ];
-    let outputs: Vec<_> = given.into_iter().chain(logs).flatten().collect();
-    let outputs: Vec<_> = outputs.iter().map(|(flag, path)| Named::new(flag, path)).collect();
-    let inputs = [Named::new("--model", &folder), Named::new("--train", &train)];
+    let inputs = [Named::of("--model", &*folder), Named::of("--train", &*train)];
     check_outputs(&outputs, &inputs).with_context(context)?;
     let target = FinetuneTarget {
         saves: PathBuf::from(format!("{}.state", out.display())),

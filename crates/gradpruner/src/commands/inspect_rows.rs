@@ -9,7 +9,8 @@ use pipeline::{read_data, read_encoder};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::printer::{Outcome, rows_text, wants_colour};
+use crate::printer::{Outcome, wants_colour};
+use crate::texts::rows_text;
 
 /// What to show of which rows.
 pub(super) struct RowsView<'a> {

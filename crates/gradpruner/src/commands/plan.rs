@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use pipeline::layer_strip;
+use pipeline::{Named, check_outputs, layer_strip};
 use prune::{Plan, PlanSettings, Scores, Share};
 
 use crate::arguments::share;
@@ -36,6 +36,9 @@ pub(crate) struct PlanArgs {
 pub(crate) fn run(args: PlanArgs) -> anyhow::Result<Outcome> {
     let PlanArgs { scores, prune, merge, density, out } = args;
     let context = || format!("cannot plan from `{}`", scores.display());
+    let (outputs, inputs) =
+        ([Named::of("--out", out.as_deref())], [Named::of("the scores", &*scores)]);
+    check_outputs(&outputs, &inputs).with_context(context)?;
     let read = Scores::read(&scores).with_context(context)?;
     let plan =
         Plan::from_scores(&read, &PlanSettings { prune, merge, density }).with_context(context)?;

@@ -42,11 +42,14 @@ pub(crate) fn run(args: PruneArgs, printer: &mut Printer) -> anyhow::Result<Outc
     let PruneArgs { model, plan, record, out, shard_size, verify } = args;
     let context = || format!("cannot prune `{model}`");
     let folder = locate(&model).with_context(context)?;
-    let mut inputs = vec![Named::new("--model", &folder), Named::new("--plan", &plan)];
-    inputs.extend(record.as_deref().map(|record| Named::new("--record", record)));
-    check_outputs(&[Named::new("--out", &out)], &inputs).with_context(context)?;
+    let inputs = [
+        Named::of("--model", &*folder),
+        Named::of("--plan", &*plan),
+        Named::of("--record", record.as_deref()),
+    ];
+    check_outputs(&[Named::of("--out", &*out)], &inputs).with_context(context)?;
     let settings = PruneSettings {
-        model: folder.clone(),
+        model: folder,
         plan: Plan::read(&plan).with_context(|| format!("cannot use `{}`", plan.display()))?,
         record,
         target: out,
