@@ -35,6 +35,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("clap", &["fuzz", "gradpruner", "xtask"]),
     ("indicatif", &["gradpruner"]),
     ("mimalloc", &["gradpruner"]),
+    ("libmimalloc-sys", &["gradpruner"]),
     ("anyhow", &["fuzz", "gradpruner", "xtask"]),
     ("tempfile", &["testkit"]),
 ];

@@ -1,5 +1,6 @@
 //! The command line: flags in, one result out.
 
+mod allocator;
 mod arguments;
 mod commands;
 #[cfg(target_os = "linux")]
@@ -13,11 +14,6 @@ use clap::Parser;
 
 use crate::commands::Command;
 use crate::printer::{Printer, report_error};
-
-// libtorch asks for and returns large blocks all the time; against glibc's allocator this one took a
-// seventh off a training step and a quarter off its memory. It stands in for `malloc` there too.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Prune a language model while it is fine-tuned.
 ///
@@ -47,6 +43,7 @@ const EXAMPLE: &str = "Example:
 Each stage is a command of its own too: collect, score, plan, prune, finetune, eval.";
 
 fn main() -> ExitCode {
+    allocator::keep_pages();
     let Cli { command, json, verbose, quiet } = Cli::parse();
     let mut printer = Printer::new(json, verbose, quiet);
     #[cfg(target_os = "linux")]
