@@ -101,6 +101,7 @@ impl Benches {
     fn ours(&self, machine: &Machine, model: &Path, rows: &Path) -> Result<(Command, PathBuf)> {
         let (out, metrics) = (self.folder.join("adapter"), self.folder.join("metrics.jsonl"));
         remove(&out)?;
+        remove(&out.with_extension("state"))?; // A bench that was stopped left it.
         remove(&metrics)?;
         let mut ours = machine.command(&self.program);
         ours.arg("finetune").arg("--model").arg(model).arg("--train").arg(rows);
