@@ -15,7 +15,7 @@ use half::bf16;
 use igia::{Buffer, ImportanceRows, Panels, StepPair, reference};
 use merge::{Donor, keep_top, kept_count, merge_part};
 use ndarray::Array2;
-use prune::{Merge, Plan};
+use selection::{Merge, Plan};
 use rayon::prelude::*;
 use serde_json::json;
 

@@ -204,7 +204,28 @@ pub(crate) fn plan() -> Vec<Seed> {
     let tree = json!({"format": "gradpruner-plan", "version": 1, "num_layers": 8, "pruned": [1, 3, 4],
         "merges": [{"into": 0, "from": [1]}, {"into": 2, "from": [3, 4]}], "density": 0.2,
         "rule": "same-sign"});
-    vec![changed("plan.json", Form::Json(tree))]
+    let mut repaired = tree.clone();
+    repaired["version"] = 2.into();
+    repaired["merges"] = json!([]);
+    repaired["repair"] = "linear-map".into();
+    vec![changed("plan.json", Form::Json(tree)), changed("plan.json", Form::Json(repaired))]
+}
+
+pub(crate) fn maps() -> Vec<Seed> {
+    let run = |receiver: usize, first: usize, last: usize| {
+        json!({"receiver": receiver, "first": first, "last": last, "error_before": 0.9,
+               "error_after": 0.1})
+    };
+    let tree = json!({"format": "gradpruner-linear-maps", "version": 1, "num_layers": 8,
+        "hidden_size": 4, "pruned": [1, 3, 4], "ridge": 1e-3, "tokens": 90,
+        "model": {"name": "tiny", "config_sha256": "00"},
+        "data": {"path": "train.jsonl", "sha256": "00", "rows": 3},
+        "runs": [run(0, 1, 1), run(2, 3, 4)]});
+    let shapes = [0, 2].map(|receiver| (format!("layers.{receiver}.map"), vec![4, 4]));
+    vec![
+        changed("maps.json", Form::Json(tree)),
+        changed("maps.safetensors", tensors("F32", &shapes)),
+    ]
 }
 
 pub(crate) fn adapter() -> Vec<Seed> {

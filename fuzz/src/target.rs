@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use checkpoint::{Adapter, Checkpoint, ModelConfig, Record, Weights, gguf};
 use dataset::{Chat, ChatTemplate, Content, Encoder, Message, Place, Row, read_rows};
-use prune::{Plan, PlanSettings, Scores, Share};
+use evidence::{Evidence, Need};
+use repair::LinearMaps;
+use selection::{Criterion, Keep, Plan, PlanSettings, Repair, Scores, Selection, Share};
 use serde_json::json;
 
 use crate::dice::Dice;
@@ -32,7 +34,7 @@ pub(crate) struct Target {
 }
 
 /// Every reader.
-pub(crate) const TARGETS: [Target; 12] = [
+pub(crate) const TARGETS: [Target; 13] = [
     Target { name: "config", seeds: seeds::configs, read: config },
     Target { name: "safetensors", seeds: seeds::checkpoint, read: safetensors },
     Target { name: "index", seeds: seeds::index, read: safetensors },
@@ -40,6 +42,7 @@ pub(crate) const TARGETS: [Target; 12] = [
     Target { name: "manifest", seeds: seeds::manifest, read: record },
     Target { name: "scores", seeds: seeds::scores, read: scores },
     Target { name: "plan", seeds: seeds::plan, read: plan },
+    Target { name: "maps", seeds: seeds::maps, read: maps },
     Target { name: "adapter", seeds: seeds::adapter, read: adapter },
     Target { name: "gguf", seeds: seeds::gguf, read: gguf },
     Target { name: "tokenizer", seeds: seeds::tokenizer, read: tokenizer },
@@ -119,8 +122,12 @@ fn safetensors(folder: &Path, _: &str) -> Verdict {
 fn record(folder: &Path, _: &str) -> Verdict {
     let record = said(Record::open(folder))?;
     said(record.verify())?;
-    for criterion in prune::Criterion::ALL {
-        said(prune::score(&record, criterion))?;
+    for criterion in Criterion::all() {
+        // What needs more than a record does not find it.
+        let seen = said(Evidence::of_record(&record, criterion.all_needs()))?;
+        if !criterion.needs(Need::Weights) {
+            let _ = said(criterion.scores(&seen));
+        }
     }
     Ok(())
 }
@@ -128,15 +135,26 @@ fn record(folder: &Path, _: &str) -> Verdict {
 fn scores(folder: &Path, file: &str) -> Verdict {
     let scores = said(Scores::read(&folder.join(file)))?;
     let _ = scores.ranking();
-    let settings = PlanSettings { prune: Share::Percent(40.0), merge: 1, density: 0.2 };
+    let settings = PlanSettings { repair: Repair::SameSign, merge: 1, density: 0.2 };
+    let (num_layers, share) = (scores.layers.len(), Share::Percent(40.0));
+    let request = said(scores.criterion.request(num_layers, share, Keep::NONE, 0))?;
+    let removed = request.first_of(scores.ranking());
     // Not every order of layers can be merged.
-    let _ = said(Plan::from_scores(&scores, &settings));
+    let _ = said(Plan::of(num_layers, &Selection { removed, scores: None }, &settings));
     Ok(())
 }
 
 fn plan(folder: &Path, file: &str) -> Verdict {
     let plan = said(Plan::read(&folder.join(file)))?;
-    let _ = (plan.retained(), plan.donors());
+    let _ = (plan.retained(), plan.donors(), plan.runs());
+    Ok(())
+}
+
+fn maps(folder: &Path, _: &str) -> Verdict {
+    let maps = said(LinearMaps::open(folder))?;
+    for receiver in maps.receivers() {
+        let _ = said(maps.matrix(receiver));
+    }
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! The single commands, one after the other, on a tiny model.
 
 use expect_test::expect;
+use serde_json::Value;
 
 use crate::support::{Desk, text};
 
@@ -22,16 +23,18 @@ fn collect_to_eval_by_hand() {
     desk.run("score record --verify --out scores.json");
     let read = |name: &str| testkit::json(&desk.at(name));
     assert_eq!(read("summed.json"), read("scores.json"));
-    for criterion in ["igia-fro", "bi"] {
-        let scores = desk.json(&format!("score record --criterion {criterion}"));
+    for criterion in ["igia-fro", "igia-mean", "bi", "magnitude"] {
+        let scores = desk.json(&format!("score record --criterion {criterion} --model model"));
         assert_eq!(scores["criterion"], criterion);
         assert_eq!(scores["layers"].as_array().unwrap().len(), 6);
     }
 
     let plan = desk.json("plan scores.json --prune 33% --merge 0 --out plan.json");
     assert_eq!(plan["pruned"].as_array().unwrap().len(), 2);
-    let report = desk.json("prune --model model --plan plan.json --out pruned");
-    assert_eq!(report["after"]["num_layers"], 4);
+    assert_eq!(plan["repair"], "linear-map");
+    // The rows that maps are fitted on are the record's.
+    let report = desk.json("prune --model model --plan plan.json --record record --out pruned");
+    assert_eq!((&report["after"]["num_layers"], &report["repair"]), (&4.into(), &plan["repair"]));
     assert!(desk.at("pruned/tokenizer.json").exists());
 
     let found = desk.json(&format!(
@@ -44,7 +47,7 @@ fn collect_to_eval_by_hand() {
     let (adapted, merged) =
         (eval("--model pruned --adapter adapter"), eval("--model merged --out eval.json"));
     assert_eq!(adapted["acc"], merged["acc"]);
-    let perplexity = |report: &serde_json::Value| report["perplexity"].as_f64().unwrap();
+    let perplexity = |report: &Value| report["perplexity"].as_f64().unwrap();
     assert!((perplexity(&adapted) / perplexity(&merged) - 1.0).abs() < 1e-4);
     assert!(perplexity(&merged) < 0.5 * perplexity(&eval("--model pruned")));
     assert_eq!(read("eval.json")["format"], "gradpruner-evaluation");
@@ -56,6 +59,54 @@ fn collect_to_eval_by_hand() {
     for what in ["model", "record", "adapter", "tuned", "./scores.json", "./plan.json"] {
         assert!(!desk.run(&format!("inspect {what}")).is_empty(), "{what}");
     }
+}
+
+/// Every criterion plans from a record; the guard holds, and every repair does what it says.
+#[test]
+fn plans_and_repairs() {
+    let desk = Desk::new();
+    desk.run("collect --model model --train train.jsonl --steps 4 --device cpu --dtype f32 --out record");
+    for criterion in ["igia", "igia-fro", "igia-mean", "bi", "magnitude", "last", "random"] {
+        let plan = |rest: &str| {
+            desk.json(&format!("plan record --model model --criterion {criterion} {rest}"))
+        };
+        let pruned = plan("--prune 4")["pruned"].clone();
+        match criterion {
+            "random" => assert_eq!(pruned.as_array().unwrap().len(), 4),
+            _ => assert_eq!(pruned, serde_json::json!([1, 2, 3, 4]), "{criterion}"),
+        }
+        let all_but_one = plan("--prune 5 --keep none --repair drop");
+        assert_eq!(all_but_one["pruned"].as_array().unwrap().len(), 5);
+        assert_eq!((&all_but_one["version"], &all_but_one["repair"]), (&1.into(), &Value::Null));
+    }
+    let failure = desk.failure("plan record --prune 5");
+    expect![[r#"
+        exit 1
+        error: cannot plan from `record`
+          because: --keep first:1,last:1 leaves 4 of 6 layers to choose from, and 5 are to go; prune fewer, or keep fewer (`--keep none` keeps no layer by its place)
+    "#]]
+    .assert_eq(&failure);
+
+    desk.run("plan record --criterion last --prune 2 --out plan.json");
+    let prune = |rest: &str| {
+        desk.json(&format!("prune --model model --plan plan.json --dtype f32 {rest}"))
+    };
+    prune("--train train.jsonl --verify --out mapped");
+    prune("--repair drop --out dropped");
+    let down = |folder: &str, layer: usize| {
+        let file = desk.at(folder).join("model.safetensors");
+        testkit::tensor_f32(&file, &format!("model.layers.{layer}.mlp.down_proj.weight")).1
+    };
+    assert_ne!(down("mapped", 2), down("dropped", 2));
+    assert_eq!(down("mapped", 1), down("dropped", 1));
+    let perplexity = |model: &str| {
+        let eval = format!("eval --model {model} --data train.jsonl --device cpu --dtype f32");
+        desk.json(&eval)["perplexity"].as_f64().unwrap()
+    };
+    assert!(perplexity("mapped") < perplexity("dropped"));
+    assert!(!desk.at("mapped.maps").exists());
+    let failure = desk.failure("prune --model model --plan plan.json --out x");
+    assert!(failure.contains("fitted on rows; add `--train`, or take `--repair drop`"), "{failure}");
 }
 
 /// Computing layers again changes no byte of the result; steps are logged either way.

@@ -372,7 +372,7 @@ fn a_plan_in_place_of_its_scores() {
         &expect![[r#"
             exit 1
             error: cannot plan from `scores.json`
-              because: --out `scores.json` is the scores `scores.json`; choose another place for the result
+              because: --out `scores.json` is the evidence `scores.json`; choose another place for the result
         "#]],
     );
 }

@@ -13,11 +13,19 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("dataset", &[]),
     ("checkpoint", &[]),
     ("testkit", &[]),
-    ("prune", &["checkpoint", "igia", "merge"]),
-    ("finetune", &["checkpoint", "dataset", "metrics"]),
-    ("pipeline", &["checkpoint", "dataset", "finetune", "igia", "metrics", "prune"]),
-    ("gradpruner", &["checkpoint", "dataset", "finetune", "pipeline", "prune"]),
-    ("fuzz", &["checkpoint", "dataset", "prune", "testkit"]),
+    ("evidence", &["checkpoint", "igia"]),
+    ("selection", &["checkpoint", "evidence", "igia"]),
+    ("repair", &["checkpoint", "evidence", "igia", "merge", "selection"]),
+    ("finetune", &["checkpoint", "dataset", "evidence", "metrics"]),
+    (
+        "pipeline",
+        &["checkpoint", "dataset", "evidence", "finetune", "metrics", "repair", "selection"],
+    ),
+    (
+        "gradpruner",
+        &["checkpoint", "dataset", "evidence", "finetune", "pipeline", "repair", "selection"],
+    ),
+    ("fuzz", &["checkpoint", "dataset", "evidence", "repair", "selection", "testkit"]),
 ];
 
 /// Outside crates that live in few rooms, and who may import each.
@@ -31,7 +39,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("parquet", &["dataset"]),
     ("zstd", &["dataset"]),
     ("ureq", &["checkpoint"]),
-    ("rayon", &["igia", "merge", "prune", "pipeline"]),
+    ("rayon", &["evidence", "igia", "merge", "repair"]),
     ("clap", &["fuzz", "gradpruner", "xtask"]),
     ("indicatif", &["gradpruner"]),
     ("mimalloc", &["gradpruner"]),

@@ -9,13 +9,15 @@ use crate::root::{cargo, run as run_command, say};
 use crate::{layers, libtorch};
 
 /// The crates below libtorch: they must build and test where there is none.
-const BELOW_LIBTORCH: [&str; 8] = [
+const BELOW_LIBTORCH: [&str; 10] = [
     "gradpruner-igia",
     "gradpruner-merge",
     "gradpruner-metrics",
     "gradpruner-dataset",
     "gradpruner-checkpoint",
-    "gradpruner-prune",
+    "gradpruner-evidence",
+    "gradpruner-selection",
+    "gradpruner-repair",
     "gradpruner-testkit",
     "gradpruner-fuzz",
 ];

@@ -383,7 +383,10 @@ impl Model {
     }
 
     /// What all layers share in a pass over one pack: rotations, and attention by window.
-    fn prepare(&self, batch: &Packed) -> Result<(Rotation, BTreeMap<Option<usize>, Attention>)> {
+    pub(crate) fn prepare(
+        &self,
+        batch: &Packed,
+    ) -> Result<(Rotation, BTreeMap<Option<usize>, Attention>)> {
         let rotation = Rotation::new(&self.config, &batch.positions, (self.kind, self.device))?;
         let mut attention = BTreeMap::new();
         for &window in &self.config.windows {
@@ -462,7 +465,7 @@ impl Model {
         Ok(Some(distance.f_ge(0)?.f_logical_and(&distance.f_lt(window)?)?))
     }
 
-    fn embed(&self, batch: &Packed) -> Result<Tensor> {
+    pub(crate) fn embed(&self, batch: &Packed) -> Result<Tensor> {
         let embedding = self.config.vocab_size;
         if batch.largest >= embedding as i64 {
             return Err(FinetuneError::Token { token: batch.largest, embedding });

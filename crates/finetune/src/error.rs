@@ -45,6 +45,8 @@ pub enum FinetuneError {
     NoState { path: PathBuf },
     #[error("{}: saved by a training with other settings; give those again, or remove it to start over", path.display())]
     OtherRun { path: PathBuf },
+    #[error("a step's gradients could not be taken up")]
+    Sink(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the settings cannot be used: {0}")]
     Settings(String),
 }

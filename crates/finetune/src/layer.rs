@@ -11,6 +11,7 @@ use crate::linear::{Linear, Siblings};
 use crate::lora::Lora;
 use crate::norm::Norm;
 use crate::parameter::Parameter;
+use crate::product;
 use crate::rope::Rotation;
 
 /// Attention and MLP, each on a normalised input, each added to it.
@@ -71,6 +72,13 @@ impl Layer {
         let out = middle.f_add(&output)?;
         let inner = [inner_qkv, inner_o, inner_gate_up, inner_down];
         Ok((out, Saved { unnormed, heads, attended, middle, gate, up, inner }))
+    }
+
+    /// What the frozen weight of `down_proj` alone gave in a forward pass: the MLP's output without a bias and
+    /// without an adapter.
+    pub(crate) fn frozen_mlp(&self, saved: &Saved) -> Result<Tensor> {
+        let active = saved.gate.f_silu()?.f_mul(&saved.up)?;
+        product::linear(&active, &self.linears[&Module::DownProj].weight.value, None)
     }
 
     /// Gathers the gradients of what trains in the layer from the output's, and returns the

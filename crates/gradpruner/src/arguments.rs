@@ -1,10 +1,11 @@
 //! Flags that several commands share, with their defaults.
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use pipeline::{
-    CollectSettings, ComputeSettings, EvaluationSettings, FinetuneMethod, TrainingSettings,
+    CollectSettings, ComputeSettings, EvaluationSettings, FinetuneMethod, LinearMapSettings,
+    TrainingSettings,
 };
-use prune::Criterion;
+use selection::{Criterion, Keep, PlanSettings, Repair};
 
 /// Where and in what type to compute.
 #[derive(Debug, clap::Args)]
@@ -42,6 +43,62 @@ pub(crate) struct DataArgs {
     /// are an error
     #[arg(long, value_name = "FIELDS", value_delimiter = ',')]
     pub(crate) ignore_fields: Vec<String>,
+}
+
+/// What makes a layer go.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Choosing layers")]
+pub(crate) struct ChoosingArgs {
+    /// What makes a layer go
+    #[arg(long, default_value = "igia", value_parser = criterion())]
+    pub(crate) criterion: Criterion,
+    /// Layers that are never pruned: guard (the first 12 % and the last), none, or such as first:4,last:1
+    #[arg(long, default_value = "guard")]
+    pub(crate) keep: Keep,
+}
+
+/// What is done to the layers that stay.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Repairing")]
+pub(crate) struct RepairArgs {
+    /// What is done to the layers that stay: linear-map (a map in the place of each run of pruned layers, folded
+    /// into the layer before it), same-sign (pruned layers merged into the one before) or drop (nothing)
+    /// [default: same-sign with --merge, else linear-map]
+    #[arg(long)]
+    repair: Option<Repair>,
+    /// How many of the pruned layers to merge into the layer before them
+    #[arg(long, default_value_t = 0)]
+    merge: usize,
+    /// Share of a merged layer's elements that is merged
+    #[arg(long, default_value_t = 0.2, value_parser = share)]
+    density: f64,
+}
+
+impl RepairArgs {
+    pub(crate) fn settings(self) -> PlanSettings {
+        let Self { repair, merge, density } = self;
+        let usual = if merge > 0 { Repair::SameSign } else { Repair::LinearMap };
+        PlanSettings { repair: repair.unwrap_or(usual), merge, density }
+    }
+}
+
+/// How linear maps are fitted.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Repairing")]
+pub(crate) struct LinearMapArgs {
+    /// Tokens of training rows that linear maps are fitted on
+    #[arg(long, default_value_t = 10_000, value_parser = positive)]
+    map_tokens: usize,
+    /// How much a linear map is held to changing nothing, as a share of the mean of the squared inputs
+    #[arg(long, default_value_t = 1e-3, value_parser = scale)]
+    map_ridge: f64,
+}
+
+impl LinearMapArgs {
+    pub(crate) fn settings(self) -> LinearMapSettings {
+        let Self { map_tokens, map_ridge } = self;
+        LinearMapSettings { tokens: map_tokens, ridge: map_ridge }
+    }
 }
 
 /// How to collect gradients; the defaults are the authors'.
@@ -292,7 +349,8 @@ fn steps(text: &str) -> Result<Steps, String> {
 
 /// The name of a criterion.
 pub(crate) fn criterion() -> impl TypedValueParser<Value = Criterion> {
-    PossibleValuesParser::new(Criterion::ALL.map(Criterion::name))
+    let known = |criterion: Criterion| PossibleValue::new(criterion.name()).help(criterion.about());
+    PossibleValuesParser::new(Criterion::all().map(known))
         .try_map(|text| text.parse::<Criterion>())
 }
 

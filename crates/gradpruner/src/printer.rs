@@ -12,7 +12,7 @@ use pipeline::{Event, Stage};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::texts::{computing_text, needs_text, rows_text};
+use crate::texts::{computing_text, fitted_text, needs_text, rows_text};
 
 /// A command's result, for people and for programs.
 #[derive(Debug)]
@@ -144,6 +144,7 @@ impl Printer {
                 self.note(&format!("✓ {stage}: {text}{time}"));
             }
             Event::Encoded(counts) => self.rows(counts),
+            Event::Fitted(run) => self.note(&format!("  {}", fitted_text(&run))),
             Event::Step(metrics) => {
                 let text = format!(
                     "loss {:.4}, {:.0} tokens/s",

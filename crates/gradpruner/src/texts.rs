@@ -1,6 +1,7 @@
 //! Sentences about what a run computes, needs and reads, which several commands print.
 
 use dataset::RowCounts;
+use repair::FittedRun;
 use pipeline::{Computing, Estimate, bytes_text, time_text};
 
 /// Seconds of a day.
@@ -32,6 +33,18 @@ pub(crate) fn threads_text(threads: usize) -> String {
 pub(crate) fn gigaflops(rate: f64) -> String {
     let rate = rate / 1e9;
     if rate < 10.0 { format!("{rate:.1}") } else { format!("{rate:.0}") }
+}
+
+/// A run of pruned layers and the map in its place, in one line.
+pub(crate) fn fitted_text(run: &FittedRun) -> String {
+    let FittedRun { receiver, first, last, error_before, error_after } = run;
+    let layers = match first == last {
+        true => format!("layer {first}"),
+        false => format!("layers {first}–{last}"),
+    };
+    format!(
+        "{layers} as a map in layer {receiver}: relative error {error_before:.3} → {error_after:.3}"
+    )
 }
 
 /// What a run needs, in one line, and what would take less time.

@@ -1,10 +1,11 @@
-//! Importance and weights to merged weights: exact masks and the same-sign merge.
+//! Importance and weights to repaired weights: exact masks, the same-sign merge, linear maps folded in.
 //!
 //! Kernels only. Weights are read and written in their stored type, computed with in f32 and
 //! rounded once. Equal input gives equal bytes at any thread count and on any processor.
 
 mod element;
 mod mask;
+mod premultiply;
 pub mod reference;
 mod same_sign;
 mod sampled;
@@ -12,6 +13,7 @@ mod top;
 
 pub use element::Element;
 pub use mask::Mask;
+pub use premultiply::premultiply;
 pub use same_sign::{Donor, merge_part, merge_same_sign};
 pub use top::{Scores, keep_top, keep_top_of, kept_count};
 

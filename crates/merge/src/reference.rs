@@ -24,3 +24,14 @@ pub fn merge_same_sign(receiver: &[f32], donors: &[Donor<'_, f32>]) -> Vec<f32> 
         })
         .collect()
 }
+
+/// `Tᵀ·W`, element by element.
+pub fn premultiply(map: &[f32], weight: &[f32], columns: usize) -> Vec<f32> {
+    let inner = weight.len() / columns;
+    let element = |at: usize| {
+        let (i, j) = (at / columns, at % columns);
+        let product = |k: usize| f64::from(map[k * inner + i]) * f64::from(weight[k * columns + j]);
+        (0..inner).fold(0.0, |sum, k| sum + product(k)) as f32
+    };
+    (0..weight.len()).map(element).collect()
+}

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use prune::{Plan, Scores};
+use selection::{Plan, Scores};
 
 use crate::Stage;
 use crate::log::Line;

@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use checkpoint::CheckpointError;
 use dataset::DatasetError;
+use evidence::EvidenceError;
 use finetune::FinetuneError;
-use prune::PruneError;
+use repair::RepairError;
+use selection::SelectionError;
 
 /// Why a stage or a run could not be done.
 #[derive(Debug, thiserror::Error)]
@@ -19,7 +21,11 @@ pub enum PipelineError {
     #[error(transparent)]
     Finetune(#[from] FinetuneError),
     #[error(transparent)]
-    Prune(#[from] PruneError),
+    Evidence(#[from] EvidenceError),
+    #[error(transparent)]
+    Selection(#[from] SelectionError),
+    #[error(transparent)]
+    Repair(#[from] RepairError),
     #[error(
         "{}: it has more tokens than the model's embedding (tokenizer {tokens}, embedding \
          {embedding}); use the model's own tokenizer, or save the model with its embedding resized",

@@ -8,10 +8,9 @@ use finetune::{
     BatchShape, ComputeType, MemoryEstimate, Method, ProductRates, TrainSettings, Workload,
     available_memory_bytes, largest_batch, product_rate,
 };
-use prune::Share;
+use selection::{Repair, Share};
 use serde::{Deserialize, Serialize};
 
-use crate::settings::share;
 use crate::{ComputeSettings, FinetuneMethod, PipelineError, Result, RunSettings, Stage};
 
 /// The share of the rate of bare matrix products that whole steps reach; docs/results.md has the
@@ -19,6 +18,8 @@ use crate::{ComputeSettings, FinetuneMethod, PipelineError, Result, RunSettings,
 const OF_PRODUCT_RATE: f64 = 0.5;
 /// The larger side of the weight that the rate is measured with.
 const LARGEST_WEIGHT: usize = 4096;
+/// Runs of pruned layers that are assumed.
+const MAPS: u64 = 2;
 /// Rows that are looked at to foretell all.
 const SAMPLE_ROWS: usize = 2000;
 /// The shortest rows that are advised.
@@ -168,7 +169,7 @@ pub fn estimate(
     let rates =
         ProductRates { bf16: measured(ComputeType::BF16)?, f32: measured(ComputeType::F32)? };
     let rate = rates.of(compute) * OF_PRODUCT_RATE;
-    let count = match share(&settings.prune)? {
+    let count = match settings.prune {
         Share::Layers(0) => 0, // What fine-tuning alone would take.
         share => share.layers_of(config.num_layers)?,
     };
@@ -188,6 +189,9 @@ pub fn estimate(
     let mut stages = vec![of.training(Stage::Collect, config, &collect, train, collected)];
     stages[0].disk_bytes =
         collected as u64 * Workload { config, train: &collect, compute }.trained_parameters() * 4;
+    if settings.repair == Repair::LinearMap && count > 0 {
+        stages.push(of.fitting(config, &collect, train, settings.linear_map.tokens));
+    }
     stages.push(StageEstimate { disk_bytes: stored(&pruned), ..of.writing(Stage::Prune) });
     if settings.finetune != FinetuneMethod::None {
         let tune = settings.training.parse(settings.finetune, settings.seed)?;
@@ -295,6 +299,37 @@ impl Estimator {
             flops,
             seconds: flops / self.rate,
             ..self.writing(stage)
+        }
+    }
+
+    /// Linear maps: a forward pass of some tokens through the dense model, and through the layers that stay
+    /// between the first and the last that go.
+    fn fitting(
+        &self,
+        config: &ModelConfig,
+        train: &TrainSettings,
+        sample: &Sample,
+        tokens: usize,
+    ) -> StageEstimate {
+        let work = Workload { config, train, compute: self.compute };
+        let tokens = sample.tokens().min(tokens as f64);
+        let longest = sample.lengths().into_iter().max().unwrap_or(0);
+        let batch = BatchShape { tokens: longest.max(crate::stage::BATCH_TOKENS), longest, labelled: 0 };
+        let of_sample = work.forward_flops(&sample.lengths(), 0) / sample.tokens().max(1.0);
+        let flops = 1.5 * sample.scale() * of_sample * tokens;
+        let side = config.hidden_size as u64;
+        // Four states a token, three sums in f64, and the map.
+        let held = tokens as u64 * side * 4 * size_of::<f32>() as u64 + 4 * side * side * 8;
+        let mut memory = work.evaluation_memory(batch);
+        memory.kept += held;
+        StageEstimate {
+            tokens,
+            batch,
+            memory,
+            disk_bytes: MAPS * side * side * size_of::<f32>() as u64,
+            flops,
+            seconds: flops / self.rate,
+            ..self.writing(Stage::Fit)
         }
     }
 

@@ -4,6 +4,7 @@ use std::fmt;
 
 use dataset::RowCounts;
 use finetune::StepMetrics;
+use repair::FittedRun;
 use serde::{Deserialize, Serialize};
 
 use crate::{Computing, Estimate};
@@ -17,6 +18,7 @@ pub enum Stage {
     Collect,
     Score,
     Plan,
+    Fit,
     Prune,
     Finetune,
     DenseFinetune,
@@ -35,7 +37,8 @@ impl fmt::Display for Stage {
             Self::Collect => "collect gradients",
             Self::Score => "score layers",
             Self::Plan => "plan",
-            Self::Prune => "prune and merge",
+            Self::Fit => "fit linear maps",
+            Self::Prune => "prune and repair",
             Self::Finetune => "fine-tune",
             Self::DenseFinetune => "fine-tune dense",
             Self::Evaluate => "evaluate",
@@ -63,6 +66,8 @@ pub enum Event {
     Done(Stage, String),
     /// The rows to train on are tokens now.
     Encoded(RowCounts),
+    /// A linear map was fitted.
+    Fitted(FittedRun),
     /// A training step was taken.
     Step(StepMetrics),
     /// So many of so many tensors are written.

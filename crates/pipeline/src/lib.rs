@@ -1,7 +1,7 @@
 //! The stages a model goes through, each complete or absent, and runs made of them.
 //!
-//! [`run`] does all of it into one folder: collect, score, plan, prune, fine-tune, evaluate,
-//! report. The stages stand alone too ([`collect_record`], [`finetune_model`], [`evaluate_model`]),
+//! [`run`] does all of it into one folder: collect, score, plan, repair, prune, fine-tune,
+//! evaluate, report. The stages stand alone too ([`collect_record`], [`finetune_model`], [`evaluate_model`]),
 //! which is what the single commands call.
 
 mod chart;
@@ -9,7 +9,6 @@ mod data;
 mod error;
 mod estimate;
 mod event;
-mod gram;
 mod lock;
 mod log;
 mod outputs;
@@ -25,19 +24,18 @@ pub use data::{digest_data, read_data};
 pub use error::PipelineError;
 pub use estimate::{Estimate, FasterType, Sample, StageEstimate, bytes_text, estimate, time_text};
 pub use event::{Event, Stage};
-pub use gram::GramScores;
 pub use log::LogTargets;
 pub use outputs::{Named, check_outputs};
 pub use report::write_report;
 pub use run::{Evaluations, RunOutcome, run};
 pub use settings::{
-    CollectSettings, ComputeSettings, Computing, EvaluationSettings, FinetuneMethod, RunSettings,
-    TrainingSettings,
+    CollectSettings, ComputeSettings, Computing, EvaluationSettings, FinetuneMethod,
+    LinearMapSettings, RunSettings, TrainingSettings,
 };
 pub use stability::Stability;
 pub use stage::{
-    CollectTargets, Collected, FinetuneTarget, StageInputs, collect_record, evaluate_model,
-    finetune_model, load_adapted, read_encoder,
+    CollectTargets, Collected, FinetuneTarget, MapsTarget, StageInputs, StateOf,
+    collect_record, evaluate_model, finetune_model, fit_maps, load_adapted, read_encoder,
 };
 pub use table::{ComparisonRow, comparison, layer_strip, table_text};
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use checkpoint::Staging;
-use prune::{Plan, Scores};
+use selection::{Plan, Scores};
 
 use crate::chart::{loss_curves, score_bars};
 use crate::run::Evaluations;
@@ -20,7 +20,7 @@ const STYLE: &str = include_str!("report.css");
 pub fn write_report(
     folder: &Path,
     settings: &RunSettings,
-    scores: &Scores,
+    scores: Option<&Scores>,
     plan: &Plan,
     evaluations: &Evaluations,
 ) -> Result<()> {
@@ -42,10 +42,7 @@ pub fn write_report(
          <h1>{model}, {kept} of {all} layers</h1>\
          <p>{strip}</p>\
          <h2>Comparison</h2>{table}{note}\
-         <h2>Layer scores by {criterion}</h2>\
-         <p class=\"key\"><span class=\"kept\"></span>kept <span class=\"pruned\"></span>dropped \
-         <span class=\"merged\"></span>merged into the layer before</p>{bars}\
-         {losses}\
+         {bars}{losses}\
          <h2>Settings</h2><pre>{settings_text}</pre>\
          <footer>gradpruner {version}</footer></body></html>\n",
         model = escape(&settings.model),
@@ -54,12 +51,21 @@ pub fn write_report(
         strip = escape(&layer_strip(plan)),
         table = table(evaluations),
         note = note(settings, evaluations.rows_trained_on),
-        criterion = scores.criterion.name(),
-        bars = score_bars(scores, plan),
+        bars = scores.map(|scores| bars(scores, plan)).unwrap_or_default(),
         settings_text = escape(&settings_text),
         version = env!("CARGO_PKG_VERSION"),
     );
     Ok(Staging::write(&folder.join("report.html"), html.as_bytes())?)
+}
+
+fn bars(scores: &Scores, plan: &Plan) -> String {
+    format!(
+        "<h2>Layer scores by {}</h2>\
+         <p class=\"key\"><span class=\"kept\"></span>kept <span class=\"pruned\"></span>dropped \
+         <span class=\"merged\"></span>merged into the layer before</p>{}",
+        scores.criterion.name(),
+        score_bars(scores, plan)
+    )
 }
 
 fn table(evaluations: &Evaluations) -> String {

@@ -9,17 +9,19 @@ use checkpoint::{
 };
 use dataset::Row;
 use finetune::{Continuation, EvalReport};
-use prune::{Criterion, Plan, PlanSettings, PruneSettings, Scores, Size, apply, score};
+use evidence::Evidence;
+use repair::{PruneSettings, Size, apply};
+use selection::{Plan, Repair, Scores};
 use serde::{Deserialize, Serialize};
 
 use crate::data::{digest_data, read_data};
 use crate::estimate::require_disk;
 use crate::lock::RunLock;
 use crate::log::{Log, LogTargets};
-use crate::settings::{Inputs, RunFile, share};
+use crate::settings::{Inputs, RunFile};
 use crate::stage::{
-    CollectTargets, FinetuneTarget, StageInputs, collect_record, evaluate_model, finetune_model,
-    read_encoder,
+    CollectTargets, FinetuneTarget, MapsTarget, StageInputs, StateOf, collect_record,
+    evaluate_model, finetune_model, fit_maps, read_encoder,
 };
 use crate::table::{ComparisonRow, comparison, no_better_than_majority};
 use crate::{
@@ -53,8 +55,8 @@ pub struct RunOutcome {
     pub run: PathBuf,
     /// The plan it carried out.
     pub plan: Plan,
-    /// The layers' scores.
-    pub scores: Scores,
+    /// The layers' scores, if they were chosen by scores.
+    pub scores: Option<Scores>,
     /// The models side by side.
     pub comparison: Vec<ComparisonRow>,
     /// The result to use: a checkpoint, or the adapter that belongs on `pruned/`.
@@ -75,8 +77,8 @@ pub fn run(
 ) -> Result<RunOutcome> {
     let mut run = Run::begin(settings, folder, observe)?;
     run.collect()?;
-    let scores = run.score()?;
-    let plan = run.plan(&scores)?;
+    let (scores, plan) = run.select()?;
+    run.fit(&plan)?;
     run.prune(&plan)?;
     run.finetune(&plan)?;
     let evaluations = run.evaluate()?;
@@ -89,7 +91,7 @@ pub fn run(
     remove_if_there(&run.at(COLLECTED))?;
     let report = run.at("report.html");
     (run.observe)(Event::Started(Stage::Report));
-    write_report(folder, &run.settings, &scores, &plan, &evaluations)?;
+    write_report(folder, &run.settings, scores.as_ref(), &plan, &evaluations)?;
     (run.observe)(Event::Done(Stage::Report, report.display().to_string()));
     Ok(RunOutcome {
         run: folder.to_owned(),
@@ -142,7 +144,13 @@ impl<'a> Run<'a> {
         check_outputs(&[Named::of("--out", folder)], &inputs)?;
         // What would fail late is looked at early.
         let config = Checkpoint::open(&model)?.config().clone();
-        share(&settings.prune)?.layers_of(config.num_layers)?;
+        settings.criterion.request(
+            config.num_layers,
+            settings.prune,
+            settings.keep,
+            settings.seed,
+        )?;
+        settings.planning().check()?;
         require_companions(&model)?;
         let read = |path: &Path| read_data(path, &settings.ignore_fields);
         let train = read(&settings.train)?;
@@ -205,7 +213,8 @@ impl<'a> Run<'a> {
             state: settings.goes_on().then_some(state.as_path()),
             model_name: &settings.model,
             criterion: settings.criterion,
-            prune: share(&settings.prune)?,
+            prune: settings.prune,
+            keep: settings.keep,
         };
         let (lines, events) = self.logs();
         let to = LogTargets { lines: Some(&lines), events: events.as_deref() };
@@ -225,40 +234,83 @@ impl<'a> Run<'a> {
             &mut |event| logging(&mut log, &mut logged, event, observe),
         )?;
         logged?;
-        let text = match settings.criterion {
-            Criterion::Bi => format!("{} steps", found.steps.len()),
-            _ => format!("{} steps; {}", found.steps.len(), found.stability),
+        let text = match found.stability {
+            Some(stability) => format!("{} steps; {stability}", found.steps.len()),
+            None => format!("{} steps", found.steps.len()),
         };
         self.done(Stage::Collect, text);
         Ok(())
     }
 
-    fn score(&mut self) -> Result<Scores> {
-        let path = self.at("scores.json");
-        if self.found(Stage::Score, &path) {
-            return Ok(Scores::read(&path)?);
+    /// The layers' scores, if the criterion gives them, and the plan.
+    fn select(&mut self) -> Result<(Option<Scores>, Plan)> {
+        let (scores_path, plan_path) = (self.at("scores.json"), self.at("plan.json"));
+        if plan_path.exists() {
+            let scores = scores_path.exists().then(|| Scores::read(&scores_path)).transpose()?;
+            if scores.is_some() {
+                (self.observe)(Event::Found(Stage::Score));
+            }
+            (self.observe)(Event::Found(Stage::Plan));
+            return Ok((scores, Plan::read(&plan_path)?));
         }
-        let scores = score(&Record::open(&self.at("record"))?, self.settings.criterion)?;
-        scores.write(&path)?;
-        let lowest: Vec<String> = scores.ranking().iter().take(5).map(usize::to_string).collect();
-        self.done(
-            Stage::Score,
-            format!("by {}; lowest: {} …", self.settings.criterion.name(), lowest.join(" ")),
-        );
-        Ok(scores)
+        let RunSettings { criterion, prune, keep, seed, .. } = self.settings;
+        (self.observe)(Event::Started(Stage::Score));
+        let model = Checkpoint::open(&self.model)?;
+        let record = Record::open(&self.at("record"))?;
+        let mut seen = Evidence::of_record(&record, criterion.all_needs())?;
+        seen.model = Some(&model);
+        let num_layers = record.num_layers();
+        let request = criterion.request(num_layers, prune, keep, seed)?;
+        let selection = criterion.select(&mut seen, &request)?;
+        if let Some(scores) = &selection.scores {
+            scores.write(&scores_path)?;
+            let lowest: Vec<_> =
+                scores.ranking().iter().take(5).map(usize::to_string).collect();
+            let text = format!("by {}; lowest: {} …", criterion.name(), lowest.join(" "));
+            self.done(Stage::Score, text);
+        }
+        (self.observe)(Event::Started(Stage::Plan));
+        let plan = Plan::of(num_layers, &selection, &self.settings.planning())?;
+        plan.write(&plan_path)?;
+        self.done(Stage::Plan, crate::layer_strip(&plan));
+        Ok((selection.scores, plan))
     }
 
-    fn plan(&mut self, scores: &Scores) -> Result<Plan> {
-        let path = self.at("plan.json");
-        if self.found(Stage::Plan, &path) {
-            return Ok(Plan::read(&path)?);
+    /// The linear maps, if the plan repairs by them.
+    fn fit(&mut self, plan: &Plan) -> Result<()> {
+        if plan.repair() != Repair::LinearMap {
+            return Ok(());
         }
-        let RunSettings { prune, merge, density, .. } = &self.settings;
-        let (prune, merge, density) = (share(prune)?, *merge, *density);
-        let plan = Plan::from_scores(scores, &PlanSettings { prune, merge, density })?;
-        plan.write(&path)?;
-        self.done(Stage::Plan, crate::layer_strip(&plan));
-        Ok(plan)
+        let (target, state) = (self.at("maps"), self.at(COLLECTED));
+        // Once they are folded in they are of no use.
+        if self.at("pruned").exists() || self.found(Stage::Fit, &target) {
+            return Ok(());
+        }
+        let settings = self.settings.clone();
+        let inputs = StageInputs {
+            model: &self.model,
+            data: &settings.train,
+            ignored: &settings.ignore_fields,
+        };
+        let target = MapsTarget {
+            plan,
+            model_name: &settings.model,
+            max_tokens: settings.training.max_tokens,
+            adapters: settings
+                .goes_on()
+                .then_some(StateOf { folder: &state, training: &settings.training }),
+            target: &target,
+        };
+        let found = fit_maps(
+            inputs,
+            &settings.linear_map,
+            &settings.compute,
+            settings.seed,
+            target,
+            self.observe,
+        )?;
+        self.done(Stage::Fit, format!("{} on {} tokens", found.runs.len(), found.tokens));
+        Ok(())
     }
 
     fn prune(&mut self, plan: &Plan) -> Result<()> {
@@ -270,6 +322,7 @@ impl<'a> Run<'a> {
             model: self.model.clone(),
             plan: plan.clone(),
             record: Some(self.at("record")),
+            maps: Some(self.at("maps")),
             target,
             shard_bytes: self.settings.shard_bytes,
             verify: false,

@@ -8,7 +8,7 @@ use finetune::{
     AdamWSettings, ComputeChoice, ComputeType, Decay, DeviceChoice, EvalSettings, LoraSettings,
     Method, ProductRates, Schedule, TrainSettings, num_threads, product_rates,
 };
-use prune::{Criterion, Share};
+use selection::{Criterion, Keep, PlanSettings, Repair, Share};
 use serde::{Deserialize, Serialize};
 
 use crate::{PipelineError, Result};
@@ -27,13 +27,17 @@ pub struct RunSettings {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ignore_fields: Vec<String>,
     /// How many layers to prune: a number, or a share such as `40%`.
-    pub prune: String,
-    /// How many of those to merge.
+    pub prune: Share,
+    /// Which layers are never pruned.
+    pub keep: Keep,
+    /// What makes a layer important.
+    pub criterion: Criterion,
+    /// What is done to the retained layers before they are fine-tuned.
+    pub repair: Repair,
+    /// How many of the pruned layers to merge.
     pub merge: usize,
     /// The share of each donor's elements that is merged.
     pub density: f64,
-    /// What makes a layer important.
-    pub criterion: Criterion,
     /// How the pruned model is fine-tuned.
     pub finetune: FinetuneMethod,
     /// Throw the collected steps away and fine-tune the pruned model from the start, as the paper's
@@ -53,6 +57,8 @@ pub struct RunSettings {
     pub compute: ComputeSettings,
     /// The steps whose gradients are collected.
     pub collect: CollectSettings,
+    /// The linear maps, if the repair is them.
+    pub linear_map: LinearMapSettings,
     /// The fine-tuning.
     pub training: TrainingSettings,
     /// The evaluation.
@@ -66,6 +72,12 @@ impl RunSettings {
         let TrainingSettings { lora_targets, lora_layers, .. } = &self.training;
         let everywhere = lora_targets.iter().any(|name| name == "all") && lora_layers.is_none();
         !self.restart && self.finetune == FinetuneMethod::Lora && everywhere
+    }
+
+    /// What becomes of the layers that are chosen.
+    pub fn planning(&self) -> PlanSettings {
+        let Self { repair, merge, density, .. } = *self;
+        PlanSettings { repair, merge, density }
     }
 
     /// The collected steps' settings in force.
@@ -210,6 +222,16 @@ pub struct CollectSettings {
     pub auto: bool,
     /// The fine-tune.
     pub training: TrainingSettings,
+}
+
+/// How linear maps are fitted.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LinearMapSettings {
+    /// How many tokens of training rows they are fitted on.
+    pub tokens: usize,
+    /// Weight of the map's distance from the identity, relative to the mean of the squared inputs.
+    pub ridge: f64,
 }
 
 /// A fine-tuning's settings, LoRA's among them.
@@ -389,9 +411,4 @@ fn differences(found: &toml::Table, expected: &toml::Table, prefix: &str) -> Vec
         }
     }
     differing
-}
-
-/// How many layers a run prunes.
-pub(crate) fn share(text: &str) -> Result<Share> {
-    text.parse().map_err(PipelineError::Settings)
 }

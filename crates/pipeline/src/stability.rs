@@ -1,12 +1,14 @@
 //! Whether the layers' order has settled while gradients come in.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
+use evidence::{Evidence, GradientNorms, Need};
+use finetune::Gradients;
 use metrics::kendall_tau;
-use prune::Criterion;
+use selection::{Criterion, Request};
 use serde::{Deserialize, Serialize};
 
-use crate::gram::StepNorms;
+use crate::Result;
 
 /// Steps for which the chosen layers must not change.
 const UNCHANGED_STEPS: usize = 10;
@@ -50,78 +52,76 @@ impl std::fmt::Display for Stability {
     }
 }
 
-/// Follows the layers' scores step by step.
+/// Follows the layers' scores step by step, and keeps what they are made of.
 #[derive(Debug)]
 pub(crate) struct StabilityMeter {
     criterion: Criterion,
-    /// How many layers are to be pruned.
-    count: usize,
-    /// What each step adds to each layer's score.
-    steps: Vec<BTreeMap<usize, f64>>,
-    /// Sums of them.
-    scores: BTreeMap<usize, f64>,
+    request: Request,
+    seen: Evidence<'static>,
     lowest: BTreeSet<usize>,
     settled_since: usize,
 }
 
 impl StabilityMeter {
-    pub(crate) fn new(criterion: Criterion, count: usize) -> Self {
-        Self {
-            criterion,
-            count,
-            steps: Vec::new(),
-            scores: BTreeMap::new(),
-            lowest: BTreeSet::new(),
-            settled_since: 1,
-        }
+    pub(crate) fn new(criterion: Criterion, request: Request) -> Self {
+        let gradients = Some(GradientNorms::default());
+        let num_layers = request.num_layers;
+        let seen = Evidence { num_layers, gradients, ..Evidence::default() };
+        Self { criterion, request, seen, lowest: BTreeSet::new(), settled_since: 1 }
     }
 
-    pub(crate) fn add(&mut self, norms: &StepNorms) {
-        let mut step: BTreeMap<usize, f64> = BTreeMap::new();
-        for &((layer, _), squared) in norms {
-            let part = if self.criterion == Criterion::IgiaFro { squared.sqrt() } else { squared };
-            *step.entry(layer).or_default() += part;
+    pub(crate) fn add(&mut self, step: &Gradients) -> Result<()> {
+        if let Some(gradients) = &mut self.seen.gradients {
+            gradients.add(step)?;
         }
-        self.add_scores(step);
-    }
-
-    fn add_scores(&mut self, step: BTreeMap<usize, f64>) {
-        for (layer, score) in &step {
-            *self.scores.entry(*layer).or_default() += score;
+        if !self.follows() {
+            return Ok(());
         }
-        self.steps.push(step);
-        let mut ranking: Vec<(usize, f64)> =
-            self.scores.iter().map(|(&layer, &score)| (layer, score)).collect();
-        // Ties break towards the later layer being pruned (method.md §4).
-        ranking.sort_by(|x, y| x.1.total_cmp(&y.1).then(y.0.cmp(&x.0)));
-        let lowest = ranking.iter().take(self.count).map(|&(layer, _)| layer).collect();
+        let lowest = self.criterion.select(&mut self.seen, &self.request)?.removed;
+        let lowest = lowest.into_iter().collect();
         if lowest != self.lowest {
-            (self.lowest, self.settled_since) = (lowest, self.steps.len());
+            (self.lowest, self.settled_since) = (lowest, self.steps());
         }
+        Ok(())
+    }
+
+    /// Whether the choice depends on how many steps there are.
+    fn follows(&self) -> bool {
+        self.criterion.needs(Need::Gradients)
+    }
+
+    fn steps(&self) -> usize {
+        self.seen.gradients.as_ref().map_or(0, GradientNorms::num_steps)
     }
 
     /// Whether more steps would hardly change what is pruned.
     pub(crate) fn settled(&self) -> bool {
-        let steps = self.steps.len();
-        // With block influence the first step says it all.
-        self.criterion == Criterion::Bi
+        let steps = self.steps();
+        !self.follows()
             || FEWEST_STEPS <= steps && UNCHANGED_STEPS <= steps - self.settled_since
     }
 
-    pub(crate) fn report(&self) -> Stability {
-        let sum = |wanted: &dyn Fn(usize) -> bool| -> Vec<f64> {
-            let chosen = self.steps.iter().enumerate().filter(|(number, _)| wanted(*number));
-            let steps: Vec<_> = chosen.map(|(_, step)| step).collect();
-            self.scores
-                .keys()
-                .map(|layer| steps.iter().filter_map(|step| step.get(layer)).sum())
-                .collect()
+    /// The norms of all steps, and how far scores of them can be trusted, if the criterion is made of them.
+    pub(crate) fn finish(self) -> (GradientNorms, Option<Stability>) {
+        let stability = self.follows().then(|| self.report());
+        (self.seen.gradients.unwrap_or_default(), stability)
+    }
+
+    fn report(&self) -> Stability {
+        let (steps, middle) = (self.steps(), self.steps() / 2);
+        let scores = |wanted: &dyn Fn(usize) -> bool| -> Vec<f64> {
+            let gradients = self.seen.gradients.as_ref().map(|all| all.steps(wanted));
+            let num_layers = self.request.num_layers;
+            let seen = Evidence { num_layers, gradients, ..Evidence::default() };
+            let found = self.criterion.scores(&seen).ok();
+            found.map_or_else(Vec::new, |found| {
+                found.layers.iter().map(|layer| layer.score).collect()
+            })
         };
-        let middle = self.steps.len() / 2;
         Stability {
-            steps: self.steps.len(),
-            between_halves: kendall_tau(&sum(&|step| step % 2 == 0), &sum(&|step| step % 2 == 1)),
-            since_middle: kendall_tau(&sum(&|step| step < middle), &sum(&|_| true)),
+            steps,
+            between_halves: kendall_tau(&scores(&|step| step % 2 == 0), &scores(&|step| step % 2 == 1)),
+            since_middle: kendall_tau(&scores(&|step| step < middle), &scores(&|_| true)),
             settled_since: self.settled_since,
         }
     }
@@ -129,13 +129,26 @@ impl StabilityMeter {
 
 #[cfg(test)]
 mod tests {
+    use checkpoint::{Module, StepGradients};
+    use ndarray::array;
+    use selection::{Keep, Share};
+
     use super::*;
 
-    /// Feeds scores of four layers, the two lowest being the ones to prune.
+    /// Feeds gradients of four layers with these `‖G‖²`, the two lowest being the ones to prune.
     fn meter(steps: impl IntoIterator<Item = [f64; 4]>) -> StabilityMeter {
-        let mut meter = StabilityMeter::new(Criterion::Igia, 2);
+        let request = Request::new(4, Share::Layers(2), Keep::NONE, 0).unwrap();
+        let mut meter = StabilityMeter::new(Criterion::IGIA, request);
         for step in steps {
-            meter.add_scores(step.into_iter().enumerate().collect());
+            let gradients: Gradients = step
+                .into_iter()
+                .enumerate()
+                .map(|(layer, square)| {
+                    let a = array![[square.sqrt() as f32]];
+                    ((layer, Module::QProj), StepGradients { a, b: array![[1.0]] })
+                })
+                .collect();
+            meter.add(&gradients).unwrap();
         }
         meter
     }
@@ -145,8 +158,8 @@ mod tests {
         let steady = [1.0, 2.0, 3.0, 4.0];
         assert!(!meter([steady; 19]).settled(), "too few steps");
         assert!(meter([steady; 20]).settled());
-        // Layer 3 turns lowest at step 15, with a sum of −44 by then.
-        let turn = || (0..24).map(|step| if step == 14 { [1.0, 2.0, 3.0, -99.0] } else { steady });
+        // Layer 0 is no longer among the lowest from step 15 on.
+        let turn = || (0..24).map(|step| if step == 14 { [99.0, 2.0, 3.0, 4.0] } else { steady });
         let found = meter(turn());
         assert!(!found.settled());
         assert_eq!(found.report().settled_since, 15);
@@ -160,5 +173,13 @@ mod tests {
         assert_eq!((steady.between_halves, steady.is_weak()), (Some(1.0), false));
         let torn = meter([up, down, up, down, up, down]).report();
         assert_eq!((torn.between_halves, torn.is_weak()), (Some(-1.0), true));
+    }
+
+    #[test]
+    fn what_is_not_made_of_gradients_has_settled_at_once() {
+        let request = Request::new(4, Share::Layers(2), Keep::NONE, 0).unwrap();
+        let meter = StabilityMeter::new("bi".parse().unwrap(), request);
+        assert!(meter.settled());
+        assert_eq!(meter.finish().1, None);
     }
 }

@@ -7,21 +7,23 @@ use checkpoint::{
     Activations, Adapter, DataSource, Dtype, Manifest, ModelConfig, ModelSource,
     require_companions, sha256_file,
 };
-use dataset::{Encoder, Row};
+use dataset::{Encoded, Encoder, Example, Row, Sampler};
+use evidence::{Evidence, GradientNorms};
 use finetune::{
-    Continuation, EvalReport, GradientSink, Gradients, Model, RecordSink, StepMetrics, TrainReport,
-    Trainer, collect, evaluate, save_adapter, save_checkpoint,
+    Continuation, EvalReport, FinetuneError, GradientSink, Gradients, MapSettings, Model,
+    RecordSink, StepMetrics, TrainReport, Trainer, collect, evaluate, fit_linear_maps,
+    save_adapter, save_checkpoint,
 };
-use prune::{Criterion, Scores, Share};
+use repair::{FittedRun, MapsHeader, MapsWriter};
+use selection::{Criterion, Keep, Plan, Share};
 
 use crate::data::{digest_data, read_data};
 use crate::estimate::fit;
-use crate::gram::norms;
 use crate::log::{Log, LogTargets};
 use crate::stability::StabilityMeter;
 use crate::{
-    CollectSettings, ComputeSettings, EvaluationSettings, Event, FinetuneMethod, GramScores,
-    PipelineError, Result, Stability, Stage, TrainingSettings,
+    CollectSettings, ComputeSettings, EvaluationSettings, Event, FinetuneMethod,
+    LinearMapSettings, PipelineError, Result, Stability, Stage, TrainingSettings,
 };
 
 /// What a stage computes with.
@@ -48,19 +50,23 @@ pub struct CollectTargets<'a> {
     pub criterion: Criterion,
     /// How much of it.
     pub prune: Share,
+    /// What never is.
+    pub keep: Keep,
 }
 
 /// What [`collect_record`] found.
 #[derive(Debug)]
 pub struct Collected {
-    /// Scores, summed in memory.
-    pub sums: GramScores,
+    /// How many layers the model has.
+    pub num_layers: usize,
+    /// Norms of every step's gradients.
+    pub gradients: GradientNorms,
     /// The record's manifest, if one was written.
     pub manifest: Option<Manifest>,
     /// The layers' block influence.
     pub activations: Activations,
-    /// How far the scores can be trusted.
-    pub stability: Stability,
+    /// How far scores of the gradients can be trusted, if layers are chosen by them.
+    pub stability: Option<Stability>,
     /// Every step.
     pub steps: Vec<StepMetrics>,
 }
@@ -81,7 +87,8 @@ pub fn collect_record(
     let StageInputs { model, data, ignored } = inputs;
     let rows = read_data(data, ignored)?;
     let config = ModelConfig::read(model)?;
-    let num_pruned = targets.prune.layers_of(config.num_layers)?;
+    let request =
+        targets.criterion.request(config.num_layers, targets.prune, targets.keep, seed)?;
     let (encoder, num_rows) = (read_encoder(model)?, rows.len());
     let examples = encoder.examples(&rows, settings.training.max_tokens)?;
     let mut train_settings = settings.training.parse(FinetuneMethod::Lora, seed)?;
@@ -100,18 +107,15 @@ pub fn collect_record(
         Some(target) => Some(RecordSink::create(target, Dtype::F32)?),
         None => None,
     };
-    let meter = StabilityMeter::new(targets.criterion, num_pruned);
-    let mut sink = Collector { sums: GramScores::default(), record, meter, auto };
+    let meter = StabilityMeter::new(targets.criterion, request);
+    let mut sink = Collector { record, meter, auto };
     let found = collect(loaded, &settings, examples, &mut sink, &mut |metrics| {
         observe(Event::Step(*metrics));
     })?;
     let manifest = match sink.record {
         Some(record) => {
             let sources = (
-                ModelSource {
-                    name: targets.model_name.to_owned(),
-                    config_sha256: sha256_file(&model.join("config.json"))?,
-                },
+                model_source(model, targets.model_name)?,
                 DataSource {
                     path: data.display().to_string(),
                     sha256: digest_data(data)?,
@@ -122,8 +126,9 @@ pub fn collect_record(
         }
         None => None,
     };
-    let (activations, steps, stability) = (found.activations, found.steps, sink.meter.report());
-    if stability.is_weak() && targets.criterion != Criterion::Bi {
+    let (activations, steps) = (found.activations, found.steps);
+    let (gradients, stability) = sink.meter.finish();
+    if let Some(stability) = stability.filter(Stability::is_weak) {
         tracing::warn!(
             tau = stability.between_halves,
             "the order of layers differs between halves of the data; more rows or steps would \
@@ -139,12 +144,12 @@ pub fn collect_record(
              agreement says little"
         );
     }
-    Ok(Collected { sums: sink.sums, manifest, activations, stability, steps })
+    let num_layers = config.num_layers;
+    Ok(Collected { num_layers, gradients, manifest, activations, stability, steps })
 }
 
-/// Sums in memory, and a record if one is wanted.
+/// Norms in memory, and a record if one is wanted.
 struct Collector {
-    sums: GramScores,
     record: Option<RecordSink>,
     meter: StabilityMeter,
     /// Stop when the meter says so.
@@ -157,13 +162,10 @@ impl GradientSink for Collector {
         report: checkpoint::StepReport,
         gradients: &Arc<Gradients>,
     ) -> finetune::Result<()> {
-        let norms = norms(gradients)?;
         if let Some(record) = &mut self.record {
             record.step(report, gradients)?;
         }
-        self.meter.add(&norms);
-        self.sums.add(&norms);
-        Ok(())
+        self.meter.add(gradients).map_err(|error| FinetuneError::Sink(error.into()))
     }
 
     fn enough(&self) -> bool {
@@ -172,21 +174,131 @@ impl GradientSink for Collector {
 }
 
 impl Collected {
-    /// The scores by a criterion, from memory.
-    pub fn scores(&self, criterion: Criterion) -> Option<Scores> {
-        match criterion {
-            Criterion::Bi => {
-                let layers = self.activations.block_influence.iter().enumerate();
-                let layers = layers.map(|(layer, &score)| prune::LayerScore {
-                    layer,
-                    score,
-                    modules: std::collections::BTreeMap::new(),
-                });
-                Some(Scores::new(criterion, layers.collect()))
-            }
-            _ => self.sums.scores(criterion),
+    /// What selectors read of it.
+    pub fn evidence<'a>(self) -> Evidence<'a> {
+        Evidence {
+            num_layers: self.num_layers,
+            gradients: Some(self.gradients),
+            activations: Some(self.activations),
+            ..Evidence::default()
         }
     }
+}
+
+/// What [`fit_maps`] fits, and where to.
+#[derive(Debug, Clone, Copy)]
+pub struct MapsTarget<'a> {
+    /// Whose runs of pruned layers are replaced.
+    pub plan: &'a Plan,
+    /// What the maps call the model.
+    pub model_name: &'a str,
+    /// Tokens of a row at most.
+    pub max_tokens: usize,
+    /// The adapters that the model has by then; none if it is to have none.
+    pub adapters: Option<StateOf<'a>>,
+    /// Folder for the maps.
+    pub target: &'a Path,
+}
+
+/// What a training left.
+#[derive(Debug, Clone, Copy)]
+pub struct StateOf<'a> {
+    /// Where it left it.
+    pub folder: &'a Path,
+    /// Its settings.
+    pub training: &'a TrainingSettings,
+}
+
+/// Fits a linear map in the place of each run of pruned layers (methods.md §3, `linear-map`).
+///
+/// A run that begins at layer 0 has no layer before it to take a map in, and is left without.
+///
+/// # Errors
+///
+/// If the model, the rows or the state cannot be used, states overflow, or the disk refuses.
+pub fn fit_maps(
+    inputs: StageInputs<'_>,
+    settings: &LinearMapSettings,
+    compute: &ComputeSettings,
+    seed: u64,
+    target: MapsTarget<'_>,
+    observe: &mut dyn FnMut(Event),
+) -> Result<MapsHeader> {
+    let StageInputs { model, data, ignored } = inputs;
+    let MapsTarget { plan, model_name, max_tokens, adapters, target } = target;
+    let rows = read_data(data, ignored)?;
+    let examples = read_encoder(model)?.examples(&rows, max_tokens)?;
+    let calibration = first_examples(&examples, seed, settings.tokens);
+    let mut loaded = load(model, compute)?;
+    observe(Event::Computing(compute.computing()?));
+    observe(Event::Encoded(examples.counts));
+    let sources = (
+        model_source(model, model_name)?,
+        DataSource {
+            path: data.display().to_string(),
+            sha256: digest_data(data)?,
+            rows: rows.len(),
+        },
+    );
+    let runs = plan.runs();
+    if let Some((None, run)) = runs.first() {
+        tracing::warn!(
+            layers = ?run,
+            "no layer stands before these to take a linear map in; they are dropped without one"
+        );
+    }
+    let settings_of_maps = MapSettings {
+        runs: runs.into_iter().filter_map(|(receiver, run)| Some((receiver?, run))).collect(),
+        ridge: settings.ridge,
+        batch_tokens: BATCH_TOKENS,
+    };
+    if let Some(StateOf { folder, training }) = adapters {
+        let train = training.parse(FinetuneMethod::Lora, seed)?;
+        let mut trainer = Trainer::new(loaded, train, examples.clone())?;
+        let origin = (0..plan.num_layers).collect();
+        let folder = folder.to_owned();
+        trainer.go_on(&Continuation { folder, num_layers: plan.num_layers, origin })?;
+        loaded = trainer.into_model();
+    }
+    let header = MapsHeader::new(plan, loaded.config().hidden_size, settings.ridge, sources);
+    let mut writer = MapsWriter::create(target, plan, header)?;
+    let tokens = fit_linear_maps(&loaded, &calibration, &settings_of_maps, &mut |map| {
+        let run = FittedRun {
+            receiver: map.receiver,
+            first: *map.run.start(),
+            last: *map.run.end(),
+            error_before: map.error_before,
+            error_after: map.error_after,
+        };
+        writer.write(run, &map.matrix)?;
+        observe(Event::Fitted(run));
+        Ok::<_, PipelineError>(())
+    })?;
+    Ok(writer.finish(tokens)?)
+}
+
+/// Tokens of a forward pass in which nothing is kept for a backward one.
+pub(crate) const BATCH_TOKENS: usize = 2048;
+
+/// The first examples in the order of training that have so many tokens together; all of them if they have fewer.
+fn first_examples(examples: &Encoded, seed: u64, tokens: usize) -> Vec<&Example> {
+    let all = &examples.examples;
+    let mut seen = 0;
+    let order = Sampler::new(all.len(), all.len(), seed).epoch(0);
+    order
+        .into_iter()
+        .map(|number| &all[number])
+        .take_while(|example| {
+            let wanted = seen < tokens;
+            seen += example.tokens.len();
+            wanted
+        })
+        .collect()
+}
+
+fn model_source(model: &Path, name: &str) -> Result<ModelSource> {
+    let config_sha256 = sha256_file(&model.join("config.json"))?;
+    Ok(ModelSource { name: name.to_owned(), config_sha256 })
 }
 
 /// What [`finetune_model`] leaves.

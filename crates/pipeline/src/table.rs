@@ -2,7 +2,8 @@
 
 use finetune::EvalReport;
 use metrics::Interval;
-use prune::{Plan, Size};
+use repair::Size;
+use selection::Plan;
 use serde::{Deserialize, Serialize};
 
 use crate::run::Evaluations;
@@ -181,7 +182,7 @@ fn perplexity_text(value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use prune::Merge;
+    use selection::Merge;
 
     use super::*;
 

@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use checkpoint::locate;
+use checkpoint::{Checkpoint, locate};
+use evidence::Evidence;
 use pipeline::{CollectTargets, Event, Named, Stage, StageInputs, check_outputs, collect_record};
-use prune::{Criterion, Share};
+use selection::Share;
 use serde_json::json;
 
-use crate::arguments::{CollectingArgs, ComputeArgs, DataArgs, criterion, length};
+use crate::arguments::{ChoosingArgs, CollectingArgs, ComputeArgs, DataArgs, length};
 use crate::commands::ranking_text;
 use crate::printer::{Outcome, Printer};
 
@@ -31,9 +32,6 @@ pub(crate) struct CollectArgs {
     /// File for the layer scores, summed in memory meanwhile
     #[arg(long)]
     scores: Option<PathBuf>,
-    /// What makes a layer important, for --scores and the stability of the order
-    #[arg(long, default_value = "igia", value_parser = criterion())]
-    criterion: Criterion,
     /// How many layers will be pruned, for the stability of the choice: a number, or a share
     #[arg(long, default_value = "40%")]
     prune: Share,
@@ -46,6 +44,8 @@ pub(crate) struct CollectArgs {
     #[command(flatten)]
     reading: DataArgs,
     #[command(flatten)]
+    choosing: ChoosingArgs,
+    #[command(flatten)]
     collecting: CollectingArgs,
     #[command(flatten)]
     compute: ComputeArgs,
@@ -57,11 +57,11 @@ pub(crate) fn run(args: CollectArgs, printer: &mut Printer) -> anyhow::Result<Ou
         train,
         out,
         scores,
-        criterion,
         prune,
         max_length,
         seed,
         reading,
+        choosing,
         collecting,
         compute,
     } = args;
@@ -72,7 +72,9 @@ pub(crate) fn run(args: CollectArgs, printer: &mut Printer) -> anyhow::Result<Ou
     let inputs = [Named::of("--model", &*folder), Named::of("--train", &*train)];
     check_outputs(&outputs, &inputs).with_context(context)?;
     let record = out.as_deref();
-    let targets = CollectTargets { record, state: None, model_name: &model, criterion, prune };
+    let ChoosingArgs { criterion, keep } = choosing;
+    let targets =
+        CollectTargets { record, state: None, model_name: &model, criterion, prune, keep };
     let found = collect_record(
         StageInputs { model: &folder, data: &train, ignored: &reading.ignore_fields },
         &collecting.settings(max_length),
@@ -86,19 +88,20 @@ pub(crate) fn run(args: CollectArgs, printer: &mut Printer) -> anyhow::Result<Ou
     if let Some(out) = &out {
         text.push_str(&format!(" in {}", out.display()));
     }
-    if criterion != Criterion::Bi {
-        text.push_str(&format!("\n{}", found.stability));
+    if let Some(stability) = found.stability {
+        text.push_str(&format!("\n{stability}"));
     }
-    if let Some(path) = &scores
-        && let Some(scores) = found.scores(criterion)
-    {
+    let (steps, stability) = (json!(found.steps), found.stability);
+    let block_influence = found.activations.block_influence.clone();
+    if let Some(path) = &scores {
+        let model = Checkpoint::open(&folder).with_context(context)?;
+        let seen = Evidence { model: Some(&model), ..found.evidence() };
+        let scores = criterion.scores(&seen).with_context(context)?;
         scores.write(path)?;
         text.push_str(&format!("\n{}", ranking_text(&scores)));
     }
-    let block_influence = &found.activations.block_influence;
-    let (record, steps, stability) = (out, json!(found.steps), found.stability);
     Outcome::new(
         text,
-        &json!({"record": record, "scores": scores, "steps": steps, "stability": stability, "block_influence": block_influence}),
+        &json!({"record": out, "scores": scores, "steps": steps, "stability": stability, "block_influence": block_influence}),
     )
 }

@@ -8,10 +8,11 @@ use pipeline::{
     Estimate, FinetuneMethod, RunSettings, Sample, bytes_text, estimate, read_data, read_encoder,
     time_text,
 };
-use prune::Criterion;
+use selection::Share;
 
 use crate::arguments::{
-    CollectingArgs, ComputeArgs, DataArgs, EvaluationArgs, TrainingArgs, positive,
+    ChoosingArgs, CollectingArgs, ComputeArgs, DataArgs, EvaluationArgs, LinearMapArgs, RepairArgs,
+    TrainingArgs, positive,
 };
 use crate::printer::Outcome;
 use crate::texts::needs_text;
@@ -38,7 +39,7 @@ pub(crate) struct EstimateArgs {
     rows: usize,
     /// How many layers to prune: a number, or a share such as 40%
     #[arg(long, default_value = "40%")]
-    prune: String,
+    prune: Share,
     /// What of the pruned model to fine-tune: lora, full, head+last:3 or none
     #[arg(long, visible_alias = "trainable", default_value = "lora")]
     finetune: FinetuneMethod,
@@ -53,6 +54,12 @@ pub(crate) struct EstimateArgs {
     save_merged: bool,
     #[command(flatten)]
     reading: DataArgs,
+    #[command(flatten)]
+    choosing: ChoosingArgs,
+    #[command(flatten)]
+    repairing: RepairArgs,
+    #[command(flatten)]
+    maps: LinearMapArgs,
     #[command(flatten)]
     collecting: CollectingArgs,
     #[command(flatten)]
@@ -75,6 +82,9 @@ pub(crate) fn run(args: EstimateArgs) -> anyhow::Result<Outcome> {
         with_dense,
         save_merged,
         reading,
+        choosing,
+        repairing,
+        maps,
         collecting,
         training,
         evaluation,
@@ -82,6 +92,7 @@ pub(crate) fn run(args: EstimateArgs) -> anyhow::Result<Outcome> {
     } = args;
     let context = || format!("cannot tell what a run of `{model}` would need");
     let max_tokens = training.max_tokens();
+    let planning = repairing.settings();
     let folder = locate_configuration(&model).with_context(context)?;
     let config = ModelConfig::read(&folder).with_context(context)?;
     let read = |path: &PathBuf| -> anyhow::Result<_> {
@@ -104,6 +115,7 @@ pub(crate) fn run(args: EstimateArgs) -> anyhow::Result<Outcome> {
     };
     let settings = RunSettings {
         collect: collecting.settings(max_tokens),
+        linear_map: maps.settings(),
         training: training.settings(finetune),
         evaluation: evaluation.settings(max_tokens),
         compute: compute.settings(),
@@ -112,9 +124,11 @@ pub(crate) fn run(args: EstimateArgs) -> anyhow::Result<Outcome> {
         eval,
         ignore_fields: reading.ignore_fields,
         prune,
-        merge: 0,
-        density: 0.0,
-        criterion: Criterion::Igia,
+        keep: choosing.keep,
+        criterion: choosing.criterion,
+        repair: planning.repair,
+        merge: planning.merge,
+        density: planning.density,
         finetune,
         restart,
         with_dense,

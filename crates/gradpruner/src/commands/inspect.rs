@@ -6,13 +6,15 @@ use anyhow::{Context, bail};
 use checkpoint::gguf::GgufFile;
 use checkpoint::{Adapter, Checkpoint, Record, locate, read_json};
 use pipeline::layer_strip;
-use prune::{Plan, Scores, Size};
+use repair::{LinearMaps, Size};
+use selection::{Plan, Scores};
 use serde_json::{Value, json};
 
 use crate::arguments::{DataArgs, length, positive};
 use crate::commands::inspect_rows::RowsView;
 use crate::commands::ranking_text;
 use crate::printer::Outcome;
+use crate::texts::fitted_text;
 
 /// Say what a model, record, adapter, scores, plan, GGUF or data file holds.
 ///
@@ -24,7 +26,7 @@ use crate::printer::Outcome;
   gradpruner inspect run/plan.json
   gradpruner inspect train.jsonl --model SmolLM2-135M --row 3")]
 pub(crate) struct InspectArgs {
-    /// A model (folder or hub name), a record or adapter folder, scores.json, plan.json, a GGUF file,
+    /// A model (folder or hub name), a folder of a record, adapter or linear maps, scores.json, plan.json, a GGUF file,
     /// or with --model rows
     what: String,
     /// Model whose tokenizer and chat template show the rows
@@ -83,6 +85,9 @@ fn inspect(path: &Path) -> anyhow::Result<Outcome> {
     if has("config.json") {
         return model(path);
     }
+    if has("maps.json") {
+        return maps(path);
+    }
     if has("manifest.json") || has("step-00001.safetensors") {
         return record(path);
     }
@@ -111,6 +116,22 @@ fn model(path: &Path) -> anyhow::Result<Outcome> {
         weights.files().len(),
     );
     Outcome::new(text, &json!({"kind": "model", "size": size, "config": config.raw()}))
+}
+
+fn maps(path: &Path) -> anyhow::Result<Outcome> {
+    let maps = LinearMaps::open(path)?;
+    let header = maps.header();
+    let mut text = format!(
+        "linear maps of {}, in the place of {} of {} layers, fitted on {} tokens",
+        header.model.name,
+        header.pruned.len(),
+        header.num_layers,
+        header.tokens,
+    );
+    for run in &header.runs {
+        text.push_str(&format!("\n  {}", fitted_text(run)));
+    }
+    Outcome::new(text, header)
 }
 
 fn record(path: &Path) -> anyhow::Result<Outcome> {

@@ -68,7 +68,7 @@ impl Command {
 }
 
 /// A score a layer, lowest first, as text.
-fn ranking_text(scores: &::prune::Scores) -> String {
+fn ranking_text(scores: &selection::Scores) -> String {
     let mut text = format!("layers by {}, least important first:", scores.criterion.name());
     for layer in scores.ranking() {
         text.push_str(&format!("\n  {layer:>3}  {:.4e}", scores.layers[layer].score));

@@ -1,47 +1,61 @@
 //! `gradpruner plan`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use checkpoint::{Checkpoint, Record, locate};
+use evidence::Evidence;
 use pipeline::{Named, check_outputs, layer_strip};
-use prune::{Plan, PlanSettings, Scores, Share};
+use selection::{Criterion, Keep, Plan, Scores, Selection, Share};
 
-use crate::arguments::share;
+use crate::arguments::{RepairArgs, criterion};
 use crate::printer::Outcome;
 
-/// Decide which layers to prune, and which of them to merge.
+/// Decide which layers to prune, and what is done to the others.
 ///
-/// The lowest-scored layers are pruned; of these the highest-scored are merged, each into the
-/// nearest kept layer before it. The plan is a small JSON file, made to be read and edited.
+/// The lowest-scored layers are pruned, but for those that are kept by their place. The plan is a small JSON file,
+/// made to be read and edited.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:
-  gradpruner plan scores.json --prune 40% --merge 3 --out plan.json")]
+#[command(after_help = "Examples:
+  gradpruner plan scores.json --prune 40% --out plan.json
+  gradpruner plan record --criterion last --prune 40% --out plan.json")]
 pub(crate) struct PlanArgs {
-    /// Scores that `gradpruner score` wrote
-    scores: PathBuf,
+    /// Scores that `gradpruner score` wrote, or the folder of a record
+    evidence: PathBuf,
     /// How many layers to prune: a number, or a share such as 40%
     #[arg(long)]
     prune: Share,
-    /// How many of the pruned layers to merge into the layer before them
+    /// Of a record: what makes a layer go [default: igia]
+    #[arg(long, value_parser = criterion())]
+    criterion: Option<Criterion>,
+    /// Of a record: the model, for criteria that read its weights
+    #[arg(long)]
+    model: Option<String>,
+    /// Layers that are never pruned: guard (the first 12 % and the last), none, or such as first:4,last:1
+    #[arg(long, default_value = "guard")]
+    keep: Keep,
+    /// For the criterion random
     #[arg(long, default_value_t = 0)]
-    merge: usize,
-    /// Share of a merged layer's elements that is merged
-    #[arg(long, default_value_t = 0.2, value_parser = share)]
-    density: f64,
+    seed: u64,
     /// File for the plan
     #[arg(long)]
     out: Option<PathBuf>,
+    #[command(flatten)]
+    repairing: RepairArgs,
 }
 
 pub(crate) fn run(args: PlanArgs) -> anyhow::Result<Outcome> {
-    let PlanArgs { scores, prune, merge, density, out } = args;
-    let context = || format!("cannot plan from `{}`", scores.display());
+    let PlanArgs { evidence, prune, criterion, model, keep, seed, out, repairing } = args;
+    let context = || format!("cannot plan from `{}`", evidence.display());
     let (outputs, inputs) =
-        ([Named::of("--out", out.as_deref())], [Named::of("the scores", &*scores)]);
+        ([Named::of("--out", out.as_deref())], [Named::of("the evidence", &*evidence)]);
     check_outputs(&outputs, &inputs).with_context(context)?;
-    let read = Scores::read(&scores).with_context(context)?;
-    let plan =
-        Plan::from_scores(&read, &PlanSettings { prune, merge, density }).with_context(context)?;
+    let (num_layers, selection) = match evidence.is_dir() {
+        true => of_record(&evidence, criterion, model.as_deref(), (prune, keep, seed)),
+        false => of_scores(&evidence, criterion, (prune, keep, seed)),
+    }
+    .with_context(context)?;
+    let plan = Plan::of(num_layers, &selection, &repairing.settings()).with_context(context)?;
     if let Some(out) = out {
         plan.write(&out)?;
     }
@@ -50,4 +64,38 @@ pub(crate) fn run(args: PlanArgs) -> anyhow::Result<Outcome> {
         text.push_str(&format!("\nlayers {:?} merge into layer {}", merge.from, merge.into));
     }
     Outcome::new(text, &plan)
+}
+
+fn of_record(
+    folder: &Path,
+    criterion: Option<Criterion>,
+    model: Option<&str>,
+    (prune, keep, seed): (Share, Keep, u64),
+) -> anyhow::Result<(usize, Selection)> {
+    let criterion = criterion.unwrap_or(Criterion::IGIA);
+    let model = model.map(|name| anyhow::Ok(Checkpoint::open(&locate(name)?)?)).transpose()?;
+    let record = Record::open(folder)?;
+    let mut seen = Evidence::of_record(&record, criterion.all_needs())?;
+    seen.model = model.as_ref();
+    let request = criterion.request(record.num_layers(), prune, keep, seed)?;
+    Ok((record.num_layers(), criterion.select(&mut seen, &request)?))
+}
+
+fn of_scores(
+    file: &Path,
+    criterion: Option<Criterion>,
+    (prune, keep, seed): (Share, Keep, u64),
+) -> anyhow::Result<(usize, Selection)> {
+    let scores = Scores::read(file)?;
+    if let Some(asked) = criterion.filter(|criterion| *criterion != scores.criterion) {
+        anyhow::bail!(
+            "it holds scores by {}, and --criterion says {}; leave it out, or plan from a record",
+            scores.criterion.name(),
+            asked.name()
+        );
+    }
+    let num_layers = scores.layers.len();
+    let request = scores.criterion.request(num_layers, prune, keep, seed)?;
+    let removed = request.first_of(scores.ranking());
+    Ok((num_layers, Selection { removed, scores: Some(scores) }))
 }

@@ -1,22 +1,26 @@
 //! `gradpruner prune`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use checkpoint::locate;
-use pipeline::{Event, Named, Stage, check_outputs};
-use prune::{Plan, PruneReport, PruneSettings, apply};
+use checkpoint::{Record, locate, remove_if_there};
+use pipeline::{
+    Event, MapsTarget, Named, Stage, StageInputs, check_outputs, digest_data, fit_maps,
+};
+use repair::{PruneReport, PruneSettings, RepairError, apply};
+use selection::{Plan, Repair};
 
-use crate::arguments::size;
+use crate::arguments::{ComputeArgs, DataArgs, LinearMapArgs, length, size};
 use crate::printer::{Outcome, Printer};
 
 /// Write the pruned checkpoint of a plan.
 ///
-/// Kept layers are copied byte for byte and renumbered, merged layers go into the layer before
-/// them. A few hundred megabytes are held in memory, whatever the model's size.
+/// Kept layers are copied byte for byte and renumbered, but for the weights that the plan's repair changes: merged
+/// layers go into the layer before them, a linear map fitted on rows into the layer before each run of pruned
+/// ones. Without a fit, a few hundred megabytes are held in memory, whatever the model's size.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
-  gradpruner prune --model SmolLM2-135M --plan plan.json --record record --out pruned")]
+  gradpruner prune --model SmolLM2-135M --plan plan.json --train train.jsonl --out pruned")]
 pub(crate) struct PruneArgs {
     /// Model to prune: a folder in Hugging Face layout, or a hub name
     #[arg(long)]
@@ -27,39 +31,130 @@ pub(crate) struct PruneArgs {
     /// Gradient record; needed if the plan merges layers
     #[arg(long)]
     record: Option<PathBuf>,
+    /// Rows to fit linear maps on, if the plan repairs by them: a data file, a folder of them, or hub:owner/name
+    /// [default: those of the record]
+    #[arg(long)]
+    train: Option<PathBuf>,
+    /// Another repair than the plan's: linear-map or drop
+    #[arg(long)]
+    repair: Option<Repair>,
     /// Folder for the pruned checkpoint
     #[arg(long)]
     out: PathBuf,
+    /// Tokens of a row at most; the rest is cut
+    #[arg(long, default_value_t = 2048, value_parser = length)]
+    max_length: usize,
+    /// Decides which rows linear maps are fitted on
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
     /// Most bytes of tensors in one file
     #[arg(long, default_value = "5GB", value_parser = size)]
     shard_size: u64,
     /// Read the result back and compare every tensor with what the plan makes of the source
     #[arg(long)]
     verify: bool,
+    #[command(flatten)]
+    maps: LinearMapArgs,
+    #[command(flatten)]
+    reading: DataArgs,
+    #[command(flatten)]
+    compute: ComputeArgs,
 }
 
 pub(crate) fn run(args: PruneArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
-    let PruneArgs { model, plan, record, out, shard_size, verify } = args;
+    let PruneArgs {
+        model,
+        plan,
+        record,
+        train,
+        repair,
+        out,
+        max_length,
+        seed,
+        shard_size,
+        verify,
+        maps,
+        reading,
+        compute,
+    } = args;
     let context = || format!("cannot prune `{model}`");
     let folder = locate(&model).with_context(context)?;
     let inputs = [
         Named::of("--model", &*folder),
         Named::of("--plan", &*plan),
         Named::of("--record", record.as_deref()),
+        Named::of("--train", train.as_deref()),
     ];
     check_outputs(&[Named::of("--out", &*out)], &inputs).with_context(context)?;
+    let read = Plan::read(&plan).with_context(|| format!("cannot use `{}`", plan.display()))?;
+    let plan = repaired(read, repair).with_context(context)?;
+    let fitted = match plan.repair() {
+        Repair::LinearMap => {
+            let train = train.or_else(|| rows_of(record.as_deref()));
+            let train = train.ok_or(RepairError::NoMaps).with_context(context)?;
+            printer.event(Event::Started(Stage::Fit));
+            // Left beside the result by a command that was stopped.
+            let target = PathBuf::from(format!("{}.maps", out.display()));
+            remove_if_there(&target).with_context(context)?;
+            fit_maps(
+                StageInputs { model: &folder, data: &train, ignored: &reading.ignore_fields },
+                &maps.settings(),
+                &compute.settings(),
+                seed,
+                MapsTarget {
+                    plan: &plan,
+                    model_name: &model,
+                    max_tokens: max_length,
+                    adapters: None,
+                    target: &target,
+                },
+                &mut |event| printer.event(event),
+            )
+            .with_context(context)?;
+            Some(target)
+        }
+        Repair::Drop | Repair::SameSign => None,
+    };
     let settings = PruneSettings {
         model: folder,
-        plan: Plan::read(&plan).with_context(|| format!("cannot use `{}`", plan.display()))?,
+        plan,
         record,
+        maps: fitted.clone(),
         target: out,
         shard_bytes: shard_size,
         verify,
     };
     printer.event(Event::Started(Stage::Prune));
     let report = apply(&settings, &mut |done, total| printer.event(Event::Tensors { done, total }))
-        .with_context(context)?;
+        .with_context(context);
+    if let Some(maps) = fitted {
+        remove_if_there(&maps).with_context(context)?;
+    }
+    let report = report?;
     Outcome::new(text(&report), &report)
+}
+
+/// The plan, by another repair if one is asked for.
+fn repaired(plan: Plan, repair: Option<Repair>) -> anyhow::Result<Plan> {
+    match repair {
+        None => Ok(plan),
+        Some(Repair::LinearMap) => Ok(plan.with_linear_maps()),
+        Some(Repair::Drop) => {
+            Ok(Plan::new(plan.num_layers, plan.pruned, Vec::new(), plan.density))
+        }
+        Some(Repair::SameSign) if plan.repair() == Repair::SameSign => Ok(plan),
+        Some(Repair::SameSign) => anyhow::bail!(
+            "the plan merges no layers; make one that does by `gradpruner plan --merge`"
+        ),
+    }
+}
+
+/// The rows that a record was collected on, if they are still the same.
+fn rows_of(record: Option<&Path>) -> Option<PathBuf> {
+    let record = Record::open(record?).ok()?;
+    let data = record.manifest()?.data.as_ref()?;
+    let path = PathBuf::from(&data.path);
+    (digest_data(&path).ok()? == data.sha256).then_some(path)
 }
 
 fn text(report: &PruneReport) -> String {

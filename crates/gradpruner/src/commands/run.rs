@@ -4,14 +4,15 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use pipeline::{FinetuneMethod, RunSettings, layer_strip, run as run_all, table_text};
-use prune::Criterion;
+use selection::Share;
 
 use crate::arguments::{
-    CollectingArgs, ComputeArgs, DataArgs, EvaluationArgs, TrainingArgs, criterion, share, size,
+    ChoosingArgs, CollectingArgs, ComputeArgs, DataArgs, EvaluationArgs, LinearMapArgs, RepairArgs,
+    TrainingArgs, size,
 };
 use crate::printer::{Outcome, Printer};
 
-/// Collect gradients, score, plan, prune and merge, fine-tune, evaluate and report.
+/// Collect gradients, score, plan, prune and repair, fine-tune, evaluate and report.
 ///
 /// Everything goes into one folder. Each stage is complete or absent there: the same command run
 /// again goes on after the last complete stage and, inside training, after the last saved step.
@@ -25,7 +26,7 @@ use crate::printer::{Outcome, Printer};
 }))]
 #[command(after_help = "Example:
   gradpruner run --model SmolLM2-135M --train train.jsonl --eval test.jsonl \\
-      --prune 33% --merge 1 --with-dense --out run")]
+      --prune 33% --with-dense --out run")]
 pub(crate) struct RunArgs {
     /// Model: a folder in Hugging Face layout, or a hub name
     #[arg(long)]
@@ -38,16 +39,7 @@ pub(crate) struct RunArgs {
     eval: Option<PathBuf>,
     /// How many layers to prune: a number, or a share such as 40%
     #[arg(long)]
-    prune: String,
-    /// How many of the pruned layers to merge into the layer before them
-    #[arg(long, default_value_t = 0)]
-    merge: usize,
-    /// Share of a merged layer's elements that is merged
-    #[arg(long, default_value_t = 0.2, value_parser = share)]
-    density: f64,
-    /// What makes a layer important
-    #[arg(long, default_value = "igia", value_parser = criterion())]
-    criterion: Criterion,
+    prune: Share,
     /// What of the pruned model to fine-tune: lora, full, head+last:3 or none
     #[arg(long, visible_alias = "trainable", default_value = "lora")]
     finetune: FinetuneMethod,
@@ -76,6 +68,12 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     reading: DataArgs,
     #[command(flatten)]
+    choosing: ChoosingArgs,
+    #[command(flatten)]
+    repairing: RepairArgs,
+    #[command(flatten)]
+    maps: LinearMapArgs,
+    #[command(flatten)]
     collecting: CollectingArgs,
     #[command(flatten)]
     training: TrainingArgs,
@@ -91,9 +89,6 @@ pub(crate) fn run(args: RunArgs, printer: &mut Printer) -> anyhow::Result<Outcom
         train,
         eval,
         prune,
-        merge,
-        density,
-        criterion,
         finetune,
         restart,
         with_dense,
@@ -103,14 +98,19 @@ pub(crate) fn run(args: RunArgs, printer: &mut Printer) -> anyhow::Result<Outcom
         seed,
         shard_size,
         reading,
+        choosing,
+        repairing,
+        maps,
         collecting,
         training,
         evaluation,
         compute,
     } = args;
     let max_tokens = training.max_tokens();
+    let planning = repairing.settings();
     let settings = RunSettings {
         collect: collecting.settings(max_tokens),
+        linear_map: maps.settings(),
         training: training.settings(finetune),
         evaluation: evaluation.settings(max_tokens),
         compute: compute.settings(),
@@ -119,9 +119,11 @@ pub(crate) fn run(args: RunArgs, printer: &mut Printer) -> anyhow::Result<Outcom
         eval,
         ignore_fields: reading.ignore_fields,
         prune,
-        merge,
-        density,
-        criterion,
+        keep: choosing.keep,
+        criterion: choosing.criterion,
+        repair: planning.repair,
+        merge: planning.merge,
+        density: planning.density,
         finetune,
         restart,
         with_dense,

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use checkpoint::Record;
-use prune::{Criterion, score};
+use checkpoint::{Checkpoint, Record, locate};
+use evidence::Evidence;
+use selection::Criterion;
 
 use crate::arguments::criterion;
 use crate::commands::ranking_text;
@@ -17,9 +18,12 @@ use crate::printer::Outcome;
 pub(crate) struct ScoreArgs {
     /// Folder of the record
     record: PathBuf,
-    /// What makes a layer important: igia (the paper's), igia-fro (its code's), bi (block influence)
+    /// What makes a layer important
     #[arg(long, default_value = "igia", value_parser = criterion())]
     criterion: Criterion,
+    /// Model, for criteria that read its weights: a folder in Hugging Face layout, or a hub name
+    #[arg(long)]
+    model: Option<String>,
     /// File for the scores
     #[arg(long)]
     out: Option<PathBuf>,
@@ -29,13 +33,17 @@ pub(crate) struct ScoreArgs {
 }
 
 pub(crate) fn run(args: ScoreArgs) -> anyhow::Result<Outcome> {
-    let ScoreArgs { record, criterion, out, verify } = args;
+    let ScoreArgs { record, criterion, model, out, verify } = args;
     let context = || format!("cannot score `{}`", record.display());
     let opened = Record::open(&record).with_context(context)?;
     if verify {
         opened.verify().with_context(context)?;
     }
-    let scores = score(&opened, criterion).with_context(context)?;
+    let open = |name: &String| anyhow::Ok(Checkpoint::open(&locate(name)?)?);
+    let model = model.as_ref().map(open).transpose().with_context(context)?;
+    let seen = Evidence::of_record(&opened, criterion.all_needs()).with_context(context)?;
+    let seen = Evidence { model: model.as_ref(), ..seen };
+    let scores = criterion.scores(&seen).with_context(context)?;
     if let Some(out) = out {
         scores.write(&out)?;
     }

@@ -3,11 +3,11 @@
 use std::sync::{Mutex, PoisonError};
 
 use checkpoint::{Module, Record};
+use evidence::{require_single_precision, step_pairs};
 use igia::{Buffer, ImportanceRows, Panels, mean_of_sums};
 use merge::{Mask, Scores, keep_top, keep_top_of, kept_count};
 
-use crate::scores::{require_finite, step_pairs};
-use crate::{PruneError, Result};
+use crate::{RepairError, Result};
 
 /// Memory for importance; kept from weight to weight, since memory taken anew costs as much as the
 /// work.
@@ -46,7 +46,7 @@ impl Room {
         let size = rows * weight.columns;
         if self.importance.len() < size {
             self.importance = Buffer::default(); // The memory of both is not needed.
-            self.importance = Buffer::zeroed(size).map_err(PruneError::Memory)?;
+            self.importance = Buffer::zeroed(size).map_err(RepairError::Memory)?;
         }
         let out = &mut self.importance[..size];
         let steps = weight.record.num_steps();
@@ -79,7 +79,7 @@ pub(crate) fn kept(
     density: f64,
     room: &mut Room,
 ) -> Result<Mask> {
-    require_finite(record, layer, module)?;
+    require_single_precision(record, layer, module)?;
     let (rows, rank, columns) = {
         let first = record.gradients(0, layer, module)?;
         (first.b.nrows(), first.b.ncols(), first.a.ncols())
@@ -111,7 +111,7 @@ struct Parts<'a> {
 }
 
 impl Scores for Parts<'_> {
-    type Error = PruneError;
+    type Error = RepairError;
 
     fn count(&self) -> usize {
         self.weight.rows * self.weight.columns

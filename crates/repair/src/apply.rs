@@ -8,13 +8,16 @@ use std::thread::available_parallelism;
 
 use checkpoint::{
     Checkpoint, CheckpointWriter, LayerTensor, ModelConfig, Module, Record, Staging, TensorSpec,
-    TensorView, Weights, copy_companions, require_companions,
+    TensorView, copy_companions, require_companions,
 };
 use rayon::prelude::*;
+use selection::{Merge, Plan, Repair};
 use serde::{Deserialize, Serialize};
 
-use crate::merging::Merging;
-use crate::{Merge, Plan, PruneError, Result};
+use crate::edits::{Edits, Nothing};
+use crate::linear_map::LinearMap;
+use crate::same_sign::SameSign;
+use crate::{LinearMaps, RepairError, Result, Size};
 
 /// What [`apply`] needs to know.
 #[derive(Debug, Clone)]
@@ -25,37 +28,14 @@ pub struct PruneSettings {
     pub plan: Plan,
     /// Folder of the gradient record; needed if the plan merges.
     pub record: Option<PathBuf>,
+    /// Folder of linear maps; needed if the plan repairs by them.
+    pub maps: Option<PathBuf>,
     /// Folder to write.
     pub target: PathBuf,
     /// Most bytes of tensors in one file.
     pub shard_bytes: u64,
     /// Read the result back and compare every tensor with what the plan makes of the source.
     pub verify: bool,
-}
-
-/// How large a model is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the names say it")]
-pub struct Size {
-    pub num_layers: usize,
-    pub parameters: u64,
-    pub flops_per_token: u64,
-    pub size_bytes: u64,
-}
-
-impl Size {
-    /// Context length at which FLOPs per token are counted.
-    pub const CONTEXT: usize = 1024;
-
-    /// The size of a model of this configuration whose weights are these.
-    pub fn of(config: &ModelConfig, weights: &Weights) -> Self {
-        Self {
-            num_layers: config.num_layers,
-            parameters: config.parameters(),
-            flops_per_token: config.flops_per_token(Self::CONTEXT),
-            size_bytes: weights.size_bytes(),
-        }
-    }
 }
 
 /// What [`apply`] did.
@@ -66,6 +46,7 @@ pub struct PruneReport {
     pub retained: Vec<usize>,
     pub pruned: Vec<usize>,
     pub merges: Vec<Merge>,
+    pub repair: Repair,
     pub before: Size,
     pub after: Size,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -74,42 +55,46 @@ pub struct PruneReport {
 
 /// Writes the pruned checkpoint. `observe` sees how many of how many tensors are written.
 ///
-/// Retained layers are renumbered in order, receivers take their donors in, the configuration
-/// follows, and all else is byte for byte the source: the kernel copies it from file to file while
-/// the receivers are computed. Tensors of layers beyond the configuration's last are left out. Held
-/// in memory are the importance of one weight, 224 MiB at most, its gradients of as many steps as fit
-/// 48 MiB (or of one), its donors' masks and a block of each.
+/// Retained layers are renumbered in order, the weights that the repair changes are computed, the
+/// configuration follows, and all else is byte for byte the source: the kernel copies it from file to file
+/// meanwhile. Tensors of layers beyond the configuration's last are left out. Held in memory are, to merge, the
+/// importance of one weight, 224 MiB at most, its gradients of as many steps as fit 48 MiB (or of one), its
+/// donors' masks and a block of each; for linear maps one map and one weight as f32.
 ///
 /// # Errors
 ///
-/// If the model, the plan and the record do not fit each other, a gradient is not finite, a source
+/// If the model, the plan, the record and the maps do not fit each other, a gradient is not finite, a source
 /// changes meanwhile, the target exists, or the disk is full or refuses; nothing is left under the
 /// target's name then.
 pub fn apply(
     settings: &PruneSettings,
     observe: &mut dyn FnMut(usize, usize),
 ) -> Result<PruneReport> {
-    let PruneSettings { model, plan, record, target, shard_bytes, verify } = settings;
+    let PruneSettings { model, plan, record, maps, target, shard_bytes, verify } = settings;
     plan.check()?;
     let source = Checkpoint::open(model)?;
     require_companions(model)?;
     let config = source.config();
     if plan.num_layers != config.num_layers {
-        return Err(PruneError::Plan(format!(
-            "it is for {} layers, the model has {}",
-            plan.num_layers, config.num_layers
-        )));
+        let what =
+            format!("it is for {} layers, the model has {}", plan.num_layers, config.num_layers);
+        return Err(selection::SelectionError::Plan(what).into());
     }
-    let record = match record {
-        Some(record) => Some(Record::open(record)?),
-        None if plan.merges.is_empty() => None,
-        None => return Err(PruneError::NoRecord),
+    let changes = match plan.repair() {
+        Repair::Drop => Changes::None,
+        Repair::SameSign => {
+            let record = Record::open(record.as_ref().ok_or(RepairError::NoRecord)?)?;
+            require_same_model(&record, config)?;
+            Changes::Record(record)
+        }
+        Repair::LinearMap => {
+            let maps = LinearMaps::open(maps.as_ref().ok_or(RepairError::NoMaps)?)?;
+            maps.require_fit(plan, config)?;
+            Changes::Maps(maps)
+        }
     };
-    if let Some(record) = &record {
-        require_same_model(record, config)?;
-    }
 
-    let work = Work::new(&source, plan, record.as_ref());
+    let work = Work::new(&source, plan, &changes);
     let staging = Staging::folder(target)?;
     copy_companions(model, staging.path())?;
     let raw = serde_json::Value::Object(config.with_layers(&plan.retained()));
@@ -120,9 +105,7 @@ pub fn apply(
     work.write(&writer, observe)?;
     writer.finish()?;
     source.weights().require_unchanged()?;
-    if let Some(record) = &record {
-        record.require_unchanged()?;
-    }
+    changes.require_unchanged()?;
     let pruned = Checkpoint::open(staging.path())?;
     let verified_tensors = match verify {
         true => Some(work.verify(&pruned, observe)?),
@@ -134,45 +117,64 @@ pub fn apply(
         retained: plan.retained(),
         pruned: plan.pruned.clone(),
         merges: plan.merges.clone(),
+        repair: plan.repair(),
         before: Size::of(config, source.weights()),
         after: Size::of(pruned.config(), pruned.weights()),
         verified_tensors,
     })
 }
 
+/// What retained weights are changed by.
+enum Changes {
+    None,
+    Record(Record),
+    Maps(LinearMaps),
+}
+
+impl Changes {
+    fn require_unchanged(&self) -> Result<()> {
+        match self {
+            Self::None => Ok(()),
+            Self::Record(record) => Ok(record.require_unchanged()?),
+            Self::Maps(maps) => maps.require_unchanged(),
+        }
+    }
+}
+
 /// What becomes of each tensor of the source.
 struct Work<'a> {
     source: &'a Checkpoint,
     plan: &'a Plan,
-    record: Option<&'a Record>,
+    changes: &'a Changes,
     /// Tensors that stay as they are, in the order they lie on disk, and their new names.
     copied: Vec<(TensorView<'a>, String)>,
-    /// Linear weights that others are merged into.
-    receivers: Vec<(TensorView<'a>, String, (usize, Module))>,
+    /// Linear weights that the repair changes.
+    edited: Vec<(TensorView<'a>, String, (usize, Module))>,
     /// All of them, in the order they lie on disk.
     specs: Vec<TensorSpec>,
 }
 
 impl<'a> Work<'a> {
-    fn new(source: &'a Checkpoint, plan: &'a Plan, record: Option<&'a Record>) -> Self {
-        let retained = plan.retained();
-        let (mut copied, mut receivers, mut specs) = (Vec::new(), Vec::new(), Vec::new());
+    fn new(source: &'a Checkpoint, plan: &'a Plan, changes: &'a Changes) -> Self {
+        let (copied, edited, specs) = (Vec::new(), Vec::new(), Vec::new());
+        let mut work = Self { source, plan, changes, copied, edited, specs };
+        let (retained, edits) = (plan.retained(), work.edits());
         for view in source.weights().iter() {
             let Some(name) = new_name(view.name(), &retained) else { continue };
-            specs.push(TensorSpec::like(&view, &name));
-            match receiver_of(&view, plan) {
-                Some(place) => receivers.push((view, name, place)),
-                None => copied.push((view, name)),
+            work.specs.push(TensorSpec::like(&view, &name));
+            match linear_weight(&view).filter(|&(layer, module)| edits.change(layer, module)) {
+                Some(place) => work.edited.push((view, name, place)),
+                None => work.copied.push((view, name)),
             }
         }
-        Self { source, plan, record, copied, receivers, specs }
+        work
     }
 
     fn specs(&self) -> Vec<TensorSpec> {
         self.specs.clone()
     }
 
-    /// Copies on some threads and merges on others meanwhile.
+    /// Copies on some threads and computes what changes on another meanwhile.
     fn write(
         &self,
         writer: &CheckpointWriter,
@@ -197,21 +199,21 @@ impl<'a> Work<'a> {
                     if failed.load(Ordering::Relaxed) {
                         return Ok(());
                     }
-                    step(writer.copy(name, view).map_err(PruneError::from), &done)?;
+                    step(writer.copy(name, view).map_err(RepairError::from), &done)?;
                 }
             }
             Ok(())
         };
-        let merge = |done: mpsc::Sender<()>| -> Result<()> {
-            let Some(mut merging) = self.merging()? else { return Ok(()) };
-            for (view, name, place) in &self.receivers {
+        let edit = |done: mpsc::Sender<()>| -> Result<()> {
+            let mut edits = self.edits();
+            for (view, name, place) in &self.edited {
                 if failed.load(Ordering::Relaxed) {
                     break;
                 }
                 let (layer, module) = place;
-                tracing::info!(layer, %module, donors = ?self.plan.donors_of(*layer), "merging");
+                tracing::info!(layer, %module, repair = %self.plan.repair(), "changing");
                 let mut take = |offset, part: &[u8]| Ok(writer.write_part(name, offset, part)?);
-                step(merging.merged(view, *place, &mut take), &done)?;
+                step(edits.write(view, *place, &mut take), &done)?;
             }
             Ok(())
         };
@@ -223,7 +225,7 @@ impl<'a> Work<'a> {
                     scope.spawn(|| copy(done))
                 })
                 .collect();
-            workers.push(scope.spawn(|| merge(done)));
+            workers.push(scope.spawn(|| edit(done)));
             for (count, ()) in progress.into_iter().enumerate() {
                 observe(count + 1, self.specs.len());
             }
@@ -236,11 +238,11 @@ impl<'a> Work<'a> {
         })
     }
 
-    fn merging(&self) -> Result<Option<Merging<'a>>> {
-        match (self.receivers.is_empty(), self.record) {
-            (true, _) => Ok(None),
-            (false, Some(record)) => Ok(Some(Merging::new(self.source, record, self.plan))),
-            (false, None) => Err(PruneError::NoRecord),
+    fn edits(&self) -> Box<dyn Edits + 'a> {
+        match self.changes {
+            Changes::None => Box::new(Nothing),
+            Changes::Record(record) => Box::new(SameSign::new(self.source, record, self.plan)),
+            Changes::Maps(maps) => Box::new(LinearMap { maps }),
         }
     }
 
@@ -248,7 +250,7 @@ impl<'a> Work<'a> {
     /// there are.
     fn verify(&self, found: &Checkpoint, observe: &mut dyn FnMut(usize, usize)) -> Result<usize> {
         let total = self.specs.len();
-        let differs = |name: &str| PruneError::Differs { name: name.to_owned() };
+        let differs = |name: &str| RepairError::Differs { name: name.to_owned() };
         let mut done = 0;
         if found.weights().iter().count() != total {
             return Err(differs("model.safetensors.index.json"));
@@ -260,9 +262,8 @@ impl<'a> Work<'a> {
             done += 1;
             observe(done, total);
         }
-        let mut merging = self.merging()?;
-        for (view, name, place) in &self.receivers {
-            let Some(merging) = &mut merging else { break };
+        let mut edits = self.edits();
+        for (view, name, place) in &self.edited {
             let written = found.tensor(name)?;
             let mut compare = |offset: u64, part: &[u8]| {
                 let from = offset as usize;
@@ -271,7 +272,7 @@ impl<'a> Work<'a> {
                     _ => Err(differs(name)),
                 }
             };
-            merging.merged(view, *place, &mut compare)?;
+            edits.write(view, *place, &mut compare)?;
             done += 1;
             observe(done, total);
         }
@@ -296,16 +297,18 @@ fn new_name(name: &str, retained: &[usize]) -> Option<String> {
     Some(format!("model.layers.{position}.{rest}"))
 }
 
-/// Which linear weight this is, if donors are merged into it.
-fn receiver_of(view: &TensorView<'_>, plan: &Plan) -> Option<(usize, Module)> {
+/// Which linear weight this is, if it is one.
+fn linear_weight(view: &TensorView<'_>) -> Option<(usize, Module)> {
     let tensor = LayerTensor::parse(view.name())?;
-    let module = tensor.module()?;
-    (!plan.donors_of(tensor.layer).is_empty()).then_some((tensor.layer, module))
+    Some((tensor.layer, tensor.module()?))
 }
 
 fn require_same_model(record: &Record, config: &ModelConfig) -> Result<()> {
     let fail =
-        |what: String| Err(PruneError::OtherModel { path: record.folder().to_owned(), what });
+        |reason: String| {
+            let path = record.folder().to_owned();
+            Err(RepairError::OtherModel { path, what: "record", reason })
+        };
     if record.num_layers() != config.num_layers {
         return fail(format!(
             "it has {} layers, the model {}",
@@ -331,14 +334,17 @@ mod tests {
     use std::io::Write;
     use std::path::Path;
 
+    use checkpoint::{DataSource, Dtype, ModelSource, RecordWriter, StepGradients};
+
     use super::*;
-    use crate::scores::tests::rewrite_short;
+    use crate::{FittedRun, MapsHeader, MapsWriter};
 
     fn settings(name: &str, target: &Path) -> PruneSettings {
         PruneSettings {
             model: testkit::fixture(&format!("{name}/model")),
             plan: Plan::read(&testkit::fixture(&format!("{name}/plan.json"))).unwrap(),
             record: Some(testkit::fixture(&format!("{name}/record"))),
+            maps: None,
             target: target.to_owned(),
             shard_bytes: u64::MAX,
             verify: true,
@@ -457,13 +463,37 @@ mod tests {
         }
     }
 
+    /// A copy of a record that lacks a module.
+    fn without(record: &Record, module: Module, target: &Path) {
+        let mut writer = RecordWriter::create(target, Dtype::F32).unwrap();
+        let manifest = record.manifest().unwrap().clone();
+        for (step, entry) in manifest.steps.iter().enumerate() {
+            let pairs: Vec<_> = record
+                .pairs()
+                .filter(|(_, found)| *found != module)
+                .map(|(layer, module)| {
+                    let pair = record.gradients(step, layer, module).unwrap();
+                    let (a, b) = (pair.a.into_owned(), pair.b.into_owned());
+                    ((layer, module), StepGradients { a, b })
+                })
+                .collect();
+            writer.step(entry.report, &pairs).unwrap();
+        }
+        let name = String::new;
+        let sources = (
+            ModelSource { name: name(), config_sha256: name() },
+            DataSource { path: name(), sha256: name(), rows: 0 },
+        );
+        writer.finish(manifest.num_layers, manifest.lora, 0, sources, None).unwrap();
+    }
+
     #[test]
     fn a_record_without_a_donors_module_is_refused() {
         let folder = testkit::temporary_folder();
         let settings = breakable(folder.path());
         let whole = Record::open(&testkit::fixture("tiny_llama/record")).unwrap();
         let path = folder.path().join("part");
-        rewrite_short(&whole, &path, &|module| module != Module::UpProj);
+        without(&whole, Module::UpProj, &path);
         let settings = PruneSettings { record: Some(path), ..settings };
         let error = apply(&settings, &mut |_, _| {}).unwrap_err().to_string();
         assert!(error.contains("no gradients of layer"), "{error}");
@@ -478,7 +508,8 @@ mod tests {
         let (source, found) = (&settings.model, &settings.target);
         let source = Checkpoint::open(source).unwrap();
         let record = Record::open(settings.record.as_ref().unwrap()).unwrap();
-        let work = Work::new(&source, &settings.plan, Some(&record));
+        let changes = Changes::Record(record);
+        let work = Work::new(&source, &settings.plan, &changes);
         let file = found.join("model.safetensors");
         let whole = fs_err::read(&file).unwrap();
         for name in ["model.norm.weight", "model.layers.2.mlp.down_proj.weight"] {
@@ -491,5 +522,104 @@ mod tests {
             let error = work.verify(&Checkpoint::open(found).unwrap(), &mut |_, _| {});
             assert!(error.unwrap_err().to_string().contains(name));
         }
+    }
+
+    /// Writes maps for a plan of `tiny_llama`'s, `T[k, i] = f(receiver, k, i)`.
+    fn write_maps(target: &Path, plan: &Plan, element: &dyn Fn(usize, usize, usize) -> f32) {
+        let config = ModelConfig::read(&testkit::fixture("tiny_llama/model")).unwrap();
+        let name = String::new;
+        let sources = (
+            ModelSource { name: name(), config_sha256: name() },
+            DataSource { path: name(), sha256: name(), rows: 0 },
+        );
+        let side = config.hidden_size;
+        let header = MapsHeader::new(plan, side, 1e-3, sources);
+        let mut writer = MapsWriter::create(target, plan, header).unwrap();
+        for (receiver, run) in plan.runs() {
+            let (receiver, first, last) = (receiver.unwrap(), *run.start(), *run.end());
+            let matrix: Vec<f32> =
+                (0..side * side).map(|at| element(receiver, at / side, at % side)).collect();
+            let run = FittedRun { receiver, first, last, error_before: 1.0, error_after: 0.5 };
+            writer.write(run, &matrix).unwrap();
+        }
+        writer.finish(7).unwrap();
+    }
+
+    /// Each run's map is folded into the weight before it, and nothing else changes.
+    #[test]
+    fn linear_maps_are_folded_in() {
+        let folder = testkit::temporary_folder();
+        let maps = folder.path().join("maps");
+        let plan = Plan::new(6, vec![2, 3, 5], vec![], 0.2).with_linear_maps();
+        let element = |receiver: usize, k: usize, i: usize| {
+            ((receiver * 31 + k * 7 + i * 3) as f32).sin() + f32::from(u8::from(k == i))
+        };
+        write_maps(&maps, &plan, &element);
+        let good = PruneSettings {
+            plan: plan.clone(),
+            record: None,
+            maps: Some(maps),
+            ..settings("tiny_llama", &folder.path().join("mapped"))
+        };
+        assert_eq!(apply(&good, &mut |_, _| {}).unwrap().repair, Repair::LinearMap);
+        let dropped = PruneSettings {
+            plan: Plan::new(6, plan.pruned.clone(), vec![], 0.2),
+            maps: None,
+            target: folder.path().join("dropped"),
+            ..good.clone()
+        };
+        apply(&dropped, &mut |_, _| {}).unwrap();
+        let source = Checkpoint::open(&good.model).unwrap();
+        let (found, dropped) =
+            (Checkpoint::open(&good.target).unwrap(), Checkpoint::open(&dropped.target).unwrap());
+        // Layers 1 and 4 of the source are 1 and 2 of the result.
+        let changed = [(1, 1), (4, 2)].map(|(receiver, position)| {
+            let name = |layer| checkpoint::tensor_name(layer, Module::DownProj);
+            let weight = source.tensor(&name(receiver)).unwrap();
+            let &[rows, columns] = weight.shape() else { panic!("two dimensions") };
+            let values = weight.to_f32().unwrap();
+            let mut expected = Vec::new();
+            for i in 0..rows {
+                for j in 0..columns {
+                    let mut sum = 0.0;
+                    for k in 0..rows {
+                        let (map, value) = (element(receiver, k, i), values[k * columns + j]);
+                        sum += f64::from(map) * f64::from(value);
+                    }
+                    expected.push(sum as f32);
+                }
+            }
+            let found = found.tensor(&name(position)).unwrap().to_f32().unwrap();
+            let expected = checkpoint::narrow(&expected, weight.dtype().unwrap());
+            assert_eq!(found, checkpoint::widen(&expected, weight.dtype().unwrap()));
+            name(position)
+        });
+        for view in dropped.weights().iter().filter(|view| !changed.contains(&view.name().into())) {
+            assert_eq!(found.tensor(view.name()).unwrap().bytes(), view.bytes(), "{}", view.name());
+        }
+    }
+
+    #[test]
+    fn maps_that_do_not_fit_are_refused() {
+        let folder = testkit::temporary_folder();
+        let at = |name: &str| folder.path().join(name);
+        let plan = Plan::new(6, vec![2, 3, 5], vec![], 0.2).with_linear_maps();
+        write_maps(&at("maps"), &plan, &|_, _, _| 1.0);
+        let check = |plan: &Plan, maps: Option<PathBuf>, reason: &str| {
+            let base = settings("tiny_llama", &at("out"));
+            let settings = PruneSettings { plan: plan.clone(), record: None, maps, ..base };
+            let error = apply(&settings, &mut |_, _| {}).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+            assert!(!at("out").exists());
+        };
+        check(&plan, None, "add `--train`, or take `--repair drop`");
+        let other = Plan::new(6, vec![2, 5], vec![], 0.2).with_linear_maps();
+        check(&other, Some(at("maps")), "it is for [2, 3, 5] pruned, the plan prunes [2, 5]");
+        check(&plan, Some(at("none")), "maps.json");
+        write_maps(&at("wild"), &plan, &|_, k, _| if k == 3 { f32::NAN } else { 0.0 });
+        check(&plan, Some(at("wild")), "`layers.1.map` is not finite");
+        let text = fs_err::read_to_string(at("maps/maps.json")).unwrap();
+        fs_err::write(at("maps/maps.json"), text.replace("\"last\": 3", "\"last\": 4")).unwrap();
+        check(&plan, Some(at("maps")), "its runs are not those of the pruned layers");
     }
 }

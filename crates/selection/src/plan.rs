@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -9,10 +10,12 @@ use checkpoint::MOST_LAYERS;
 use serde::{Deserialize, Serialize};
 
 use crate::scores::write_json;
-use crate::{PruneError, Result, Scores};
+use crate::{Result, Selection, SelectionError};
 
 const FORMAT: &str = "gradpruner-plan";
-const VERSION: u64 = 1;
+/// The version of plans that drop and merge; those with a key more are of [`VERSION`].
+const FIRST_VERSION: u64 = 1;
+const VERSION: u64 = 2;
 const SAME_SIGN: &str = "same-sign";
 
 /// What is to be done to a model's layers, made to be read and edited by a person.
@@ -30,6 +33,9 @@ pub struct Plan {
     /// The share of each donor's elements that is kept.
     pub density: f64,
     rule: String,
+    /// Of a plan of version 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    repair: Option<Repair>,
 }
 
 /// One retained layer and the pruned layers merged into it.
@@ -42,135 +48,173 @@ pub struct Merge {
     pub from: Vec<usize>,
 }
 
-/// How many layers to prune: a number, or a share of all.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Share {
-    /// So many layers.
-    Layers(usize),
-    /// So many percent of the layers, rounded to nearest.
-    Percent(f64),
+/// What is done to the retained layers before they are fine-tuned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Repair {
+    /// Nothing.
+    #[default]
+    Drop,
+    /// The best elements of some pruned layers are added to the layer before them (method.md §5, §6).
+    SameSign,
+    /// A linear map stands in for each run of pruned layers, folded into the layer before it.
+    LinearMap,
 }
 
-impl Share {
-    /// How many of `num_layers` are pruned: at least one, and at least one stays.
-    ///
-    /// # Errors
-    ///
-    /// [`PruneError::Share`] if it rounds to no layer or to all.
-    pub fn layers_of(self, num_layers: usize) -> Result<usize> {
-        let count = self.of(num_layers);
-        let least = (50.0 / num_layers as f64).ceil();
-        match count {
-            0 => Err(PruneError::Share(format!(
-                "{self} of {num_layers} layers rounds to none; prune at least 1 layer, or {least}%"
-            ))),
-            _ if count >= num_layers => Err(PruneError::Share(format!(
-                "{self} is {count} of {num_layers} layers, and at least one must stay"
-            ))),
-            _ => Ok(count),
-        }
-    }
+impl Repair {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::LinearMap, Self::SameSign, Self::Drop];
 
-    fn of(self, num_layers: usize) -> usize {
+    /// Its name in files and on the command line.
+    pub fn name(self) -> &'static str {
         match self {
-            Self::Layers(count) => count,
-            Self::Percent(percent) => (num_layers as f64 * percent / 100.0).round() as usize,
+            Self::Drop => "drop",
+            Self::SameSign => "same-sign",
+            Self::LinearMap => "linear-map",
         }
     }
 }
 
-impl FromStr for Share {
+impl fmt::Display for Repair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Repair {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let fail = || format!("`{text}` is neither a number of layers nor a share such as 40%");
-        match text.strip_suffix('%') {
-            Some(percent) => match percent.trim().parse() {
-                Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(Self::Percent(percent)),
-                _ => Err(fail()),
-            },
-            None => text.parse().map(Self::Layers).map_err(|_| fail()),
-        }
+        Self::ALL.into_iter().find(|repair| repair.name() == text).ok_or_else(|| {
+            let known = Self::ALL.map(Self::name).join(", ");
+            format!("`{text}` is no repair; there are {known}")
+        })
     }
 }
 
-impl fmt::Display for Share {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Layers(count) => write!(f, "{count}"),
-            Self::Percent(percent) => write!(f, "{percent}%"),
-        }
-    }
-}
-
-/// How [`Plan::from_scores`] decides.
+/// What becomes of the layers that a selection removes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PlanSettings {
-    /// How many layers are pruned.
-    pub prune: Share,
-    /// How many of them are merged.
+    /// What is done to the layers that stay.
+    pub repair: Repair,
+    /// How many of the pruned layers are merged; more than none if the repair merges, else none.
     pub merge: usize,
     /// The share of each donor's elements that is kept.
     pub density: f64,
 }
 
+impl PlanSettings {
+    /// Checks that repair and merges agree.
+    ///
+    /// # Errors
+    ///
+    /// [`SelectionError::Plan`] if the repair merges and no layer is to be merged, or the other way round.
+    pub fn check(&self) -> Result<()> {
+        match (self.repair, self.merge) {
+            (Repair::SameSign, 0) => Err(SelectionError::Plan(
+                "`same-sign` merges layers; say how many with --merge".into(),
+            )),
+            (Repair::SameSign, _) | (_, 0) => Ok(()),
+            (other, merge) => Err(SelectionError::Plan(format!(
+                "`{other}` merges no layers, and --merge says {merge}; leave one of them out"
+            ))),
+        }
+    }
+}
+
 impl Plan {
-    /// A plan by hand, with merging by the same-sign rule. [`Plan::check`] says whether it holds.
+    /// A plan by hand: layers dropped, or merged by the same-sign rule. [`Plan::check`] says whether it holds.
     pub fn new(num_layers: usize, pruned: Vec<usize>, merges: Vec<Merge>, density: f64) -> Self {
         let (format, rule) = (FORMAT.into(), SAME_SIGN.into());
-        Self { format, version: VERSION, num_layers, pruned, merges, density, rule }
+        let repair = None;
+        Self { format, version: FIRST_VERSION, num_layers, pruned, merges, density, rule, repair }
     }
 
-    /// Prunes the lowest-scored layers and merges the highest-scored of these, each into the
+    /// The same plan with a linear map in the place of each run of pruned layers.
+    pub fn with_linear_maps(self) -> Self {
+        Self { version: VERSION, repair: Some(Repair::LinearMap), merges: Vec::new(), ..self }
+    }
+
+    /// Prunes the layers of a selection and merges the most important of these, each into the
     /// nearest retained layer before it (method.md §4).
     ///
     /// # Errors
     ///
-    /// [`PruneError::Share`] if no layer is to go, or all; [`PruneError::Plan`] if more are to be
-    /// merged than pruned, or a layer that no retained layer stands before.
-    pub fn from_scores(scores: &Scores, settings: &PlanSettings) -> Result<Self> {
-        let PlanSettings { prune, merge, density } = *settings;
-        let num_layers = scores.layers.len();
-        let count = prune.layers_of(num_layers)?;
+    /// [`SelectionError::Plan`] if more are to be merged than pruned, [`PlanSettings::check`] fails, or a layer is
+    /// to be merged that no retained layer stands before.
+    pub fn of(num_layers: usize, selection: &Selection, settings: &PlanSettings) -> Result<Self> {
+        let PlanSettings { repair, merge, density } = *settings;
+        let fail = |what: String| Err(SelectionError::Plan(what));
+        let count = selection.removed.len();
         if merge > count {
-            return Err(PruneError::Plan(format!(
-                "{merge} layers are to be merged, but only {count} are pruned"
-            )));
+            return fail(format!("{merge} layers are to be merged, but only {count} are pruned"));
         }
-        let ranking = scores.ranking();
-        let (pruned, _) = ranking.split_at(count);
-        let (_, donors) = pruned.split_at(count - merge);
-        let pruned: BTreeSet<usize> = pruned.iter().copied().collect();
+        settings.check()?;
+        let (_, donors) = selection.removed.split_at(count - merge);
+        let pruned: BTreeSet<usize> = selection.removed.iter().copied().collect();
         let donors: BTreeSet<usize> = donors.iter().copied().collect();
         let mut merges: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for &donor in &donors {
             let Some(into) = (0..donor).rev().find(|layer| !pruned.contains(layer)) else {
-                return Err(PruneError::Plan(format!(
+                return fail(format!(
                     "layer {donor} is to be merged, but no retained layer stands before it; merge \
                      fewer layers, or prune fewer"
-                )));
+                ));
             };
             merges.entry(into).or_default().push(donor);
         }
         let merges = merges.into_iter().map(|(into, from)| Merge { into, from }).collect();
         let plan = Self::new(num_layers, pruned.into_iter().collect(), merges, density);
+        let plan = if repair == Repair::LinearMap { plan.with_linear_maps() } else { plan };
         plan.check()?;
         Ok(plan)
+    }
+
+    /// What is done to the layers that stay.
+    pub fn repair(&self) -> Repair {
+        let merges = if self.merges.is_empty() { Repair::Drop } else { Repair::SameSign };
+        self.repair.unwrap_or(merges)
+    }
+
+    /// The runs of pruned layers, ascending, each with the retained layer before it; `None` before the first.
+    pub fn runs(&self) -> Vec<(Option<usize>, RangeInclusive<usize>)> {
+        let mut runs: Vec<(Option<usize>, RangeInclusive<usize>)> = Vec::new();
+        for &layer in &self.pruned {
+            match runs.last_mut() {
+                Some((_, run)) if run.end() + 1 == layer => *run = *run.start()..=layer,
+                _ => runs.push((layer.checked_sub(1), layer..=layer)),
+            }
+        }
+        runs
     }
 
     /// Checks that the plan can be carried out on a model of `num_layers` layers.
     ///
     /// # Errors
     ///
-    /// [`PruneError::Plan`] with the first reason why not.
+    /// [`SelectionError::Plan`] with the first reason why not.
     pub fn check(&self) -> Result<()> {
-        self.reason_against().map_or(Ok(()), |reason| Err(PruneError::Plan(reason)))
+        self.reason_against().map_or(Ok(()), |reason| Err(SelectionError::Plan(reason)))
     }
 
     fn reason_against(&self) -> Option<String> {
-        let Self { format, version, num_layers, pruned, merges, density, rule } = self;
-        if format != FORMAT || *version != VERSION {
-            return Some(format!("it says `{format}` version {version}, not `{FORMAT}` {VERSION}"));
+        let Self { format, version, num_layers, pruned, merges, density, rule, repair } = self;
+        if format != FORMAT || !(FIRST_VERSION..=VERSION).contains(version) {
+            return Some(format!(
+                "it says `{format}` version {version}; `{FORMAT}` versions {FIRST_VERSION} and {VERSION} are understood"
+            ));
+        }
+        match repair {
+            Some(_) if *version == FIRST_VERSION => {
+                return Some(format!("`repair` is a key of version {VERSION}, and it says {version}"));
+            }
+            Some(Repair::SameSign) if merges.is_empty() => {
+                return Some("it repairs by `same-sign`, and merges no layers".into());
+            }
+            Some(repair @ (Repair::Drop | Repair::LinearMap)) if !merges.is_empty() => {
+                return Some(format!("it repairs by `{repair}`, which merges no layers, and has merges"));
+            }
+            _ => {}
         }
         if !(1..=MOST_LAYERS).contains(num_layers) {
             return Some(format!(
@@ -275,19 +319,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{Criterion, LayerScore};
+    use crate::{Criterion, Keep, Request, Scores, Share};
 
-    fn scores(values: &[f64]) -> Scores {
-        let layers = values
-            .iter()
-            .enumerate()
-            .map(|(layer, &score)| LayerScore { layer, score, modules: BTreeMap::new() })
-            .collect();
-        Scores::new(Criterion::Igia, layers)
-    }
-
-    fn settings(prune: usize, merge: usize) -> PlanSettings {
-        PlanSettings { prune: Share::Layers(prune), merge, density: 0.2 }
+    /// The plan that scores give, without a guard.
+    fn plan(values: &[f64], prune: usize, merge: usize) -> Result<Plan> {
+        let request = Request::new(values.len(), Share::Layers(prune), Keep::NONE, 0)?;
+        let scores = Scores::of_layers(Criterion::IGIA, values);
+        let selection = Selection { removed: request.first_of(scores.ranking()), scores: None };
+        let repair = if merge > 0 { Repair::SameSign } else { Repair::Drop };
+        Plan::of(values.len(), &selection, &PlanSettings { repair, merge, density: 0.2 })
     }
 
     #[test]
@@ -296,9 +336,9 @@ mod tests {
             let file = testkit::fixture(&format!("{name}/scores_igia.json"));
             let expected = Plan::read(&testkit::fixture(&format!("{name}/plan.json"))).unwrap();
             let merge = expected.donors().len();
-            let found =
-                Plan::from_scores(&Scores::read(&file).unwrap(), &settings(3, merge)).unwrap();
-            assert_eq!(found, expected, "{name}");
+            let scores = Scores::read(&file).unwrap();
+            let values: Vec<f64> = scores.layers.iter().map(|layer| layer.score).collect();
+            assert_eq!(plan(&values, 3, merge).unwrap(), expected, "{name}");
         }
     }
 
@@ -307,8 +347,8 @@ mod tests {
         fn every_plan_holds(
             values in prop::collection::vec(0..5_u8, 1..12), prune in 0..12_usize, merge in 0..4_usize,
         ) {
-            let scores = scores(&values.iter().copied().map(f64::from).collect::<Vec<_>>());
-            if let Ok(plan) = Plan::from_scores(&scores, &settings(prune, merge)) {
+            let scores: Vec<f64> = values.iter().copied().map(f64::from).collect();
+            if let Ok(plan) = plan(&scores, prune, merge) {
                 prop_assert_eq!(plan.pruned.len(), prune);
                 prop_assert_eq!(plan.donors().len(), merge);
                 let lowest_kept = plan.retained().iter().map(|&l| values[l]).min();
@@ -346,27 +386,33 @@ mod tests {
             (1, 2, "only 1 are pruned"),
             (1, 1, "layer 0 is to be"),
         ] {
-            let error = Plan::from_scores(&scores(&[1.0, 2.0, 3.0]), &settings(prune, merge));
-            let error = error.unwrap_err().to_string();
+            let error = plan(&[1.0, 2.0, 3.0], prune, merge).unwrap_err().to_string();
             assert!(error.contains(reason), "{error}");
         }
     }
 
     #[test]
-    fn a_share_of_no_layer_says_the_least() {
-        let of = |text: &str, layers| text.parse::<Share>().unwrap().layers_of(layers);
-        for layers in 2..200_usize {
-            let least = (50.0 / layers as f64).ceil();
-            assert!(of(&format!("{least}%"), layers).is_ok(), "{layers}");
-            let below = of(&format!("{}%", 49.0 / layers as f64), layers).unwrap_err().to_string();
-            assert!(below.contains(&format!("prune at least 1 layer, or {least}%")), "{below}");
+    fn repairs_and_merges_agree() {
+        let selection = Selection { removed: vec![2, 1, 4], scores: None };
+        let of = |repair, merge| {
+            Plan::of(6, &selection, &PlanSettings { repair, merge, density: 0.2 })
+        };
+        let mapped = of(Repair::LinearMap, 0).unwrap();
+        assert_eq!((mapped.repair(), mapped.version), (Repair::LinearMap, 2));
+        assert_eq!(mapped.runs(), [(Some(0), 1..=2), (Some(3), 4..=4)]);
+        assert_eq!(of(Repair::Drop, 0).unwrap().version, 1);
+        for (repair, merge, reason) in [
+            (Repair::SameSign, 0, "say how many with --merge"),
+            (Repair::LinearMap, 1, "`linear-map` merges no layers, and --merge says 1"),
+            (Repair::Drop, 2, "`drop` merges no layers"),
+        ] {
+            let error = of(repair, merge).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
         }
-    }
-
-    #[test]
-    fn shares_round_to_nearest() {
-        let of = |text: &str, layers| text.parse::<Share>().unwrap().of(layers);
-        assert_eq!((of("40%", 32), of("33%", 30), of("13", 32)), (13, 10, 13));
-        assert!("x%".parse::<Share>().is_err() && "120%".parse::<Share>().is_err());
+        let first = Plan::new(6, vec![0, 1], vec![], 0.2).with_linear_maps();
+        assert_eq!(first.runs(), [(None, 0..=1)]);
+        first.check().unwrap();
+        let old = Plan { version: 1, ..mapped };
+        assert!(old.check().unwrap_err().to_string().contains("a key of version 2"));
     }
 }

@@ -1,4 +1,4 @@
-//! Donors into a receiver: one weight at a time, a block of it in memory (method.md §5, §6).
+//! `same-sign`: donors into a receiver, a weight at a time, a block of it in memory (method.md §5, §6).
 
 use checkpoint::{
     Checkpoint, Dtype, Module, Record, TensorReader, TensorView, narrow, tensor_name, widen,
@@ -6,21 +6,24 @@ use checkpoint::{
 use half::{bf16, f16};
 use merge::{Donor, Element, Mask, merge_part};
 
+use selection::Plan;
+
+use crate::Result;
+use crate::edits::Edits;
 use crate::importance::{self, Room};
-use crate::{Plan, Result};
 
 /// Elements of a weight that are merged at a time.
 const BLOCK: usize = 1 << 21;
 
-/// Merges the weights that a plan wants merged.
-pub(crate) struct Merging<'a> {
+/// Merges the layers that a plan wants merged into those before them.
+pub(crate) struct SameSign<'a> {
     source: &'a Checkpoint,
     record: &'a Record,
     plan: &'a Plan,
     room: Room,
 }
 
-impl<'a> Merging<'a> {
+impl<'a> SameSign<'a> {
     pub(crate) fn new(source: &'a Checkpoint, record: &'a Record, plan: &'a Plan) -> Self {
         Self { source, record, plan, room: Room::new() }
     }
@@ -29,10 +32,14 @@ impl<'a> Merging<'a> {
     pub(crate) fn kept(&mut self, donor: usize, module: Module) -> Result<Mask> {
         importance::kept(self.record, (donor, module), self.plan.density, &mut self.room)
     }
+}
 
-    /// Hands on the bytes of a receiver with its donors merged in, part by part, each with its
-    /// offset.
-    pub(crate) fn merged(
+impl Edits for SameSign<'_> {
+    fn change(&self, layer: usize, _: Module) -> bool {
+        !self.plan.donors_of(layer).is_empty()
+    }
+
+    fn write(
         &mut self,
         receiver: &TensorView<'_>,
         (layer, module): (usize, Module),
@@ -119,9 +126,9 @@ fn merge_mixed(
 #[cfg(test)]
 mod tests {
     use checkpoint::{CheckpointWriter, TensorSpec};
+    use evidence::step_pairs;
 
     use super::*;
-    use crate::scores::step_pairs;
 
     #[test]
     fn golden_importance_and_masks() {
@@ -140,7 +147,7 @@ mod tests {
             }
             let source = Checkpoint::open(&at("model")).unwrap();
             let plan = Plan::read(&at("plan.json")).unwrap();
-            let mut merging = Merging::new(&source, &record, &plan);
+            let mut merging = SameSign::new(&source, &record, &plan);
             let file = at("masks.safetensors");
             for tensor in testkit::tensor_names(&file) {
                 let (layer, module) = place(&tensor);
@@ -181,14 +188,14 @@ mod tests {
 
         let (mixed, record) =
             (Checkpoint::open(folder.path()).unwrap(), Record::open(&at("record")).unwrap());
-        let mut merging = Merging::new(&mixed, &record, &plan);
+        let mut merging = SameSign::new(&mixed, &record, &plan);
         let view = mixed.tensor(&tensor_name(receiver, module)).unwrap();
         let mut found = vec![0; view.bytes().len()];
         let mut take = |offset: u64, part: &[u8]| {
             found[offset as usize..][..part.len()].copy_from_slice(part);
             Ok(())
         };
-        merging.merged(&view, (receiver, module), &mut take).unwrap();
+        merging.write(&view, (receiver, module), &mut take).unwrap();
         let donors: Vec<(Vec<f32>, Mask)> = plan
             .donors_of(receiver)
             .iter()

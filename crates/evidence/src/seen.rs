@@ -1,0 +1,131 @@
+//! All the evidence there is, and what is missing.
+
+use std::fmt;
+use std::path::Path;
+
+use checkpoint::{Activations, Checkpoint, Record};
+
+use crate::{EvidenceError, GradientNorms, LossProbe, Result};
+
+/// A kind of evidence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// Norms of the first steps' gradients: a record's step files.
+    Gradients,
+    /// The layers' block influence: a record's `activations.json`.
+    Activations,
+    /// The model's weights.
+    Weights,
+    /// Losses with layers skipped.
+    Loss,
+}
+
+impl Need {
+    /// What to do when it is missing.
+    pub(crate) fn remedy(self) -> &'static str {
+        match self {
+            Self::Gradients | Self::Activations => "collect a record with this version",
+            Self::Weights => "name the model (--model)",
+            Self::Loss => "name the model (--model) and rows (--train)",
+        }
+    }
+}
+
+impl fmt::Display for Need {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Gradients => "the first steps' gradients",
+            Self::Activations => "block influence",
+            Self::Weights => "the model's weights",
+            Self::Loss => "losses with layers skipped",
+        })
+    }
+}
+
+/// What selectors read.
+///
+/// Each kind may be absent; a selector that needs it gets an error that says so.
+#[derive(Default)]
+pub struct Evidence<'a> {
+    /// How many layers the model has.
+    pub num_layers: usize,
+    /// Norms of the first steps' gradients.
+    pub gradients: Option<GradientNorms>,
+    /// The layers' block influence.
+    pub activations: Option<Activations>,
+    /// The model.
+    pub model: Option<&'a Checkpoint>,
+    /// Losses with layers skipped.
+    pub losses: Option<&'a mut dyn LossProbe>,
+}
+
+impl fmt::Debug for Evidence<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Evidence").field("num_layers", &self.num_layers).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Evidence<'a> {
+    /// What a record holds of the kinds that are wanted.
+    ///
+    /// # Errors
+    ///
+    /// If a wanted kind is there and cannot be used.
+    pub fn of_record(record: &Record, wanted: &[Need]) -> Result<Self> {
+        let wants = |need| wanted.contains(&need);
+        let gradients =
+            wants(Need::Gradients).then(|| GradientNorms::of_record(record)).transpose()?;
+        let activations = record.activations().filter(|_| wants(Need::Activations)).cloned();
+        let num_layers = record.num_layers();
+        Ok(Self { num_layers, gradients, activations, ..Self::default() })
+    }
+
+    /// As [`Evidence::of_record`], from the record's folder.
+    ///
+    /// # Errors
+    ///
+    /// If there is no record, or as there.
+    pub fn open(folder: &Path, wanted: &[Need]) -> Result<Self> {
+        Self::of_record(&Record::open(folder)?, wanted)
+    }
+
+    /// Norms of the first steps' gradients, for `selector`.
+    ///
+    /// # Errors
+    ///
+    /// [`EvidenceError::Missing`] if they are not there.
+    pub fn gradients(&self, selector: &'static str) -> Result<&GradientNorms> {
+        self.gradients.as_ref().ok_or(missing(selector, Need::Gradients))
+    }
+
+    /// The layers' block influence, for `selector`.
+    ///
+    /// # Errors
+    ///
+    /// [`EvidenceError::Missing`] if it is not there.
+    pub fn activations(&self, selector: &'static str) -> Result<&Activations> {
+        self.activations.as_ref().ok_or(missing(selector, Need::Activations))
+    }
+
+    /// The model, for `selector`.
+    ///
+    /// # Errors
+    ///
+    /// [`EvidenceError::Missing`] if it is not there.
+    pub fn model(&self, selector: &'static str) -> Result<&'a Checkpoint> {
+        self.model.ok_or(missing(selector, Need::Weights))
+    }
+
+    /// Losses with layers skipped, for `selector`.
+    ///
+    /// # Errors
+    ///
+    /// [`EvidenceError::Missing`] if nothing computes them.
+    pub fn losses(&mut self, selector: &'static str) -> Result<&mut (dyn LossProbe + 'a)> {
+        self.losses.as_deref_mut().ok_or(missing(selector, Need::Loss))
+    }
+}
+
+fn missing(selector: &'static str, need: Need) -> EvidenceError {
+    EvidenceError::Missing { selector, need }
+}

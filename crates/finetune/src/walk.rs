@@ -1,0 +1,74 @@
+//! Rows taken through the layers one layer at a time, so that a layer's weights are needed once for all rows.
+
+use std::collections::BTreeMap;
+
+use dataset::Example;
+use tch::Tensor;
+
+use crate::attention::Attention;
+use crate::layer::{Layer, Saved};
+use crate::pack::Packed;
+use crate::rope::Rotation;
+use crate::{Model, Result};
+
+/// Packs of rows, and what all layers share in a pass over each.
+pub(crate) struct Walk<'a> {
+    model: &'a Model,
+    pub(crate) packs: Vec<Pack>,
+}
+
+/// One pack.
+pub(crate) struct Pack {
+    pub(crate) rows: Packed,
+    /// Where its tokens stand that are not the first of a row: those have activations hundreds of times as
+    /// large, which would drown all others.
+    pub(crate) later: Tensor,
+    rotation: Rotation,
+    attention: BTreeMap<Option<usize>, Attention>,
+}
+
+impl<'a> Walk<'a> {
+    /// Packs rows, `batch_tokens` tokens together if a row is not longer.
+    pub(crate) fn new(model: &'a Model, rows: &[&Example], batch_tokens: usize) -> Result<Self> {
+        let mut packs = Vec::new();
+        let mut rest = rows;
+        while !rest.is_empty() {
+            let mut tokens = 0;
+            let fits = |row: &&&Example| {
+                tokens += row.tokens.len();
+                tokens <= batch_tokens
+            };
+            let count = rest.iter().take_while(fits).count().max(1);
+            let (together, others) = rest.split_at(count);
+            let rows = Packed::examples(together, model.device)?;
+            let later = rows.positions.iter().enumerate().filter(|&(_, &position)| position != 0);
+            let later: Vec<i64> = later.map(|(at, _)| at as i64).collect();
+            let later = Tensor::f_from_slice(&later)?.f_to(model.device)?;
+            let (rotation, attention) = model.prepare(&rows)?;
+            packs.push(Pack { rows, later, rotation, attention });
+            rest = others;
+        }
+        Ok(Self { model, packs })
+    }
+
+    /// Each pack's tokens before the first layer, `[n, hidden]`.
+    pub(crate) fn embedded(&self) -> Result<Vec<Tensor>> {
+        self.packs.iter().map(|pack| self.model.embed(&pack.rows)).collect()
+    }
+
+    /// How many tokens are not the first of their row.
+    pub(crate) fn later_tokens(&self) -> usize {
+        self.packs.iter().map(|pack| pack.later.numel()).sum()
+    }
+
+    /// A layer's output of one pack's states, and what its parts gave.
+    pub(crate) fn through(
+        &self,
+        pack: &Pack,
+        (number, layer): (usize, &Layer),
+        x: &Tensor,
+    ) -> Result<(Tensor, Saved)> {
+        let attention = &pack.attention[&self.model.config.windows[number]];
+        layer.forward(x, &pack.rotation, |heads| attention.forward(heads))
+    }
+}

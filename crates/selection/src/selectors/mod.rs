@@ -1,0 +1,88 @@
+//! The rules, a file each.
+
+mod bi;
+pub(crate) mod igia;
+mod igia_fro;
+mod igia_mean;
+mod last;
+mod magnitude;
+mod random;
+
+use crate::Selector;
+
+/// Every selector, the default first.
+pub const SELECTORS: &[&dyn Selector] = &[
+    &igia::Igia,
+    &igia_fro::IgiaFro,
+    &igia_mean::IgiaMean,
+    &bi::BlockInfluence,
+    &magnitude::Magnitude,
+    &last::Last,
+    &random::Random,
+];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use checkpoint::{Activations, Checkpoint};
+    use evidence::{Evidence, EvidenceError, Need};
+
+    use super::*;
+    use crate::{Criterion, Keep, SelectionError, Share};
+
+    #[test]
+    fn names_are_told_apart_and_found() {
+        let names: BTreeSet<_> = SELECTORS.iter().map(|selector| selector.name()).collect();
+        assert_eq!(names.len(), SELECTORS.len());
+        for name in names {
+            assert_eq!(name.parse::<Criterion>().unwrap().name(), name);
+        }
+        assert!("igia-median".parse::<Criterion>().unwrap_err().contains("igia-mean"));
+    }
+
+    /// Whatever a selector is, it chooses so many different layers of those that may go, and the same again.
+    #[test]
+    fn what_is_chosen_may_go() {
+        let folder = testkit::fixture("tiny_llama");
+        let model = Checkpoint::open(&folder.join("model")).unwrap();
+        let record = checkpoint::Record::open(&folder.join("record")).unwrap();
+        for criterion in Criterion::all() {
+            for (count, keep) in [(1, Keep::Guard), (4, Keep::Guard), (3, Keep::NONE)] {
+                let choose = || {
+                    let mut seen = Evidence::of_record(&record, &[Need::Gradients]).unwrap();
+                    let influence = vec![0.5, 0.1, 0.4, 0.4, 0.2, 0.3];
+                    seen.activations = Some(Activations::new(9, influence));
+                    seen.model = Some(&model);
+                    let request = criterion.request(6, Share::Layers(count), keep, 3).unwrap();
+                    let found = criterion.select(&mut seen, &request).unwrap();
+                    (found.removed, request)
+                };
+                let (removed, request) = choose();
+                let different: BTreeSet<_> = removed.iter().collect();
+                assert_eq!((removed.len(), different.len()), (count, count), "{criterion:?}");
+                assert!(removed.iter().all(|layer| request.candidates.contains(layer)));
+                assert_eq!(choose().0, removed, "{criterion:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn missing_evidence_is_named() {
+        for criterion in Criterion::all() {
+            let request = criterion.request(6, Share::Layers(2), Keep::Guard, 0).unwrap();
+            let mut none = Evidence { num_layers: 6, ..Evidence::default() };
+            let found = criterion.select(&mut none, &request);
+            match criterion.all_needs() {
+                [] => assert!(found.is_ok()),
+                needs => {
+                    let Err(SelectionError::Evidence(error)) = found else {
+                        panic!("{criterion:?} must want {needs:?}");
+                    };
+                    let EvidenceError::Missing { selector, need } = error else { panic!("{error}") };
+                    assert_eq!((selector, need), (criterion.name(), needs[0]));
+                }
+            }
+        }
+    }
+}
