@@ -15,8 +15,8 @@ use half::bf16;
 use igia::{Buffer, ImportanceRows, Panels, StepPair, reference};
 use merge::{Donor, keep_top, kept_count, merge_part};
 use ndarray::Array2;
-use selection::{Merge, Plan};
 use rayon::prelude::*;
+use selection::{Merge, Plan};
 use serde_json::json;
 
 const STEPS: usize = 40;

@@ -184,9 +184,16 @@ pub(crate) fn manifest() -> Vec<Seed> {
     vec![
         changed("manifest.json", Form::Json(manifest_tree())),
         changed("activations.json", Form::Json(activations())),
+        changed("hidden.json", Form::Json(hidden())),
         fixed("step-00001.safetensors", step("F32", "", "")),
         fixed("step-00002.safetensors", step("F32", "", "")),
     ]
+}
+
+fn hidden() -> Value {
+    let square = vec![vec![0.5; 3]; 3];
+    json!({"format": "gradpruner-hidden", "version": 1, "rows": 3, "tokens": 70, "cosines": square,
+           "last_cosines": square, "cka": [0.25, 0.5], "relative_step": [0.5, 0.1]})
 }
 
 pub(crate) fn scores() -> Vec<Seed> {

@@ -124,9 +124,9 @@ fn record(folder: &Path, _: &str) -> Verdict {
     said(record.verify())?;
     for criterion in Criterion::all() {
         // What needs more than a record does not find it.
-        let seen = said(Evidence::of_record(&record, criterion.all_needs()))?;
+        let mut seen = said(Evidence::of_record(&record, criterion.all_needs()))?;
         if !criterion.needs(Need::Weights) {
-            let _ = said(criterion.scores(&seen));
+            let _ = said(criterion.scores(&mut seen));
         }
     }
     Ok(())

@@ -65,10 +65,27 @@ fn collect_to_eval_by_hand() {
 #[test]
 fn plans_and_repairs() {
     let desk = Desk::new();
-    desk.run("collect --model model --train train.jsonl --steps 4 --device cpu --dtype f32 --out record");
-    for criterion in ["igia", "igia-fro", "igia-mean", "bi", "magnitude", "last", "random"] {
+    desk.run(
+        "collect --model model --train train.jsonl --steps 4 --device cpu --dtype f32 --out record",
+    );
+    for criterion in [
+        "igia",
+        "igia-fro",
+        "igia-mean",
+        "bi",
+        "angular",
+        "cka",
+        "max-rm-bi",
+        "perplexity",
+        "greedy",
+        "magnitude",
+        "last",
+        "random",
+    ] {
         let plan = |rest: &str| {
-            desk.json(&format!("plan record --model model --criterion {criterion} {rest}"))
+            desk.json(&format!(
+                "plan record --model model --train train.jsonl --dtype f32 --criterion {criterion} {rest}"
+            ))
         };
         let pruned = plan("--prune 4")["pruned"].clone();
         match criterion {
@@ -87,10 +104,20 @@ fn plans_and_repairs() {
     "#]]
     .assert_eq(&failure);
 
+    let failure = desk.failure("plan record --prune 2 --criterion greedy --model model");
+    expect![[r#"
+        exit 1
+        error: cannot plan from `record`
+          because: `greedy` needs losses with layers skipped; name the model (--model) and rows (--train)
+    "#]]
+    .assert_eq(&failure);
+    let failure = desk.failure("plan record --prune 2 --refine swap");
+    assert!(failure.contains("`--refine swap` needs losses with layers skipped"), "{failure}");
+    desk.run("plan record --model model --train train.jsonl --prune 2 --refine swap --dtype f32");
+
     desk.run("plan record --criterion last --prune 2 --out plan.json");
-    let prune = |rest: &str| {
-        desk.json(&format!("prune --model model --plan plan.json --dtype f32 {rest}"))
-    };
+    let prune =
+        |rest: &str| desk.json(&format!("prune --model model --plan plan.json --dtype f32 {rest}"));
     prune("--train train.jsonl --verify --out mapped");
     prune("--repair drop --out dropped");
     let down = |folder: &str, layer: usize| {
@@ -106,7 +133,10 @@ fn plans_and_repairs() {
     assert!(perplexity("mapped") < perplexity("dropped"));
     assert!(!desk.at("mapped.maps").exists());
     let failure = desk.failure("prune --model model --plan plan.json --out x");
-    assert!(failure.contains("fitted on rows; add `--train`, or take `--repair drop`"), "{failure}");
+    assert!(
+        failure.contains("fitted on rows; add `--train`, or take `--repair drop`"),
+        "{failure}"
+    );
 }
 
 /// Computing layers again changes no byte of the result; steps are logged either way.

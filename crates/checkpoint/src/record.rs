@@ -466,6 +466,15 @@ impl RecordWriter {
         Ok(())
     }
 
+    /// Adds a file of further evidence, as JSON.
+    ///
+    /// # Errors
+    ///
+    /// If the disk refuses.
+    pub fn add(&self, name: &str, value: &impl Serialize) -> Result<()> {
+        write_json(&self.staging.path().join(name), value)
+    }
+
     /// Writes the manifest and gives the record its name.
     ///
     /// # Errors

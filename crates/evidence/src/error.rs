@@ -20,6 +20,8 @@ pub enum EvidenceError {
     Step { layer: usize, module: String, source: ScoreError },
     #[error("{}: it has no gradients of layer {layer}", path.display())]
     NoLayer { path: PathBuf, layer: usize },
+    #[error("{}: not usable evidence: {what}", path.display())]
+    File { path: PathBuf, what: String },
     #[error("`{selector}` needs {need}; {}", need.remedy())]
     Missing { selector: &'static str, need: Need },
     #[error("the loss without layers {without:?} could not be computed")]

@@ -92,7 +92,11 @@ impl GradientNorms {
     /// The norms of the steps that are `wanted`, counted from 0.
     pub fn steps(&self, wanted: impl Fn(usize) -> bool) -> Self {
         let part = |weight: &WeightNorms| WeightNorms {
-            squares: (0..).zip(&weight.squares).filter(|(i, _)| wanted(*i)).map(|(_, x)| *x).collect(),
+            squares: (0..)
+                .zip(&weight.squares)
+                .filter(|(i, _)| wanted(*i))
+                .map(|(_, x)| *x)
+                .collect(),
             elements: weight.elements,
         };
         let weights = self.weights.iter().map(|(&place, weight)| (place, part(weight)));

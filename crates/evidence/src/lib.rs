@@ -6,12 +6,14 @@
 
 mod error;
 mod gradients;
+mod hidden;
 mod loss;
 mod magnitudes;
 mod seen;
 
 pub use error::EvidenceError;
 pub use gradients::{GradientNorms, WeightNorms, require_single_precision, step_pairs};
+pub use hidden::{HIDDEN, Hidden, HiddenMeans};
 pub use loss::LossProbe;
 pub use magnitudes::magnitudes;
 pub use seen::{Evidence, Need};

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use checkpoint::{Activations, Checkpoint, Record};
 
-use crate::{EvidenceError, GradientNorms, LossProbe, Result};
+use crate::{EvidenceError, GradientNorms, HIDDEN, Hidden, LossProbe, Result};
 
 /// A kind of evidence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub enum Need {
     Gradients,
     /// The layers' block influence: a record's `activations.json`.
     Activations,
+    /// How alike hidden states are: a record's `hidden.json`.
+    Hidden,
     /// The model's weights.
     Weights,
     /// Losses with layers skipped.
@@ -24,7 +26,9 @@ impl Need {
     /// What to do when it is missing.
     pub(crate) fn remedy(self) -> &'static str {
         match self {
-            Self::Gradients | Self::Activations => "collect a record with this version",
+            Self::Gradients | Self::Activations | Self::Hidden => {
+                "collect a record with this version"
+            }
             Self::Weights => "name the model (--model)",
             Self::Loss => "name the model (--model) and rows (--train)",
         }
@@ -36,6 +40,7 @@ impl fmt::Display for Need {
         f.write_str(match self {
             Self::Gradients => "the first steps' gradients",
             Self::Activations => "block influence",
+            Self::Hidden => "how alike hidden states are",
             Self::Weights => "the model's weights",
             Self::Loss => "losses with layers skipped",
         })
@@ -53,6 +58,8 @@ pub struct Evidence<'a> {
     pub gradients: Option<GradientNorms>,
     /// The layers' block influence.
     pub activations: Option<Activations>,
+    /// How alike hidden states are.
+    pub hidden: Option<Hidden>,
     /// The model.
     pub model: Option<&'a Checkpoint>,
     /// Losses with layers skipped.
@@ -76,8 +83,16 @@ impl<'a> Evidence<'a> {
         let gradients =
             wants(Need::Gradients).then(|| GradientNorms::of_record(record)).transpose()?;
         let activations = record.activations().filter(|_| wants(Need::Activations)).cloned();
+        let hidden = match wants(Need::Hidden) {
+            true => Hidden::read(record.folder())?,
+            false => None,
+        };
         let num_layers = record.num_layers();
-        Ok(Self { num_layers, gradients, activations, ..Self::default() })
+        if let Some(found) = hidden.as_ref().filter(|found| found.num_layers() != num_layers) {
+            let what = format!("it has {} layers, the gradients {num_layers}", found.num_layers());
+            return Err(EvidenceError::File { path: record.folder().join(HIDDEN), what });
+        }
+        Ok(Self { num_layers, gradients, activations, hidden, ..Self::default() })
     }
 
     /// As [`Evidence::of_record`], from the record's folder.
@@ -105,6 +120,15 @@ impl<'a> Evidence<'a> {
     /// [`EvidenceError::Missing`] if it is not there.
     pub fn activations(&self, selector: &'static str) -> Result<&Activations> {
         self.activations.as_ref().ok_or(missing(selector, Need::Activations))
+    }
+
+    /// How alike hidden states are, for `selector`.
+    ///
+    /// # Errors
+    ///
+    /// [`EvidenceError::Missing`] if it is not there.
+    pub fn hidden(&self, selector: &'static str) -> Result<&Hidden> {
+        self.hidden.as_ref().ok_or(missing(selector, Need::Hidden))
     }
 
     /// The model, for `selector`.

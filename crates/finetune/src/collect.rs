@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use checkpoint::Activations;
 use dataset::Encoded;
+use evidence::Hidden;
 use tch::{Kind, Tensor};
 
 use crate::bridge::number;
-use crate::decoder::ignore;
+use crate::decoder::LayerPass;
+use crate::hidden::HiddenMeter;
 use crate::{
     FinetuneError, GradientSink, Method, Model, Result, StepMetrics, TrainSettings, Trainer,
 };
@@ -29,6 +31,8 @@ pub struct CollectSettings {
 pub struct Collected {
     /// The layers' block influence, from the forward passes of step 1.
     pub activations: Activations,
+    /// How alike hidden states are, over the first rows.
+    pub hidden: Hidden,
     /// Every step.
     pub steps: Vec<StepMetrics>,
 }
@@ -52,6 +56,7 @@ pub fn collect(
         return Err(FinetuneError::Settings("at least one step must be collected".into()));
     }
     let mut influence = BlockInfluence::new(model.config().num_layers);
+    let mut hidden = HiddenMeter::new(model.config().num_layers);
     let mut trainer = Trainer::new(model, settings.train.clone(), data)?;
     let all = trainer.total_steps();
     let most = if settings.state.is_some() { all.div_ceil(2) } else { all };
@@ -65,12 +70,13 @@ pub fn collect(
     let mut steps = Vec::new();
     let most = most.min(settings.steps);
     for step in 0..most {
-        let mut metrics = if step == 0 {
-            trainer
-                .step(Some(sink), &mut |layer, input, output| influence.see(layer, input, output))?
-        } else {
-            trainer.step(Some(sink), &mut ignore)?
+        let mut watch = |seen: &LayerPass<'_>| {
+            if step == 0 {
+                influence.see(seen)?;
+            }
+            hidden.see(seen)
         };
+        let mut metrics = trainer.step(Some(sink), &mut watch)?;
         metrics.total_steps = most;
         observe(&metrics);
         steps.push(metrics);
@@ -81,7 +87,7 @@ pub fn collect(
     if let Some(folder) = &settings.state {
         trainer.save(folder)?;
     }
-    Ok(Collected { activations: influence.finish(), steps })
+    Ok(Collected { activations: influence.finish(), hidden: hidden.finish()?, steps })
 }
 
 /// Means over tokens of the cosine between each layer's input and output.
@@ -95,7 +101,8 @@ impl BlockInfluence {
         Self { tokens: vec![0; num_layers], cosines: vec![0.0; num_layers] }
     }
 
-    fn see(&mut self, layer: usize, input: &Tensor, output: &Tensor) -> Result<()> {
+    fn see(&mut self, seen: &LayerPass<'_>) -> Result<()> {
+        let LayerPass { layer, input, output, .. } = *seen;
         let _guard = tch::no_grad_guard();
         let wide = |x: &Tensor| x.f_detach()?.f_to_kind(Kind::Float);
         let cosine = Tensor::f_cosine_similarity(&wide(input)?, &wide(output)?, -1, 1e-8)?;
@@ -137,8 +144,7 @@ mod tests {
             // The same row twice, in two batches: means are over all tokens.
             for _ in 0..2 {
                 let batch = Packed::examples(&[&example], model.device).unwrap();
-                let mut see = |layer, input: &_, output: &_| influence.see(layer, input, output);
-                let _ = model.hidden(&batch, &mut see).unwrap();
+                let _ = model.hidden(&batch, &mut |seen| influence.see(seen)).unwrap();
             }
             let found = influence.finish();
             assert_eq!(found.tokens, 2 * example.tokens.len());

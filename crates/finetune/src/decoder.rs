@@ -56,6 +56,21 @@ pub(crate) enum Keep {
     LayerInputs,
 }
 
+/// What a watcher of a forward pass sees: one layer, once it is done.
+pub(crate) struct LayerPass<'a> {
+    /// The rows that pass.
+    pub(crate) rows: &'a Packed,
+    /// The layer's number.
+    pub(crate) layer: usize,
+    /// Its input, `[n, hidden]`, of the rows' tokens alone.
+    pub(crate) input: &'a Tensor,
+    /// Its output, likewise.
+    pub(crate) output: &'a Tensor,
+}
+
+/// Watches forward passes.
+pub(crate) type Watch<'a> = dyn FnMut(&LayerPass<'_>) -> Result<()> + 'a;
+
 /// Keys and values of the tokens so far, for one row.
 #[derive(Debug, Default)]
 pub struct KvCache {
@@ -327,13 +342,13 @@ impl Model {
     /// The sum of the negative log-likelihoods of a batch's labelled tokens; the gradient of
     /// `scale` times it is added to what trains.
     ///
-    /// `watch` sees each layer's number, input and output. No graph is recorded: the passes are
+    /// `watch` sees each layer. No graph is recorded: the passes are
     /// each other's mirror, written out.
     pub(crate) fn loss_and_gradients(
         &self,
         batch: &Packed,
         (scale, keep): (f64, Keep),
-        watch: &mut dyn FnMut(usize, &Tensor, &Tensor) -> Result<()>,
+        watch: &mut Watch<'_>,
     ) -> Result<f64> {
         let _guard = tch::no_grad_guard();
         let (rotation, attention) = self.prepare(batch)?;
@@ -351,7 +366,8 @@ impl Model {
             let (out, saved) =
                 layer.forward(&x, &rotation, |heads| attention(number).forward(heads))?;
             let real = batch.num_tokens() as i64;
-            watch(number, &x.f_narrow(0, 0, real)?, &out.f_narrow(0, 0, real)?)?;
+            let (input, output) = (x.f_narrow(0, 0, real)?, out.f_narrow(0, 0, real)?);
+            watch(&LayerPass { rows: batch, layer: number, input: &input, output: &output })?;
             if number >= lowest {
                 kept.push((x, (keep == Keep::Activations).then_some(saved)));
             }
@@ -400,16 +416,12 @@ impl Model {
 
     /// The last layer's output of every token, before the final norm, `[n, hidden]`.
     ///
-    /// `watch` sees each layer's number, input and output.
+    /// `watch` sees each layer.
     ///
     /// # Errors
     ///
     /// If libtorch refuses, as when memory runs out.
-    pub(crate) fn hidden(
-        &self,
-        batch: &Packed,
-        watch: &mut dyn FnMut(usize, &Tensor, &Tensor) -> Result<()>,
-    ) -> Result<Tensor> {
+    pub(crate) fn hidden(&self, batch: &Packed, watch: &mut Watch<'_>) -> Result<Tensor> {
         let (rotation, attention) = self.prepare(batch)?;
         let mut x = self.embed(batch)?;
         let mut passage = Passage::new(self, 0..self.layers.len());
@@ -417,7 +429,7 @@ impl Model {
             let layer = passage.next()?;
             let attention = &attention[&self.config.windows[number]];
             let (out, _) = layer.forward(&x, &rotation, |heads| attention.forward(heads))?;
-            watch(number, &x, &out)?;
+            watch(&LayerPass { rows: batch, layer: number, input: &x, output: &out })?;
             x = out;
         }
         Ok(x)
@@ -501,7 +513,7 @@ impl Model {
 
 /// For forward passes nobody watches.
 #[expect(clippy::unnecessary_wraps, reason = "it stands where a watcher may fail")]
-pub(crate) fn ignore(_: usize, _: &Tensor, _: &Tensor) -> Result<()> {
+pub(crate) fn ignore(_: &LayerPass<'_>) -> Result<()> {
     Ok(())
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use checkpoint::CheckpointError;
 use dataset::{DatasetError, Place};
+use evidence::EvidenceError;
 
 /// Why a model could not be loaded, trained or evaluated.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +15,8 @@ pub enum FinetuneError {
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
     Dataset(#[from] DatasetError),
+    #[error(transparent)]
+    Evidence(#[from] EvidenceError),
     #[error("libtorch refused an operation")]
     Torch(#[from] tch::TchError),
     #[error("no CUDA device can be used: {0}; take `--device cpu`, or see `gradpruner doctor`")]

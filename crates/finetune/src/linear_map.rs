@@ -64,7 +64,8 @@ pub fn fit_linear_maps<E: From<FinetuneError>>(
     let _guard = tch::no_grad_guard();
     let walk = Walk::new(model, rows, settings.batch_tokens)?;
     if walk.later_tokens() == 0 {
-        let what = "there are no tokens to fit linear maps on: rows of two tokens or more are needed";
+        let what =
+            "there are no tokens to fit linear maps on: rows of two tokens or more are needed";
         return Err(FinetuneError::Settings(what.into()).into());
     }
     let mut dense = walk.embedded()?;
@@ -157,7 +158,8 @@ impl Fit {
             products = products.f_add_(&m.f_numpy_t()?.f_mm(&gap)?)?;
         }
         if !(is_finite(&squares)? && is_finite(&products)?) {
-            let what = "hidden states are not finite, so no linear map can be fitted; compute in f32";
+            let what =
+                "hidden states are not finite, so no linear map can be fitted; compute in f32";
             return Err(FinetuneError::Settings(what.into()));
         }
         let lambda = ridge * number(&squares.f_trace()?)? / side as f64;
@@ -285,8 +287,7 @@ mod tests {
                 let (out, m, target) =
                     (by_token(&seen[1].0), by_token(&seen[1].1), by_token(&seen[3].0));
                 for ((out, m), target) in out.iter().zip(&m).zip(&target) {
-                    let gap: Vec<f64> =
-                        (0..side).map(|i| target[i] - (out[i] - m[i])).collect();
+                    let gap: Vec<f64> = (0..side).map(|i| target[i] - (out[i] - m[i])).collect();
                     size += target.iter().map(|x| x * x).sum::<f64>();
                     before += (0..side).map(|i| (target[i] - out[i]).powi(2)).sum::<f64>();
                     gaps.push(gap);
@@ -323,8 +324,7 @@ mod tests {
         let (other, _) = fitted(&model, &MapSettings { batch_tokens: 1, ..settings_of(&runs) });
         assert!(testkit::relative_deviation(&one[0].matrix, &other[0].matrix) < 1e-4);
         let folder = testkit::fixture("tiny_llama/model");
-        let streamed =
-            Model::load_offloaded(&folder, DeviceChoice::Cpu, ComputeType::F32).unwrap();
+        let streamed = Model::load_offloaded(&folder, DeviceChoice::Cpu, ComputeType::F32).unwrap();
         assert_eq!(fitted(&streamed, &settings_of(&runs)).0, one);
     }
 

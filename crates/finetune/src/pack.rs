@@ -134,6 +134,15 @@ impl Packed {
         self.rows.iter().map(|row| row.length).collect()
     }
 
+    /// Where each row's last token stands; filling, which the last row has, is none.
+    pub(crate) fn ends(&self) -> Vec<i64> {
+        let ends = self.rows.iter().scan(0, |end, row| {
+            *end += row.length;
+            Some(*end)
+        });
+        ends.map(|end| end.min(self.real as i64) - 1).collect()
+    }
+
     /// For each row which keys a query sees, where that is more than "all before it": `[L, L]`.
     pub(crate) fn masks(&self, window: Option<usize>) -> Result<Vec<Option<Tensor>>> {
         let mut first = 0;

@@ -6,11 +6,12 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use checkpoint::{
-    Activations, CheckpointError, DataSource, Dtype, LoraSettings as RecordedLora, Manifest,
-    ModelSource, RecordWriter, StepReport,
+    CheckpointError, DataSource, Dtype, LoraSettings as RecordedLora, Manifest, ModelSource,
+    RecordWriter, StepReport,
 };
+use evidence::HIDDEN;
 
-use crate::{FinetuneError, GradientSink, Gradients, Method, Result, TrainSettings};
+use crate::{Collected, FinetuneError, GradientSink, Gradients, Method, Result, TrainSettings};
 
 /// Writes gradients as a record on disk.
 #[derive(Debug)]
@@ -49,7 +50,7 @@ impl RecordSink {
         num_layers: usize,
         train: &TrainSettings,
         sources: (ModelSource, DataSource),
-        activations: &Activations,
+        found: &Collected,
     ) -> Result<Manifest> {
         let Method::Lora(lora) = &train.method else {
             return Err(FinetuneError::Settings("gradients are collected from LoRA".into()));
@@ -60,7 +61,8 @@ impl RecordSink {
             targets: lora.targets.iter().map(|module| module.short_name().into()).collect(),
         };
         let writer = self.written()?;
-        Ok(writer.finish(num_layers, lora, train.seed, sources, Some(activations))?)
+        writer.add(HIDDEN, &found.hidden)?;
+        Ok(writer.finish(num_layers, lora, train.seed, sources, Some(&found.activations))?)
     }
 
     /// Waits until all steps are written.
@@ -97,7 +99,8 @@ impl Drop for RecordSink {
 mod tests {
     use std::collections::BTreeSet;
 
-    use checkpoint::{Module, Record, StepGradients};
+    use checkpoint::{Activations, Module, Record, StepGradients};
+    use evidence::{Hidden, HiddenMeans};
     use ndarray::Array2;
 
     use super::*;
@@ -128,10 +131,21 @@ mod tests {
                 ModelSource { name: name(), config_sha256: name() },
                 DataSource { path: name(), sha256: name(), rows: 1 },
             );
+            let square = vec![vec![1.0; 2]; 2];
+            let hidden = Hidden::new(HiddenMeans {
+                rows: 1,
+                tokens: 1,
+                cosines: square.clone(),
+                last_cosines: square,
+                cka: vec![0.5],
+                relative_step: vec![0.5],
+            });
             let activations = Activations::new(1, vec![0.5]);
-            sink.finish(1, &settings(lora()), sources, &activations).unwrap();
+            let found = Collected { activations, hidden: hidden.clone(), steps: vec![] };
+            sink.finish(1, &settings(lora()), sources, &found).unwrap();
             let record = Record::open(&target).unwrap();
             record.verify().unwrap();
+            assert_eq!(Hidden::read(&target).unwrap(), Some(hidden));
             let pairs: BTreeSet<_> = record.pairs().collect();
             assert_eq!((record.num_steps(), pairs.len()), (5, 1));
             assert_eq!(record.gradients(4, 0, Module::QProj).unwrap().b[(2, 1)], 4.5);

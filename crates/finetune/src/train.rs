@@ -7,10 +7,9 @@ use std::time::{Duration, Instant};
 use checkpoint::{Module, StepGradients, StepReport, remove_if_there};
 use dataset::{Encoded, Example, Sampler};
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
 
 use crate::bridge::matrix;
-use crate::decoder::{Keep, Trainable, ignore};
+use crate::decoder::{Keep, Trainable, Watch, ignore};
 use crate::optimizer::AdamW;
 use crate::pack::Packed;
 use crate::parameter::Parameter;
@@ -321,7 +320,7 @@ impl Trainer {
     pub(crate) fn step(
         &mut self,
         sink: Option<&mut dyn GradientSink>,
-        watch: &mut dyn FnMut(usize, &Tensor, &Tensor) -> Result<()>,
+        watch: &mut Watch<'_>,
     ) -> Result<StepMetrics> {
         let started = Instant::now();
         let rows = self.sampler.batch(self.step);
@@ -366,7 +365,7 @@ pub(crate) fn backward(
     model: &Model,
     examples: &[&Example],
     (batch_rows, keep): (usize, Keep),
-    watch: &mut dyn FnMut(usize, &Tensor, &Tensor) -> Result<()>,
+    watch: &mut Watch<'_>,
 ) -> Result<(f64, usize)> {
     let labels: usize = examples
         .iter()

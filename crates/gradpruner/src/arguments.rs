@@ -2,10 +2,10 @@
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use pipeline::{
-    CollectSettings, ComputeSettings, EvaluationSettings, FinetuneMethod, LinearMapSettings,
-    TrainingSettings,
+    CollectSettings, ComputeSettings, EvaluationSettings, FinetuneMethod, HeldOut,
+    LinearMapSettings, TrainingSettings,
 };
-use selection::{Criterion, Keep, PlanSettings, Repair};
+use selection::{Criterion, Keep, PlanSettings, Refine, Repair};
 
 /// Where and in what type to compute.
 #[derive(Debug, clap::Args)]
@@ -55,6 +55,18 @@ pub(crate) struct ChoosingArgs {
     /// Layers that are never pruned: guard (the first 12 % and the last), none, or such as first:4,last:1
     #[arg(long, default_value = "guard")]
     pub(crate) keep: Keep,
+}
+
+/// What layers are chosen by besides the criterion.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Choosing layers")]
+pub(crate) struct RefiningArgs {
+    /// none, or swap: exchange pruned and kept layers while less is lost on held-out rows
+    #[arg(long, default_value = "none")]
+    pub(crate) refine: Refine,
+    /// Training rows held out to choose layers by, where that takes losses: a number, or a share
+    #[arg(long, default_value = "10%")]
+    pub(crate) choose: HeldOut,
 }
 
 /// What is done to the layers that stay.
@@ -350,8 +362,7 @@ fn steps(text: &str) -> Result<Steps, String> {
 /// The name of a criterion.
 pub(crate) fn criterion() -> impl TypedValueParser<Value = Criterion> {
     let known = |criterion: Criterion| PossibleValue::new(criterion.name()).help(criterion.about());
-    PossibleValuesParser::new(Criterion::all().map(known))
-        .try_map(|text| text.parse::<Criterion>())
+    PossibleValuesParser::new(Criterion::all().map(known)).try_map(|text| text.parse::<Criterion>())
 }
 
 /// A size such as `5GB`, in bytes.

@@ -1,8 +1,8 @@
 //! Sentences about what a run computes, needs and reads, which several commands print.
 
 use dataset::RowCounts;
-use repair::FittedRun;
 use pipeline::{Computing, Estimate, bytes_text, time_text};
+use repair::FittedRun;
 
 /// Seconds of a day.
 const DAY: f64 = 86_400.0;

@@ -314,7 +314,8 @@ impl Estimator {
         let work = Workload { config, train, compute: self.compute };
         let tokens = sample.tokens().min(tokens as f64);
         let longest = sample.lengths().into_iter().max().unwrap_or(0);
-        let batch = BatchShape { tokens: longest.max(crate::stage::BATCH_TOKENS), longest, labelled: 0 };
+        let batch =
+            BatchShape { tokens: longest.max(crate::stage::BATCH_TOKENS), longest, labelled: 0 };
         let of_sample = work.forward_flops(&sample.lengths(), 0) / sample.tokens().max(1.0);
         let flops = 1.5 * sample.scale() * of_sample * tokens;
         let side = config.hidden_size as u64;

@@ -5,10 +5,12 @@
 //! which is what the single commands call.
 
 mod chart;
+mod choice;
 mod data;
 mod error;
 mod estimate;
 mod event;
+mod held_out;
 mod lock;
 mod log;
 mod outputs;
@@ -20,10 +22,12 @@ mod stage;
 mod table;
 mod tensorboard;
 
+pub use choice::Choice;
 pub use data::{digest_data, read_data};
 pub use error::PipelineError;
 pub use estimate::{Estimate, FasterType, Sample, StageEstimate, bytes_text, estimate, time_text};
 pub use event::{Event, Stage};
+pub use held_out::HeldOut;
 pub use log::LogTargets;
 pub use outputs::{Named, check_outputs};
 pub use report::write_report;
@@ -34,8 +38,9 @@ pub use settings::{
 };
 pub use stability::Stability;
 pub use stage::{
-    CollectTargets, Collected, FinetuneTarget, MapsTarget, StageInputs, StateOf,
+    CollectTargets, Collected, FinetuneTarget, LossesOf, MapsTarget, StageInputs, StateOf,
     collect_record, evaluate_model, finetune_model, fit_maps, load_adapted, read_encoder,
+    with_losses,
 };
 pub use table::{ComparisonRow, comparison, layer_strip, table_text};
 

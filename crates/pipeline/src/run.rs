@@ -9,7 +9,6 @@ use checkpoint::{
 };
 use dataset::Row;
 use finetune::{Continuation, EvalReport};
-use evidence::Evidence;
 use repair::{PruneSettings, Size, apply};
 use selection::{Plan, Repair, Scores};
 use serde::{Deserialize, Serialize};
@@ -20,8 +19,8 @@ use crate::lock::RunLock;
 use crate::log::{Log, LogTargets};
 use crate::settings::{Inputs, RunFile};
 use crate::stage::{
-    CollectTargets, FinetuneTarget, MapsTarget, StageInputs, StateOf, collect_record,
-    evaluate_model, finetune_model, fit_maps, read_encoder,
+    CollectTargets, FinetuneTarget, LossesOf, MapsTarget, StageInputs, StateOf, collect_record,
+    evaluate_model, finetune_model, fit_maps, read_encoder, with_losses,
 };
 use crate::table::{ComparisonRow, comparison, no_better_than_majority};
 use crate::{
@@ -117,6 +116,14 @@ fn in_force(settings: &RunSettings, folder: &Path) -> Result<(RunSettings, Compu
     Ok((settings, computing))
 }
 
+impl RunSettings {
+    /// A model and the rows it is trained on.
+    fn training_inputs<'a>(&'a self, model: &'a Path) -> StageInputs<'a> {
+        let held_out = self.held_out().map(|share| (share, self.seed));
+        StageInputs { model, data: &self.train, ignored: &self.ignore_fields, held_out }
+    }
+}
+
 /// Where the training's state after the collected steps lies until the fine-tunings are done.
 const COLLECTED: &str = "collected.state";
 
@@ -144,16 +151,14 @@ impl<'a> Run<'a> {
         check_outputs(&[Named::of("--out", folder)], &inputs)?;
         // What would fail late is looked at early.
         let config = Checkpoint::open(&model)?.config().clone();
-        settings.criterion.request(
-            config.num_layers,
-            settings.prune,
-            settings.keep,
-            settings.seed,
-        )?;
+        settings.choice().request(config.num_layers)?;
         settings.planning().check()?;
         require_companions(&model)?;
         let read = |path: &Path| read_data(path, &settings.ignore_fields);
-        let train = read(&settings.train)?;
+        let mut train = read(&settings.train)?;
+        if let Some(share) = settings.held_out() {
+            (train, _) = share.split(train, settings.seed)?;
+        }
         let eval = settings.eval.as_deref().map(read).transpose()?;
         let inputs = Inputs {
             model_config_sha256: sha256_file(&model.join("config.json"))?,
@@ -222,11 +227,7 @@ impl<'a> Run<'a> {
         let mut logged = Ok(());
         let observe = &mut *self.observe;
         let found = collect_record(
-            StageInputs {
-                model: &self.model,
-                data: &settings.train,
-                ignored: &settings.ignore_fields,
-            },
+            settings.training_inputs(&self.model),
             &settings.collecting(),
             &settings.compute,
             settings.seed,
@@ -253,20 +254,32 @@ impl<'a> Run<'a> {
             (self.observe)(Event::Found(Stage::Plan));
             return Ok((scores, Plan::read(&plan_path)?));
         }
-        let RunSettings { criterion, prune, keep, seed, .. } = self.settings;
+        let settings = self.settings.clone();
         (self.observe)(Event::Started(Stage::Score));
         let model = Checkpoint::open(&self.model)?;
         let record = Record::open(&self.at("record"))?;
-        let mut seen = Evidence::of_record(&record, criterion.all_needs())?;
-        seen.model = Some(&model);
-        let num_layers = record.num_layers();
-        let request = criterion.request(num_layers, prune, keep, seed)?;
-        let selection = criterion.select(&mut seen, &request)?;
+        let (num_layers, choice) = (record.num_layers(), settings.choice());
+        let state = self.at(COLLECTED);
+        let losses = LossesOf {
+            inputs: settings.training_inputs(&self.model),
+            max_tokens: settings.training.max_tokens,
+            adapters: settings
+                .goes_on()
+                .then_some(StateOf { folder: &state, training: &settings.training }),
+        };
+        let selection = match choice.needs_losses() {
+            false => choice.of_record(&record, Some(&model), None)?,
+            true => {
+                with_losses(losses, &settings.compute, settings.seed, self.observe, |losses| {
+                    choice.of_record(&record, Some(&model), Some(losses))
+                })?
+            }
+        };
         if let Some(scores) = &selection.scores {
             scores.write(&scores_path)?;
-            let lowest: Vec<_> =
-                scores.ranking().iter().take(5).map(usize::to_string).collect();
-            let text = format!("by {}; lowest: {} …", criterion.name(), lowest.join(" "));
+            let lowest: Vec<_> = scores.ranking().iter().take(5).map(usize::to_string).collect();
+            let name = settings.criterion.name();
+            let text = format!("by {name}; lowest: {} …", lowest.join(" "));
             self.done(Stage::Score, text);
         }
         (self.observe)(Event::Started(Stage::Plan));
@@ -287,11 +300,7 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let settings = self.settings.clone();
-        let inputs = StageInputs {
-            model: &self.model,
-            data: &settings.train,
-            ignored: &settings.ignore_fields,
-        };
+        let inputs = settings.training_inputs(&self.model);
         let target = MapsTarget {
             plan,
             model_name: &settings.model,
@@ -397,7 +406,7 @@ impl<'a> Run<'a> {
         let mut logged = Ok(());
         let observe = &mut *self.observe;
         let report = finetune_model(
-            StageInputs { model, data: &settings.train, ignored: &settings.ignore_fields },
+            settings.training_inputs(model),
             (settings.finetune, &settings.training),
             &settings.compute,
             settings.seed,
@@ -485,7 +494,7 @@ impl<'a> Run<'a> {
             return Ok(read_json(&path)?);
         }
         let report = evaluate_model(
-            StageInputs { model, data, ignored: &self.settings.ignore_fields },
+            StageInputs { model, data, ignored: &self.settings.ignore_fields, held_out: None },
             adapter,
             &self.settings.evaluation,
             &self.settings.compute,

@@ -8,10 +8,10 @@ use finetune::{
     AdamWSettings, ComputeChoice, ComputeType, Decay, DeviceChoice, EvalSettings, LoraSettings,
     Method, ProductRates, Schedule, TrainSettings, num_threads, product_rates,
 };
-use selection::{Criterion, Keep, PlanSettings, Repair, Share};
+use selection::{Criterion, Keep, PlanSettings, Refine, Repair, Share};
 use serde::{Deserialize, Serialize};
 
-use crate::{PipelineError, Result};
+use crate::{Choice, HeldOut, PipelineError, Result};
 
 /// What a run does, and with what.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,6 +32,10 @@ pub struct RunSettings {
     pub keep: Keep,
     /// What makes a layer important.
     pub criterion: Criterion,
+    /// What is done to the choice before it is carried out.
+    pub refine: Refine,
+    /// How many training rows layers are chosen by, if they are chosen by losses; those are not trained on.
+    pub choose: HeldOut,
     /// What is done to the retained layers before they are fine-tuned.
     pub repair: Repair,
     /// How many of the pruned layers to merge.
@@ -72,6 +76,17 @@ impl RunSettings {
         let TrainingSettings { lora_targets, lora_layers, .. } = &self.training;
         let everywhere = lora_targets.iter().any(|name| name == "all") && lora_layers.is_none();
         !self.restart && self.finetune == FinetuneMethod::Lora && everywhere
+    }
+
+    /// Which layers are asked for.
+    pub fn choice(&self) -> Choice {
+        let Self { criterion, prune, keep, refine, seed, .. } = *self;
+        Choice { criterion, prune, keep, refine, seed }
+    }
+
+    /// What of the training rows is held out.
+    pub fn held_out(&self) -> Option<HeldOut> {
+        self.choice().needs_losses().then_some(self.choose)
     }
 
     /// What becomes of the layers that are chosen.

@@ -97,8 +97,7 @@ impl StabilityMeter {
     /// Whether more steps would hardly change what is pruned.
     pub(crate) fn settled(&self) -> bool {
         let steps = self.steps();
-        !self.follows()
-            || FEWEST_STEPS <= steps && UNCHANGED_STEPS <= steps - self.settled_since
+        !self.follows() || FEWEST_STEPS <= steps && UNCHANGED_STEPS <= steps - self.settled_since
     }
 
     /// The norms of all steps, and how far scores of them can be trusted, if the criterion is made of them.
@@ -112,15 +111,18 @@ impl StabilityMeter {
         let scores = |wanted: &dyn Fn(usize) -> bool| -> Vec<f64> {
             let gradients = self.seen.gradients.as_ref().map(|all| all.steps(wanted));
             let num_layers = self.request.num_layers;
-            let seen = Evidence { num_layers, gradients, ..Evidence::default() };
-            let found = self.criterion.scores(&seen).ok();
+            let mut seen = Evidence { num_layers, gradients, ..Evidence::default() };
+            let found = self.criterion.scores(&mut seen).ok();
             found.map_or_else(Vec::new, |found| {
                 found.layers.iter().map(|layer| layer.score).collect()
             })
         };
         Stability {
             steps,
-            between_halves: kendall_tau(&scores(&|step| step % 2 == 0), &scores(&|step| step % 2 == 1)),
+            between_halves: kendall_tau(
+                &scores(&|step| step % 2 == 0),
+                &scores(&|step| step % 2 == 1),
+            ),
             since_middle: kendall_tau(&scores(&|step| step < middle), &scores(&|_| true)),
             settled_since: self.settled_since,
         }

@@ -8,10 +8,10 @@ use checkpoint::{
     require_companions, sha256_file,
 };
 use dataset::{Encoded, Encoder, Example, Row, Sampler};
-use evidence::{Evidence, GradientNorms};
+use evidence::{Evidence, GradientNorms, Hidden, LossProbe};
 use finetune::{
     Continuation, EvalReport, FinetuneError, GradientSink, Gradients, MapSettings, Model,
-    RecordSink, StepMetrics, TrainReport, Trainer, collect, evaluate, fit_linear_maps,
+    RecordSink, SkipProbe, StepMetrics, TrainReport, Trainer, collect, evaluate, fit_linear_maps,
     save_adapter, save_checkpoint,
 };
 use repair::{FittedRun, MapsHeader, MapsWriter};
@@ -22,7 +22,7 @@ use crate::estimate::fit;
 use crate::log::{Log, LogTargets};
 use crate::stability::StabilityMeter;
 use crate::{
-    CollectSettings, ComputeSettings, EvaluationSettings, Event, FinetuneMethod,
+    CollectSettings, ComputeSettings, EvaluationSettings, Event, FinetuneMethod, HeldOut,
     LinearMapSettings, PipelineError, Result, Stability, Stage, TrainingSettings,
 };
 
@@ -35,6 +35,23 @@ pub struct StageInputs<'a> {
     pub data: &'a Path,
     /// Fields of its rows to skip.
     pub ignored: &'a [String],
+    /// What of the rows is held out of training, and by which seed.
+    pub held_out: Option<(HeldOut, u64)>,
+}
+
+impl StageInputs<'_> {
+    fn all_rows(&self) -> Result<Vec<Row>> {
+        read_data(self.data, self.ignored)
+    }
+
+    /// The rows to train on, and those held out.
+    fn rows(&self) -> Result<(Vec<Row>, Vec<Row>)> {
+        let rows = self.all_rows()?;
+        match self.held_out {
+            Some((share, seed)) => share.split(rows, seed),
+            None => Ok((rows, Vec::new())),
+        }
+    }
 }
 
 /// What [`collect_record`] leaves.
@@ -65,6 +82,8 @@ pub struct Collected {
     pub manifest: Option<Manifest>,
     /// The layers' block influence.
     pub activations: Activations,
+    /// How alike hidden states are.
+    pub hidden: Hidden,
     /// How far scores of the gradients can be trusted, if layers are chosen by them.
     pub stability: Option<Stability>,
     /// Every step.
@@ -84,8 +103,8 @@ pub fn collect_record(
     targets: CollectTargets<'_>,
     observe: &mut dyn FnMut(Event),
 ) -> Result<Collected> {
-    let StageInputs { model, data, ignored } = inputs;
-    let rows = read_data(data, ignored)?;
+    let StageInputs { model, data, .. } = inputs;
+    let (rows, _) = inputs.rows()?;
     let config = ModelConfig::read(model)?;
     let request =
         targets.criterion.request(config.num_layers, targets.prune, targets.keep, seed)?;
@@ -122,11 +141,11 @@ pub fn collect_record(
                     rows: num_rows,
                 },
             );
-            Some(record.finish(config.num_layers, &settings.train, sources, &found.activations)?)
+            Some(record.finish(config.num_layers, &settings.train, sources, &found)?)
         }
         None => None,
     };
-    let (activations, steps) = (found.activations, found.steps);
+    let finetune::Collected { activations, hidden, steps } = found;
     let (gradients, stability) = sink.meter.finish();
     if let Some(stability) = stability.filter(Stability::is_weak) {
         tracing::warn!(
@@ -145,7 +164,7 @@ pub fn collect_record(
         );
     }
     let num_layers = config.num_layers;
-    Ok(Collected { num_layers, gradients, manifest, activations, stability, steps })
+    Ok(Collected { num_layers, gradients, manifest, activations, hidden, stability, steps })
 }
 
 /// Norms in memory, and a record if one is wanted.
@@ -180,6 +199,7 @@ impl Collected {
             num_layers: self.num_layers,
             gradients: Some(self.gradients),
             activations: Some(self.activations),
+            hidden: Some(self.hidden),
             ..Evidence::default()
         }
     }
@@ -224,12 +244,12 @@ pub fn fit_maps(
     target: MapsTarget<'_>,
     observe: &mut dyn FnMut(Event),
 ) -> Result<MapsHeader> {
-    let StageInputs { model, data, ignored } = inputs;
+    let StageInputs { model, data, .. } = inputs;
     let MapsTarget { plan, model_name, max_tokens, adapters, target } = target;
-    let rows = read_data(data, ignored)?;
+    let (rows, _) = inputs.rows()?;
     let examples = read_encoder(model)?.examples(&rows, max_tokens)?;
     let calibration = first_examples(&examples, seed, settings.tokens);
-    let mut loaded = load(model, compute)?;
+    let loaded = load_dense(model, compute, adapters, (&examples, seed))?;
     observe(Event::Computing(compute.computing()?));
     observe(Event::Encoded(examples.counts));
     let sources = (
@@ -252,14 +272,6 @@ pub fn fit_maps(
         ridge: settings.ridge,
         batch_tokens: BATCH_TOKENS,
     };
-    if let Some(StateOf { folder, training }) = adapters {
-        let train = training.parse(FinetuneMethod::Lora, seed)?;
-        let mut trainer = Trainer::new(loaded, train, examples.clone())?;
-        let origin = (0..plan.num_layers).collect();
-        let folder = folder.to_owned();
-        trainer.go_on(&Continuation { folder, num_layers: plan.num_layers, origin })?;
-        loaded = trainer.into_model();
-    }
     let header = MapsHeader::new(plan, loaded.config().hidden_size, settings.ridge, sources);
     let mut writer = MapsWriter::create(target, plan, header)?;
     let tokens = fit_linear_maps(&loaded, &calibration, &settings_of_maps, &mut |map| {
@@ -275,6 +287,66 @@ pub fn fit_maps(
         Ok::<_, PipelineError>(())
     })?;
     Ok(writer.finish(tokens)?)
+}
+
+/// The dense model with the adapters it has by then.
+fn load_dense(
+    model: &Path,
+    compute: &ComputeSettings,
+    adapters: Option<StateOf<'_>>,
+    (examples, seed): (&Encoded, u64),
+) -> Result<Model> {
+    let loaded = load(model, compute)?;
+    let Some(StateOf { folder, training }) = adapters else { return Ok(loaded) };
+    let num_layers = loaded.config().num_layers;
+    let train = training.parse(FinetuneMethod::Lora, seed)?;
+    let mut trainer = Trainer::new(loaded, train, examples.clone())?;
+    let (folder, origin) = (folder.to_owned(), (0..num_layers).collect());
+    trainer.go_on(&Continuation { folder, num_layers, origin })?;
+    Ok(trainer.into_model())
+}
+
+/// What losses with layers skipped are computed of.
+#[derive(Debug, Clone, Copy)]
+pub struct LossesOf<'a> {
+    /// The dense model and the rows; of these the ones held out, or, if none are, the first ones.
+    pub inputs: StageInputs<'a>,
+    /// Tokens of a row at most.
+    pub max_tokens: usize,
+    /// The adapters that the model has by then; none if it is to have none.
+    pub adapters: Option<StateOf<'a>>,
+}
+
+/// Rows that losses are computed on, at most.
+const LOSS_ROWS: usize = 128;
+
+/// Hands losses with layers skipped to `choose` (methods.md §2, the objective `D`).
+///
+/// # Errors
+///
+/// If the model or the rows cannot be used, or `choose` fails.
+pub fn with_losses<T>(
+    of: LossesOf<'_>,
+    compute: &ComputeSettings,
+    seed: u64,
+    observe: &mut dyn FnMut(Event),
+    choose: impl FnOnce(&mut dyn LossProbe) -> Result<T>,
+) -> Result<T> {
+    let LossesOf { inputs, max_tokens, adapters } = of;
+    let (train, held_out) = inputs.rows()?;
+    let encoder = read_encoder(inputs.model)?;
+    let trained_on = encoder.examples(&train, max_tokens)?;
+    let examples = match held_out.is_empty() {
+        true => trained_on.clone(),
+        false => encoder.examples(&held_out, max_tokens)?,
+    };
+    let order = Sampler::new(examples.examples.len(), LOSS_ROWS, seed).epoch(0);
+    let rows: Vec<&Example> =
+        order.into_iter().take(LOSS_ROWS).map(|number| &examples.examples[number]).collect();
+    let model = load_dense(inputs.model, compute, adapters, (&trained_on, seed))?;
+    observe(Event::Computing(compute.computing()?));
+    let mut probe = SkipProbe::new(&model, &rows, BATCH_TOKENS)?;
+    choose(&mut probe)
 }
 
 /// Tokens of a forward pass in which nothing is kept for a backward one.
@@ -336,14 +408,14 @@ pub fn finetune_model(
     {
         return Err(checkpoint::CheckpointError::Exists { path: taken.clone() }.into());
     }
-    let StageInputs { model, data, ignored } = inputs;
+    let model = inputs.model;
     let writes_checkpoint = target.merged.is_some()
         || matches!(method, FinetuneMethod::Full | FinetuneMethod::HeadAndLast(_));
     if writes_checkpoint {
         require_companions(model)?;
     }
     let encoder = read_encoder(model)?;
-    let examples = encoder.examples(&read_data(data, ignored)?, settings.max_tokens)?;
+    let examples = encoder.examples(&inputs.rows()?.0, settings.max_tokens)?;
     let mut train_settings = settings.parse(method, seed)?;
     fit(&ModelConfig::read(model)?, &mut train_settings, compute, &examples.examples)?;
     let loaded = load(model, compute)?;
@@ -390,8 +462,8 @@ pub fn evaluate_model(
     compute: &ComputeSettings,
     observe: &mut dyn FnMut(Event),
 ) -> Result<EvalReport> {
-    let StageInputs { model, data, ignored } = inputs;
-    let mut rows: Vec<Row> = read_data(data, ignored)?;
+    let model = inputs.model;
+    let mut rows = inputs.all_rows()?;
     rows.truncate(settings.max_rows.unwrap_or(usize::MAX));
     let encoder = read_encoder(model)?;
     let loaded = load_adapted(model, adapter, compute)?;

@@ -304,11 +304,10 @@ fn linear_weight(view: &TensorView<'_>) -> Option<(usize, Module)> {
 }
 
 fn require_same_model(record: &Record, config: &ModelConfig) -> Result<()> {
-    let fail =
-        |reason: String| {
-            let path = record.folder().to_owned();
-            Err(RepairError::OtherModel { path, what: "record", reason })
-        };
+    let fail = |reason: String| {
+        let path = record.folder().to_owned();
+        Err(RepairError::OtherModel { path, what: "record", reason })
+    };
     if record.num_layers() != config.num_layers {
         return fail(format!(
             "it has {} layers, the model {}",

@@ -30,7 +30,8 @@ impl Edits for LinearMap<'_> {
         take: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
     ) -> Result<()> {
         let map = self.maps.matrix(layer)?;
-        let (dtype, columns) = (weight.dtype()?, weight.shape().last().copied().unwrap_or(1).max(1));
+        let (dtype, columns) =
+            (weight.dtype()?, weight.shape().last().copied().unwrap_or(1).max(1));
         let values = widen(weight.bytes(), dtype);
         let rows = values.len() / columns;
         let together = (PART_BYTES / (size_of::<f32>() * columns)).max(1);

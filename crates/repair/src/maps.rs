@@ -56,7 +56,12 @@ pub struct FittedRun {
 
 impl MapsHeader {
     /// Of maps that are still to be fitted for a plan.
-    pub fn new(plan: &Plan, hidden_size: usize, ridge: f64, sources: (ModelSource, DataSource)) -> Self {
+    pub fn new(
+        plan: &Plan,
+        hidden_size: usize,
+        ridge: f64,
+        sources: (ModelSource, DataSource),
+    ) -> Self {
         let (model, data) = sources;
         Self {
             format: FORMAT.into(),
@@ -208,7 +213,8 @@ impl MapsWriter {
         plan.check()?;
         let side = header.hidden_size;
         let spec = |receiver| TensorSpec::new(name_of(receiver), Dtype::F32, &[side, side]);
-        let specs = plan.runs().into_iter().filter_map(|(receiver, _)| receiver.map(spec)).collect();
+        let specs =
+            plan.runs().into_iter().filter_map(|(receiver, _)| receiver.map(spec)).collect();
         let staging = Staging::folder(target)?;
         let writer = CheckpointWriter::create(staging.path(), specs, u64::MAX)?;
         Ok(Self { staging, header, writer })

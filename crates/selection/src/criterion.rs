@@ -53,7 +53,7 @@ impl Criterion {
     /// # Errors
     ///
     /// [`SelectionError::NoScores`] if it gives none, or if evidence is missing or cannot be used.
-    pub fn scores(self, seen: &Evidence<'_>) -> Result<Scores> {
+    pub fn scores(self, seen: &mut Evidence<'_>) -> Result<Scores> {
         self.0.scores(seen)?.ok_or(SelectionError::NoScores(self.name()))
     }
 
@@ -62,7 +62,13 @@ impl Criterion {
     /// # Errors
     ///
     /// As [`Request::new`].
-    pub fn request(self, num_layers: usize, prune: Share, keep: Keep, seed: u64) -> Result<Request> {
+    pub fn request(
+        self,
+        num_layers: usize,
+        prune: Share,
+        keep: Keep,
+        seed: u64,
+    ) -> Result<Request> {
         let keep = match keep {
             Keep::Guard if !self.0.is_guarded() => Keep::NONE,
             keep => keep,

@@ -206,13 +206,17 @@ impl Plan {
         }
         match repair {
             Some(_) if *version == FIRST_VERSION => {
-                return Some(format!("`repair` is a key of version {VERSION}, and it says {version}"));
+                return Some(format!(
+                    "`repair` is a key of version {VERSION}, and it says {version}"
+                ));
             }
             Some(Repair::SameSign) if merges.is_empty() => {
                 return Some("it repairs by `same-sign`, and merges no layers".into());
             }
             Some(repair @ (Repair::Drop | Repair::LinearMap)) if !merges.is_empty() => {
-                return Some(format!("it repairs by `{repair}`, which merges no layers, and has merges"));
+                return Some(format!(
+                    "it repairs by `{repair}`, which merges no layers, and has merges"
+                ));
             }
             _ => {}
         }
@@ -394,9 +398,8 @@ mod tests {
     #[test]
     fn repairs_and_merges_agree() {
         let selection = Selection { removed: vec![2, 1, 4], scores: None };
-        let of = |repair, merge| {
-            Plan::of(6, &selection, &PlanSettings { repair, merge, density: 0.2 })
-        };
+        let of =
+            |repair, merge| Plan::of(6, &selection, &PlanSettings { repair, merge, density: 0.2 });
         let mapped = of(Repair::LinearMap, 0).unwrap();
         assert_eq!((mapped.repair(), mapped.version), (Repair::LinearMap, 2));
         assert_eq!(mapped.runs(), [(Some(0), 1..=2), (Some(3), 4..=4)]);

@@ -28,7 +28,7 @@ pub trait Selector: Sync {
     /// # Errors
     ///
     /// If evidence is missing or cannot be used.
-    fn scores(&self, seen: &Evidence<'_>) -> Result<Option<Scores>>;
+    fn scores(&self, seen: &mut Evidence<'_>) -> Result<Option<Scores>>;
 
     /// The layers to go.
     ///
@@ -67,10 +67,17 @@ impl Request {
         Ok(Self { num_layers, count, candidates, seed })
     }
 
+    /// Those of an order that may go.
+    pub fn ordered(&self, order: impl IntoIterator<Item = usize>) -> Vec<usize> {
+        let may_go = |layer: &usize| self.candidates.binary_search(layer).is_ok();
+        order.into_iter().filter(may_go).collect()
+    }
+
     /// The first of an order that may go, as many as are to go.
     pub fn first_of(&self, order: impl IntoIterator<Item = usize>) -> Vec<usize> {
-        let may_go = |layer: &usize| self.candidates.binary_search(layer).is_ok();
-        order.into_iter().filter(may_go).take(self.count).collect()
+        let mut found = self.ordered(order);
+        found.truncate(self.count);
+        found
     }
 }
 

@@ -76,7 +76,12 @@ pub(crate) fn run(args: CollectArgs, printer: &mut Printer) -> anyhow::Result<Ou
     let targets =
         CollectTargets { record, state: None, model_name: &model, criterion, prune, keep };
     let found = collect_record(
-        StageInputs { model: &folder, data: &train, ignored: &reading.ignore_fields },
+        StageInputs {
+            model: &folder,
+            data: &train,
+            ignored: &reading.ignore_fields,
+            held_out: None,
+        },
         &collecting.settings(max_length),
         &compute.settings(),
         seed,
@@ -95,8 +100,8 @@ pub(crate) fn run(args: CollectArgs, printer: &mut Printer) -> anyhow::Result<Ou
     let block_influence = found.activations.block_influence.clone();
     if let Some(path) = &scores {
         let model = Checkpoint::open(&folder).with_context(context)?;
-        let seen = Evidence { model: Some(&model), ..found.evidence() };
-        let scores = criterion.scores(&seen).with_context(context)?;
+        let mut seen = Evidence { model: Some(&model), ..found.evidence() };
+        let scores = criterion.scores(&mut seen).with_context(context)?;
         scores.write(path)?;
         text.push_str(&format!("\n{}", ranking_text(&scores)));
     }

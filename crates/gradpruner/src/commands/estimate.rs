@@ -11,8 +11,8 @@ use pipeline::{
 use selection::Share;
 
 use crate::arguments::{
-    ChoosingArgs, CollectingArgs, ComputeArgs, DataArgs, EvaluationArgs, LinearMapArgs, RepairArgs,
-    TrainingArgs, positive,
+    ChoosingArgs, CollectingArgs, ComputeArgs, DataArgs, EvaluationArgs, LinearMapArgs,
+    RefiningArgs, RepairArgs, TrainingArgs, positive,
 };
 use crate::printer::Outcome;
 use crate::texts::needs_text;
@@ -57,6 +57,8 @@ pub(crate) struct EstimateArgs {
     #[command(flatten)]
     choosing: ChoosingArgs,
     #[command(flatten)]
+    refining: RefiningArgs,
+    #[command(flatten)]
     repairing: RepairArgs,
     #[command(flatten)]
     maps: LinearMapArgs,
@@ -83,6 +85,7 @@ pub(crate) fn run(args: EstimateArgs) -> anyhow::Result<Outcome> {
         save_merged,
         reading,
         choosing,
+        refining,
         repairing,
         maps,
         collecting,
@@ -126,6 +129,8 @@ pub(crate) fn run(args: EstimateArgs) -> anyhow::Result<Outcome> {
         prune,
         keep: choosing.keep,
         criterion: choosing.criterion,
+        refine: refining.refine,
+        choose: refining.choose,
         repair: planning.repair,
         merge: planning.merge,
         density: planning.density,

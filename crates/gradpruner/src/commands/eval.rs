@@ -54,7 +54,12 @@ pub(crate) fn run(args: EvalArgs, printer: &mut Printer) -> anyhow::Result<Outco
     ];
     check_outputs(&[Named::of("--out", out.as_deref())], &inputs).with_context(context)?;
     let report = evaluate_model(
-        StageInputs { model: &folder, data: &data, ignored: &reading.ignore_fields },
+        StageInputs {
+            model: &folder,
+            data: &data,
+            ignored: &reading.ignore_fields,
+            held_out: None,
+        },
         adapter.as_deref(),
         &evaluation.settings(max_length),
         &compute.settings(),

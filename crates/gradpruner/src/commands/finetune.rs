@@ -90,7 +90,12 @@ pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<O
         shard_bytes: shard_size,
     };
     let report = finetune_model(
-        StageInputs { model: &folder, data: &train, ignored: &reading.ignore_fields },
+        StageInputs {
+            model: &folder,
+            data: &train,
+            ignored: &reading.ignore_fields,
+            held_out: None,
+        },
         (method, &training.settings(method)),
         &compute.settings(),
         seed,

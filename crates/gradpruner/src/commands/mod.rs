@@ -28,7 +28,7 @@ pub(crate) enum Command {
     /// Score the layers of a gradient record
     Score(score::ScoreArgs),
     /// Decide which layers to prune and merge
-    Plan(plan::PlanArgs),
+    Plan(Box<plan::PlanArgs>),
     /// Write the pruned checkpoint of a plan
     Prune(prune::PruneArgs),
     /// Fine-tune a model, by LoRA or in full
@@ -54,7 +54,7 @@ impl Command {
             Self::Estimate(args) => estimate::run(*args),
             Self::Collect(args) => collect::run(args, printer),
             Self::Score(args) => score::run(args),
-            Self::Plan(args) => plan::run(args),
+            Self::Plan(args) => plan::run(*args, printer),
             Self::Prune(args) => prune::run(args, printer),
             Self::Finetune(args) => finetune::run(args, printer),
             Self::Eval(args) => eval::run(args, printer),

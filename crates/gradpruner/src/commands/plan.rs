@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use checkpoint::{Checkpoint, Record, locate};
-use evidence::Evidence;
-use pipeline::{Named, check_outputs, layer_strip};
-use selection::{Criterion, Keep, Plan, Scores, Selection, Share};
+use evidence::LossProbe;
+use pipeline::{Choice, LossesOf, Named, StageInputs, check_outputs, layer_strip, with_losses};
+use selection::{Criterion, Keep, Plan, Refine, Scores, Share};
 
-use crate::arguments::{RepairArgs, criterion};
-use crate::printer::Outcome;
+use crate::arguments::{ComputeArgs, DataArgs, RepairArgs, criterion, length};
+use crate::printer::{Outcome, Printer};
 
 /// Decide which layers to prune, and what is done to the others.
 ///
@@ -28,13 +28,23 @@ pub(crate) struct PlanArgs {
     /// Of a record: what makes a layer go [default: igia]
     #[arg(long, value_parser = criterion())]
     criterion: Option<Criterion>,
-    /// Of a record: the model, for criteria that read its weights
+    /// Of a record: the model, for criteria that read its weights or run it
     #[arg(long)]
     model: Option<String>,
+    /// Rows to choose layers by, for criteria that take losses and for --refine: a data file, a folder of them, or
+    /// hub:owner/name
+    #[arg(long, requires = "model")]
+    train: Option<PathBuf>,
+    /// none, or swap: exchange pruned and kept layers while less is lost on the rows
+    #[arg(long, default_value = "none")]
+    refine: Refine,
+    /// Tokens of a row at most; the rest is cut
+    #[arg(long, default_value_t = 2048, value_parser = length)]
+    max_length: usize,
     /// Layers that are never pruned: guard (the first 12 % and the last), none, or such as first:4,last:1
     #[arg(long, default_value = "guard")]
     keep: Keep,
-    /// For the criterion random
+    /// For the criterion random, and for which of the rows layers are chosen by
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// File for the plan
@@ -42,17 +52,51 @@ pub(crate) struct PlanArgs {
     out: Option<PathBuf>,
     #[command(flatten)]
     repairing: RepairArgs,
+    #[command(flatten)]
+    reading: DataArgs,
+    #[command(flatten)]
+    compute: ComputeArgs,
 }
 
-pub(crate) fn run(args: PlanArgs) -> anyhow::Result<Outcome> {
-    let PlanArgs { evidence, prune, criterion, model, keep, seed, out, repairing } = args;
+pub(crate) fn run(args: PlanArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
+    let PlanArgs {
+        evidence,
+        prune,
+        criterion,
+        model,
+        train,
+        refine,
+        max_length,
+        keep,
+        seed,
+        out,
+        repairing,
+        reading,
+        compute,
+    } = args;
     let context = || format!("cannot plan from `{}`", evidence.display());
-    let (outputs, inputs) =
-        ([Named::of("--out", out.as_deref())], [Named::of("the evidence", &*evidence)]);
+    let outputs = [Named::of("--out", out.as_deref())];
+    let inputs = [Named::of("the evidence", &*evidence), Named::of("--train", train.as_deref())];
     check_outputs(&outputs, &inputs).with_context(context)?;
-    let (num_layers, selection) = match evidence.is_dir() {
-        true => of_record(&evidence, criterion, model.as_deref(), (prune, keep, seed)),
-        false => of_scores(&evidence, criterion, (prune, keep, seed)),
+    let (model, compute) =
+        (model.as_deref().map(locate).transpose().with_context(context)?, compute.settings());
+    let checkpoint = model.as_deref().map(Checkpoint::open).transpose().with_context(context)?;
+    let source = Source::open(&evidence, criterion).with_context(context)?;
+    let choice = Choice { criterion: source.criterion(), prune, keep, refine, seed };
+    let num_layers = source.num_layers();
+    let choose = |losses: Option<&mut dyn LossProbe>| match source {
+        Source::Record(record, _) => choice.of_record(&record, checkpoint.as_ref(), losses),
+        Source::Scores(scores) => choice.of_scores(scores, losses),
+    };
+    let selection = match model.as_deref().zip(train.as_deref()) {
+        Some((model, data)) if choice.needs_losses() => {
+            let inputs =
+                StageInputs { model, data, ignored: &reading.ignore_fields, held_out: None };
+            let of = LossesOf { inputs, max_tokens: max_length, adapters: None };
+            let observe = &mut |event| printer.event(event);
+            with_losses(of, &compute, seed, observe, |losses| choose(Some(losses)))
+        }
+        _ => choose(None),
     }
     .with_context(context)?;
     let plan = Plan::of(num_layers, &selection, &repairing.settings()).with_context(context)?;
@@ -66,36 +110,39 @@ pub(crate) fn run(args: PlanArgs) -> anyhow::Result<Outcome> {
     Outcome::new(text, &plan)
 }
 
-fn of_record(
-    folder: &Path,
-    criterion: Option<Criterion>,
-    model: Option<&str>,
-    (prune, keep, seed): (Share, Keep, u64),
-) -> anyhow::Result<(usize, Selection)> {
-    let criterion = criterion.unwrap_or(Criterion::IGIA);
-    let model = model.map(|name| anyhow::Ok(Checkpoint::open(&locate(name)?)?)).transpose()?;
-    let record = Record::open(folder)?;
-    let mut seen = Evidence::of_record(&record, criterion.all_needs())?;
-    seen.model = model.as_ref();
-    let request = criterion.request(record.num_layers(), prune, keep, seed)?;
-    Ok((record.num_layers(), criterion.select(&mut seen, &request)?))
+/// What layers are chosen by.
+enum Source {
+    Record(Record, Criterion),
+    Scores(Scores),
 }
 
-fn of_scores(
-    file: &Path,
-    criterion: Option<Criterion>,
-    (prune, keep, seed): (Share, Keep, u64),
-) -> anyhow::Result<(usize, Selection)> {
-    let scores = Scores::read(file)?;
-    if let Some(asked) = criterion.filter(|criterion| *criterion != scores.criterion) {
-        anyhow::bail!(
-            "it holds scores by {}, and --criterion says {}; leave it out, or plan from a record",
-            scores.criterion.name(),
-            asked.name()
-        );
+impl Source {
+    fn open(path: &Path, criterion: Option<Criterion>) -> anyhow::Result<Self> {
+        if path.is_dir() {
+            return Ok(Self::Record(Record::open(path)?, criterion.unwrap_or(Criterion::IGIA)));
+        }
+        let scores = Scores::read(path)?;
+        match criterion.filter(|criterion| *criterion != scores.criterion) {
+            None => Ok(Self::Scores(scores)),
+            Some(asked) => bail!(
+                "it holds scores by {}, and --criterion says {}; leave it out, or plan from a record",
+                scores.criterion.name(),
+                asked.name()
+            ),
+        }
     }
-    let num_layers = scores.layers.len();
-    let request = scores.criterion.request(num_layers, prune, keep, seed)?;
-    let removed = request.first_of(scores.ranking());
-    Ok((num_layers, Selection { removed, scores: Some(scores) }))
+
+    fn criterion(&self) -> Criterion {
+        match self {
+            Self::Record(_, criterion) => *criterion,
+            Self::Scores(scores) => scores.criterion,
+        }
+    }
+
+    fn num_layers(&self) -> usize {
+        match self {
+            Self::Record(record, _) => record.num_layers(),
+            Self::Scores(scores) => scores.layers.len(),
+        }
+    }
 }

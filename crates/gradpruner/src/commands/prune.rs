@@ -97,7 +97,12 @@ pub(crate) fn run(args: PruneArgs, printer: &mut Printer) -> anyhow::Result<Outc
             let target = PathBuf::from(format!("{}.maps", out.display()));
             remove_if_there(&target).with_context(context)?;
             fit_maps(
-                StageInputs { model: &folder, data: &train, ignored: &reading.ignore_fields },
+                StageInputs {
+                    model: &folder,
+                    data: &train,
+                    ignored: &reading.ignore_fields,
+                    held_out: None,
+                },
                 &maps.settings(),
                 &compute.settings(),
                 seed,
@@ -139,9 +144,7 @@ fn repaired(plan: Plan, repair: Option<Repair>) -> anyhow::Result<Plan> {
     match repair {
         None => Ok(plan),
         Some(Repair::LinearMap) => Ok(plan.with_linear_maps()),
-        Some(Repair::Drop) => {
-            Ok(Plan::new(plan.num_layers, plan.pruned, Vec::new(), plan.density))
-        }
+        Some(Repair::Drop) => Ok(Plan::new(plan.num_layers, plan.pruned, Vec::new(), plan.density)),
         Some(Repair::SameSign) if plan.repair() == Repair::SameSign => Ok(plan),
         Some(Repair::SameSign) => anyhow::bail!(
             "the plan merges no layers; make one that does by `gradpruner plan --merge`"

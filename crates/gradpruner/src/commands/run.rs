@@ -7,8 +7,8 @@ use pipeline::{FinetuneMethod, RunSettings, layer_strip, run as run_all, table_t
 use selection::Share;
 
 use crate::arguments::{
-    ChoosingArgs, CollectingArgs, ComputeArgs, DataArgs, EvaluationArgs, LinearMapArgs, RepairArgs,
-    TrainingArgs, size,
+    ChoosingArgs, CollectingArgs, ComputeArgs, DataArgs, EvaluationArgs, LinearMapArgs,
+    RefiningArgs, RepairArgs, TrainingArgs, size,
 };
 use crate::printer::{Outcome, Printer};
 
@@ -70,6 +70,8 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     choosing: ChoosingArgs,
     #[command(flatten)]
+    refining: RefiningArgs,
+    #[command(flatten)]
     repairing: RepairArgs,
     #[command(flatten)]
     maps: LinearMapArgs,
@@ -99,6 +101,7 @@ pub(crate) fn run(args: RunArgs, printer: &mut Printer) -> anyhow::Result<Outcom
         shard_size,
         reading,
         choosing,
+        refining,
         repairing,
         maps,
         collecting,
@@ -121,6 +124,8 @@ pub(crate) fn run(args: RunArgs, printer: &mut Printer) -> anyhow::Result<Outcom
         prune,
         keep: choosing.keep,
         criterion: choosing.criterion,
+        refine: refining.refine,
+        choose: refining.choose,
         repair: planning.repair,
         merge: planning.merge,
         density: planning.density,

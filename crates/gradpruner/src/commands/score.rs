@@ -42,8 +42,8 @@ pub(crate) fn run(args: ScoreArgs) -> anyhow::Result<Outcome> {
     let open = |name: &String| anyhow::Ok(Checkpoint::open(&locate(name)?)?);
     let model = model.as_ref().map(open).transpose().with_context(context)?;
     let seen = Evidence::of_record(&opened, criterion.all_needs()).with_context(context)?;
-    let seen = Evidence { model: model.as_ref(), ..seen };
-    let scores = criterion.scores(&seen).with_context(context)?;
+    let mut seen = Evidence { model: model.as_ref(), ..seen };
+    let scores = criterion.scores(&mut seen).with_context(context)?;
     if let Some(out) = out {
         scores.write(&out)?;
     }

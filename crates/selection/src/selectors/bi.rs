@@ -24,7 +24,7 @@ impl Selector for BlockInfluence {
         &[Need::Activations]
     }
 
-    fn scores(&self, seen: &Evidence<'_>) -> Result<Option<Scores>> {
+    fn scores(&self, seen: &mut Evidence<'_>) -> Result<Option<Scores>> {
         let influence = &seen.activations(self.name())?.block_influence;
         Ok(Some(Scores::of_layers(Criterion::of(&Self), influence)))
     }

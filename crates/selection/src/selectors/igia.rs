@@ -25,7 +25,7 @@ impl Selector for Igia {
         &[Need::Gradients]
     }
 
-    fn scores(&self, seen: &Evidence<'_>) -> Result<Option<Scores>> {
+    fn scores(&self, seen: &mut Evidence<'_>) -> Result<Option<Scores>> {
         let weights = seen.gradients(self.name())?.weights();
         let scores = weights.map(|(at, weight)| (at, WeightScores::of_steps(&weight.squares).igia));
         Ok(Some(Scores::of_weights(Criterion::IGIA, scores)))
@@ -41,8 +41,8 @@ pub(crate) mod tests {
         let criterion: Criterion = criterion.parse().unwrap();
         for name in testkit::GOLDEN {
             let record = testkit::fixture(&format!("{name}/record"));
-            let seen = Evidence::open(&record, criterion.all_needs()).unwrap();
-            let found = criterion.scores(&seen).unwrap();
+            let mut seen = Evidence::open(&record, criterion.all_needs()).unwrap();
+            let found = criterion.scores(&mut seen).unwrap();
             let file = testkit::fixture(&format!("{name}/scores_{}.json", criterion.name()));
             let expected = Scores::read(&file).unwrap();
             assert_eq!(found.ranking(), expected.ranking(), "{name}");

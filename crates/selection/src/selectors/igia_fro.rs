@@ -25,7 +25,7 @@ impl Selector for IgiaFro {
         &[Need::Gradients]
     }
 
-    fn scores(&self, seen: &Evidence<'_>) -> Result<Option<Scores>> {
+    fn scores(&self, seen: &mut Evidence<'_>) -> Result<Option<Scores>> {
         let weights = seen.gradients(self.name())?.weights();
         let scores =
             weights.map(|(at, weight)| (at, WeightScores::of_steps(&weight.squares).igia_fro));

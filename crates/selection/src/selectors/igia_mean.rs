@@ -27,7 +27,7 @@ impl Selector for IgiaMean {
         &[Need::Gradients]
     }
 
-    fn scores(&self, seen: &Evidence<'_>) -> Result<Option<Scores>> {
+    fn scores(&self, seen: &mut Evidence<'_>) -> Result<Option<Scores>> {
         let gradients = seen.gradients(self.name())?;
         let mut elements: BTreeMap<usize, usize> = BTreeMap::new();
         for ((layer, _), weight) in gradients.weights() {
@@ -52,8 +52,8 @@ mod tests {
     fn the_mean_of_all_elements() {
         for name in testkit::GOLDEN {
             let record = Record::open(&testkit::fixture(&format!("{name}/record"))).unwrap();
-            let seen = Evidence::of_record(&record, &[Need::Gradients]).unwrap();
-            let found = IgiaMean.scores(&seen).unwrap().unwrap();
+            let mut seen = Evidence::of_record(&record, &[Need::Gradients]).unwrap();
+            let found = IgiaMean.scores(&mut seen).unwrap().unwrap();
             for layer in &found.layers {
                 let (mut sum, mut count) = (0.0, 0);
                 for (_, module) in record.pairs().filter(|(found, _)| *found == layer.layer) {
@@ -65,7 +65,8 @@ mod tests {
                             for n in 0..columns {
                                 let mut element = 0.0;
                                 for r in 0..pair.a.nrows() {
-                                    element += f64::from(pair.b[[o, r]]) * f64::from(pair.a[[r, n]]);
+                                    element +=
+                                        f64::from(pair.b[[o, r]]) * f64::from(pair.a[[r, n]]);
                                 }
                                 sum += element * element / record.num_steps() as f64;
                             }

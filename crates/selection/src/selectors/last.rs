@@ -20,7 +20,7 @@ impl Selector for Last {
         &[]
     }
 
-    fn scores(&self, _: &Evidence<'_>) -> Result<Option<Scores>> {
+    fn scores(&self, _: &mut Evidence<'_>) -> Result<Option<Scores>> {
         Ok(None)
     }
 

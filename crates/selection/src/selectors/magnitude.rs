@@ -24,7 +24,7 @@ impl Selector for Magnitude {
         &[Need::Weights]
     }
 
-    fn scores(&self, seen: &Evidence<'_>) -> Result<Option<Scores>> {
+    fn scores(&self, seen: &mut Evidence<'_>) -> Result<Option<Scores>> {
         let weights = magnitudes(seen.model(self.name())?)?;
         Ok(Some(Scores::of_weights(Criterion::of(&Self), weights.into_iter())))
     }

@@ -1,11 +1,16 @@
 //! The rules, a file each.
 
+mod angular;
 mod bi;
+mod cka;
+mod greedy;
 pub(crate) mod igia;
 mod igia_fro;
 mod igia_mean;
 mod last;
 mod magnitude;
+mod max_rm_bi;
+mod perplexity;
 mod random;
 
 use crate::Selector;
@@ -16,20 +21,58 @@ pub const SELECTORS: &[&dyn Selector] = &[
     &igia_fro::IgiaFro,
     &igia_mean::IgiaMean,
     &bi::BlockInfluence,
+    &angular::Angular,
+    &cka::Cka,
+    &max_rm_bi::MaxRmBi,
+    &perplexity::Perplexity,
+    &greedy::Greedy,
     &magnitude::Magnitude,
     &last::Last,
     &random::Random,
 ];
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeSet;
 
     use checkpoint::{Activations, Checkpoint};
-    use evidence::{Evidence, EvidenceError, Need};
+    use evidence::{Evidence, EvidenceError, Hidden, HiddenMeans, LossProbe, Need};
 
     use super::*;
     use crate::{Criterion, Keep, SelectionError, Share};
+
+    /// Evidence of layers that all do the same.
+    pub(crate) fn hidden(num_layers: usize) -> Hidden {
+        let square = vec![vec![0.5; num_layers + 1]; num_layers + 1];
+        Hidden::new(HiddenMeans {
+            rows: 1,
+            tokens: 1,
+            cosines: square.clone(),
+            last_cosines: square,
+            cka: vec![0.5; num_layers],
+            relative_step: vec![0.5; num_layers],
+        })
+    }
+
+    /// Losses by a formula, and the sets that were asked for.
+    pub(crate) struct Formula {
+        of: fn(&[usize]) -> f64,
+        pub(crate) asked: Vec<Vec<usize>>,
+    }
+
+    impl Formula {
+        pub(crate) fn new(of: fn(&[usize]) -> f64) -> Self {
+            Self { of, asked: Vec::new() }
+        }
+    }
+
+    impl LossProbe for Formula {
+        fn loss(&mut self, without: &[usize]) -> evidence::Result<f64> {
+            assert!(without.is_sorted_by(|x, y| x < y), "{without:?}");
+            self.asked.push(without.to_vec());
+            Ok((self.of)(without))
+        }
+    }
 
     #[test]
     fn names_are_told_apart_and_found() {
@@ -53,7 +96,11 @@ mod tests {
                     let mut seen = Evidence::of_record(&record, &[Need::Gradients]).unwrap();
                     let influence = vec![0.5, 0.1, 0.4, 0.4, 0.2, 0.3];
                     seen.activations = Some(Activations::new(9, influence));
+                    seen.hidden = Some(hidden(6));
                     seen.model = Some(&model);
+                    let mut losses =
+                        Formula::new(|set| set.iter().map(|l| l * 5 % 6).sum::<usize>() as f64);
+                    seen.losses = Some(&mut losses);
                     let request = criterion.request(6, Share::Layers(count), keep, 3).unwrap();
                     let found = criterion.select(&mut seen, &request).unwrap();
                     (found.removed, request)
@@ -79,7 +126,9 @@ mod tests {
                     let Err(SelectionError::Evidence(error)) = found else {
                         panic!("{criterion:?} must want {needs:?}");
                     };
-                    let EvidenceError::Missing { selector, need } = error else { panic!("{error}") };
+                    let EvidenceError::Missing { selector, need } = error else {
+                        panic!("{error}")
+                    };
                     assert_eq!((selector, need), (criterion.name(), needs[0]));
                 }
             }

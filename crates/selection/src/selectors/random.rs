@@ -26,7 +26,7 @@ impl Selector for Random {
         false
     }
 
-    fn scores(&self, _: &Evidence<'_>) -> Result<Option<Scores>> {
+    fn scores(&self, _: &mut Evidence<'_>) -> Result<Option<Scores>> {
         Ok(None)
     }
 

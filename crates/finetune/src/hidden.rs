@@ -1,0 +1,253 @@
+//! How alike the hidden states before and after each layer are, gathered as forward passes go by.
+
+use evidence::{Hidden, HiddenMeans};
+use tch::{Kind, Tensor};
+
+use crate::Result;
+use crate::bridge::number;
+use crate::decoder::LayerPass;
+
+/// Rows that are looked at.
+const ROWS: usize = 160;
+/// Bytes of hidden states of one pass, all layers' together, that are held; of a pass with more every so many-th
+/// token is looked at.
+const HELD_BYTES: usize = 128 << 20;
+
+/// Gathers means over hidden states.
+pub(crate) struct HiddenMeter {
+    num_layers: usize,
+    rows: usize,
+    tokens: usize,
+    /// Sums of cosines over tokens and over last tokens, `[L + 1, L + 1]`, f64.
+    cosines: [Option<Tensor>; 2],
+    relative_step: Vec<f64>,
+    /// Last tokens' states, a list a layer, each `[rows, hidden]` in f32.
+    last: Vec<Vec<Tensor>>,
+    /// What is looked at of the pass under way, and its states so far.
+    looked_at: Option<Tensor>,
+    pass: Vec<Tensor>,
+}
+
+impl HiddenMeter {
+    pub(crate) fn new(num_layers: usize) -> Self {
+        Self {
+            num_layers,
+            rows: 0,
+            tokens: 0,
+            cosines: [None, None],
+            relative_step: vec![0.0; num_layers],
+            last: (0..=num_layers).map(|_| Vec::new()).collect(),
+            looked_at: None,
+            pass: Vec::new(),
+        }
+    }
+
+    /// Looks at a layer of a pass, unless there were rows enough before it.
+    pub(crate) fn see(&mut self, seen: &LayerPass<'_>) -> Result<()> {
+        if self.rows >= ROWS {
+            return Ok(());
+        }
+        let _guard = tch::no_grad_guard();
+        if seen.layer == 0 {
+            let (tokens, width) = seen.input.size2()?;
+            let bytes = (self.num_layers + 1) * tokens as usize * width as usize * size_of::<f32>();
+            let stride = bytes.div_ceil(HELD_BYTES).max(1) as i64;
+            let at = (Kind::Int64, seen.input.device());
+            self.looked_at = Some(Tensor::f_arange_start_step(0, tokens, stride, at)?);
+            self.keep(seen, seen.input)?;
+        }
+        self.keep(seen, seen.output)?;
+        if seen.layer + 1 == self.num_layers {
+            self.finish_pass()?;
+            self.rows += seen.rows.ends().len();
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, seen: &LayerPass<'_>, states: &Tensor) -> Result<()> {
+        let ends = Tensor::f_from_slice(&seen.rows.ends())?.f_to(states.device())?;
+        let wide = |tokens: &Tensor| -> Result<Tensor> {
+            Ok(states.f_index_select(0, tokens)?.f_to_kind(Kind::Float)?)
+        };
+        self.last[self.pass.len()].push(wide(&ends)?);
+        if let Some(looked_at) = &self.looked_at {
+            self.pass.push(wide(looked_at)?);
+        }
+        Ok(())
+    }
+
+    fn finish_pass(&mut self) -> Result<()> {
+        let pass = std::mem::take(&mut self.pass);
+        for (sum, states) in self.relative_step.iter_mut().zip(pass.windows(2)) {
+            let [input, output] = states else { continue };
+            let norm = |x: &Tensor| x.f_norm_scalaropt_dim(2.0, [-1_i64].as_slice(), false);
+            let step = norm(&output.f_sub(input)?)?.f_div(&norm(input)?.f_clamp_min(1e-30)?)?;
+            *sum += number(&step.f_sum(Kind::Double)?)?;
+        }
+        self.tokens += pass.first().map_or(0, |states| states.size()[0] as usize);
+        let last: Vec<Tensor> = self
+            .last
+            .iter()
+            .filter_map(|passes| passes.last())
+            .map(Tensor::shallow_clone)
+            .collect();
+        for (sum, states) in self.cosines.iter_mut().zip([pass, last]) {
+            let found = cosines(&states)?;
+            *sum = Some(match sum.take() {
+                Some(mut sum) => sum.f_add_(&found)?,
+                None => found,
+            });
+        }
+        Ok(())
+    }
+
+    /// The means.
+    pub(crate) fn finish(self) -> Result<Hidden> {
+        let layers = self.num_layers;
+        let [all, last] = self.cosines;
+        let means = |sums: Option<Tensor>, count: usize| -> Result<Vec<Vec<f64>>> {
+            let sums = match sums {
+                Some(sums) => Vec::<f64>::try_from(sums.f_flatten(0, -1)?)?,
+                None => vec![0.0; (layers + 1) * (layers + 1)],
+            };
+            let mean = |sum: &f64| sum / count.max(1) as f64;
+            Ok(sums.chunks(layers + 1).map(|row| row.iter().map(mean).collect()).collect())
+        };
+        let states = self
+            .last
+            .iter()
+            .map(|passes| centred(&Tensor::f_cat(passes, 0)?))
+            .collect::<Result<Vec<_>>>()?;
+        let cka = states.windows(2).map(|pair| cka(&pair[0], &pair[1])).collect::<Result<_>>()?;
+        let tokens = self.tokens.max(1) as f64;
+        Ok(Hidden::new(HiddenMeans {
+            rows: self.rows,
+            tokens: self.tokens,
+            cosines: means(all, self.tokens)?,
+            last_cosines: means(last, self.rows)?,
+            cka,
+            relative_step: self.relative_step.iter().map(|sum| sum / tokens).collect(),
+        }))
+    }
+}
+
+/// `Σ cos(x_i, x_j)` over tokens, of states `[n, hidden]` a layer; `[layers, layers]`, f64.
+fn cosines(states: &[Tensor]) -> Result<Tensor> {
+    let units = states
+        .iter()
+        .map(|x| {
+            let norm = x.f_norm_scalaropt_dim(2.0, [-1_i64].as_slice(), true)?;
+            Ok(x.f_div(&norm.f_clamp_min(1e-30)?)?)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let units = Tensor::f_stack(&units, 1)?;
+    let products = units.f_bmm(&units.f_transpose(1, 2)?)?;
+    Ok(products.f_sum_dim_intlist([0_i64].as_slice(), false, Kind::Double)?)
+}
+
+fn centred(x: &Tensor) -> Result<Tensor> {
+    let x = x.f_to_kind(Kind::Double)?;
+    Ok(x.f_sub(&x.f_mean_dim([0_i64].as_slice(), true, Kind::Double)?)?)
+}
+
+/// Linear CKA of centred states: `‖Yᵀ·X‖² / (‖Xᵀ·X‖ · ‖Yᵀ·Y‖)`, by the Gram matrices of rows.
+fn cka(x: &Tensor, y: &Tensor) -> Result<f64> {
+    let gram = |x: &Tensor| x.f_mm(&x.f_numpy_t()?);
+    let (of_x, of_y) = (gram(x)?, gram(y)?);
+    let inner = |a: &Tensor, b: &Tensor| number(&a.f_mul(b)?.f_sum(Kind::Double)?);
+    let norms = (inner(&of_x, &of_x)? * inner(&of_y, &of_y)?).sqrt();
+    // Of one row, or of rows that all end alike, nothing is left after centring.
+    Ok(if norms > 0.0 { inner(&of_x, &of_y)? / norms } else { 1.0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bridge::values;
+    use crate::pack::Packed;
+    use crate::train::tests::{golden_model, rows};
+
+    /// Against plain loops over the states in f64, rows in two passes.
+    #[test]
+    fn means_are_those_of_the_states() {
+        let (model, data) = (golden_model("tiny_llama"), rows("tiny_llama"));
+        let layers = model.config().num_layers;
+        let mut meter = HiddenMeter::new(layers);
+        let mut states: Vec<Vec<Vec<f64>>> = vec![Vec::new(); layers + 1];
+        let mut ends = Vec::new();
+        let examples: Vec<_> = data.examples.iter().collect();
+        for together in examples.chunks(examples.len().div_ceil(2)) {
+            let batch = Packed::examples_rounded(together, model.device).unwrap();
+            let mut count = states[0].len();
+            for row in together {
+                count += row.tokens.len();
+                ends.push(count - 1);
+            }
+            let real = batch.num_tokens() as i64;
+            let mut see = |seen: &LayerPass<'_>| {
+                let (input, output) =
+                    (seen.input.narrow(0, 0, real), seen.output.narrow(0, 0, real));
+                let seen = &LayerPass { input: &input, output: &output, ..*seen };
+                let mut add = |at: usize, x: &Tensor| {
+                    let width = x.size()[1] as usize;
+                    let x = values(x).unwrap();
+                    let tokens = x.chunks(width);
+                    states[at].extend(tokens.map(|x| x.iter().map(|&x| f64::from(x)).collect()));
+                };
+                if seen.layer == 0 {
+                    add(0, seen.input);
+                }
+                add(seen.layer + 1, seen.output);
+                meter.see(seen)
+            };
+            let _ = model.hidden(&batch, &mut see).unwrap();
+        }
+        let found = meter.finish().unwrap();
+        assert_eq!((found.rows, found.tokens), (examples.len(), states[0].len()));
+
+        let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
+        let cosine = |x: &[f64], y: &[f64]| dot(x, y) / (dot(x, x) * dot(y, y)).sqrt();
+        let mean = |at: &[usize], i: usize, j: usize| {
+            at.iter().map(|&at| cosine(&states[i][at], &states[j][at])).sum::<f64>()
+                / at.len() as f64
+        };
+        let all: Vec<usize> = (0..states[0].len()).collect();
+        for i in 0..=layers {
+            for j in 0..=layers {
+                assert!((found.cosines[i][j] - mean(&all, i, j)).abs() < 1e-5);
+                assert!((found.last_cosines[i][j] - mean(&ends, i, j)).abs() < 1e-5);
+            }
+        }
+        for layer in 0..layers {
+            let step = |at: &usize| {
+                let (x, y) = (&states[layer][*at], &states[layer + 1][*at]);
+                let apart: Vec<f64> = y.iter().zip(x).map(|(y, x)| y - x).collect();
+                (dot(&apart, &apart) / dot(x, x)).sqrt()
+            };
+            let expected = all.iter().map(step).sum::<f64>() / all.len() as f64;
+            assert!((found.relative_step[layer] / expected - 1.0).abs() < 1e-5);
+
+            let centred = |layer: usize| -> Vec<Vec<f64>> {
+                let rows: Vec<&Vec<f64>> = ends.iter().map(|&at| &states[layer][at]).collect();
+                let mean: Vec<f64> = (0..rows[0].len())
+                    .map(|n| rows.iter().map(|row| row[n]).sum::<f64>() / rows.len() as f64)
+                    .collect();
+                rows.iter()
+                    .map(|row| row.iter().zip(&mean).map(|(x, mean)| x - mean).collect())
+                    .collect()
+            };
+            let (x, y) = (centred(layer), centred(layer + 1));
+            let hsic = |x: &[Vec<f64>], y: &[Vec<f64>]| {
+                let mut sum = 0.0;
+                for i in 0..x.len() {
+                    for j in 0..x.len() {
+                        sum += dot(&x[i], &x[j]) * dot(&y[i], &y[j]);
+                    }
+                }
+                sum
+            };
+            let expected = hsic(&x, &y) / (hsic(&x, &x) * hsic(&y, &y)).sqrt();
+            assert!((found.cka[layer] - expected).abs() < 1e-6);
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! What is lost when layers are skipped: forward passes from where the last ones still agree.
+
+use std::collections::BTreeMap;
+
+use dataset::Example;
+use evidence::{EvidenceError, LossProbe};
+use tch::{Kind, Tensor};
+
+use crate::bridge::number;
+use crate::head::LOGIT_BYTES;
+use crate::offload::Passage;
+use crate::walk::{Pack, Walk};
+use crate::{FinetuneError, Model, Result};
+
+/// Bytes of states between layers that are held.
+const HELD_BYTES: usize = 512 << 20;
+
+/// Skips layers of a model and compares what is left with the whole, on some rows (methods.md §2):
+///
+/// ```text
+/// D(S) = mean over answer tokens of KL(p_T ‖ p_S) + ½ · mean over tokens of ‖x_S − x_T‖² / ‖x_T‖²
+/// ```
+///
+/// `T` is the whole model, with the adapters it has; `x` is the state before the final norm, first tokens of rows left
+/// out. A skipped layer costs nothing, and a set that agrees with the last one up to some layer begins there.
+pub struct SkipProbe<'a> {
+    model: &'a Model,
+    walk: Walk<'a>,
+    /// The whole model's last states, a tensor a pack.
+    whole: Vec<Tensor>,
+    /// The layers of the last pass, in order.
+    path: Vec<usize>,
+    /// The states before some places of it, by place.
+    states: BTreeMap<usize, Vec<Tensor>>,
+    /// Places between two that are held.
+    stride: usize,
+    /// How many times a layer was computed.
+    layers_computed: usize,
+}
+
+impl std::fmt::Debug for SkipProbe<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SkipProbe").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl<'a> SkipProbe<'a> {
+    /// Passes rows through the whole model.
+    ///
+    /// # Errors
+    ///
+    /// [`FinetuneError::Settings`] if nothing of the rows is labelled; if libtorch refuses.
+    pub fn new(model: &'a Model, rows: &[&Example], batch_tokens: usize) -> Result<Self> {
+        let _guard = tch::no_grad_guard();
+        let walk = Walk::new(model, rows, batch_tokens)?;
+        if walk.packs.iter().all(|pack| pack.rows.num_predicted() == 0) {
+            let what = "the rows that layers are chosen by have no tokens to learn";
+            return Err(FinetuneError::Settings(what.into()));
+        }
+        let embedded = walk.embedded()?;
+        let bytes: usize = embedded.iter().map(|x| x.numel() * x.kind().elt_size_in_bytes()).sum();
+        let stride = (bytes * (model.config.num_layers + 1)).div_ceil(HELD_BYTES).max(1);
+        let states = BTreeMap::from([(0, embedded)]);
+        let (whole, path) = (Vec::new(), Vec::new());
+        let mut probe = Self { model, walk, whole, path, states, stride, layers_computed: 0 };
+        probe.whole = probe.pass(&[])?;
+        Ok(probe)
+    }
+
+    /// How many times one layer was computed for all rows so far.
+    pub fn layers_computed(&self) -> usize {
+        self.layers_computed
+    }
+
+    /// The last states without some layers.
+    fn pass(&mut self, without: &[usize]) -> Result<Vec<Tensor>> {
+        let kept: Vec<usize> =
+            (0..self.model.config.num_layers).filter(|layer| !without.contains(layer)).collect();
+        let common = self.path.iter().zip(&kept).take_while(|(x, y)| x == y).count();
+        self.states.retain(|&place, _| place <= common);
+        let held = self.states.last_key_value();
+        let (first, mut states) = held.map_or_else(
+            || Ok((0, self.walk.embedded()?)),
+            |(&place, states)| {
+                let states: Vec<Tensor> = states.iter().map(Tensor::shallow_clone).collect();
+                Ok::<_, FinetuneError>((place, states))
+            },
+        )?;
+        let mut passage = Passage::new(self.model, kept[first..].iter().copied());
+        for (place, &number) in kept.iter().enumerate().skip(first) {
+            let layer = passage.next()?;
+            for (pack, state) in self.walk.packs.iter().zip(&mut states) {
+                *state = self.walk.through(pack, (number, &layer), state)?.0;
+            }
+            self.layers_computed += 1;
+            if (place + 1).is_multiple_of(self.stride) {
+                let copies = states.iter().map(Tensor::shallow_clone).collect();
+                self.states.insert(place + 1, copies);
+            }
+        }
+        drop(passage);
+        self.path = kept;
+        Ok(states)
+    }
+
+    fn distance(&self, states: &[Tensor]) -> Result<f64> {
+        let (mut divergence, mut answers) = (0.0, 0);
+        let (mut error, mut tokens) = (0.0, 0);
+        for ((pack, state), whole) in self.walk.packs.iter().zip(states).zip(&self.whole) {
+            divergence += self.divergence(pack, state, whole)?;
+            answers += pack.rows.num_predicted();
+            error += relative_error(&pack.later, state, whole)?;
+            tokens += pack.later.numel();
+        }
+        Ok(divergence / answers.max(1) as f64 + 0.5 * error / tokens.max(1) as f64)
+    }
+
+    /// `Σ KL(p_T ‖ p_S)` over the answer tokens of a pack.
+    fn divergence(&self, pack: &Pack, state: &Tensor, whole: &Tensor) -> Result<f64> {
+        let head = self.model.head();
+        let vocabulary = self.model.config.vocab_size as i64;
+        let most = (LOGIT_BYTES / (4 * vocabulary)).max(1);
+        let count = pack.rows.num_predicted() as i64;
+        let mut sum = 0.0;
+        for first in (0..count).step_by(most as usize) {
+            let places = pack.rows.predict.f_narrow(0, first, most.min(count - first))?;
+            let log_probabilities = |x: &Tensor| -> Result<Tensor> {
+                let logits = head.logits(&x.f_index_select(0, &places)?)?;
+                Ok(logits.f_log_softmax(-1, Kind::Float)?)
+            };
+            let (of_whole, of_rest) = (log_probabilities(whole)?, log_probabilities(state)?);
+            let apart = of_whole.f_sub(&of_rest)?.f_mul(&of_whole.f_exp()?)?;
+            sum += number(&apart.f_sum(Kind::Double)?)?;
+        }
+        Ok(sum)
+    }
+}
+
+/// `Σ ‖x_S − x_T‖² / ‖x_T‖²` over some tokens.
+fn relative_error(tokens: &Tensor, state: &Tensor, whole: &Tensor) -> Result<f64> {
+    let wide =
+        |x: &Tensor| -> Result<Tensor> { Ok(x.f_index_select(0, tokens)?.f_to_kind(Kind::Float)?) };
+    let (state, whole) = (wide(state)?, wide(whole)?);
+    let squares =
+        |x: &Tensor| x.f_square()?.f_sum_dim_intlist([-1_i64].as_slice(), false, Kind::Double);
+    let (apart, size) = (squares(&state.f_sub(&whole)?)?, squares(&whole)?);
+    number(&apart.f_div(&size.f_clamp_min(f64::MIN_POSITIVE)?)?.f_sum(Kind::Double)?)
+}
+
+impl LossProbe for SkipProbe<'_> {
+    fn loss(&mut self, without: &[usize]) -> Result<f64, EvidenceError> {
+        let _guard = tch::no_grad_guard();
+        let fail = |source: Box<dyn std::error::Error + Send + Sync>| EvidenceError::Loss {
+            without: without.to_vec(),
+            source,
+        };
+        let found = self.pass(without).and_then(|states| self.distance(&states));
+        match found {
+            Ok(found) if found.is_finite() => Ok(found),
+            Ok(_) => Err(fail("it is not finite; compute in f32".into())),
+            Err(error) => Err(fail(error.into())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bridge::values;
+    use crate::decoder::ignore;
+    use crate::pack::Packed;
+    use crate::train::tests::{golden_model, rows};
+
+    /// By a model that really lacks the layers, and plain loops in f64.
+    fn expected(without: &[usize]) -> f64 {
+        let (whole, mut rest) = (golden_model("tiny_llama"), golden_model("tiny_llama"));
+        for &layer in without.iter().rev() {
+            rest.layers.remove(layer);
+            rest.config.windows.remove(layer);
+        }
+        let (mut divergence, mut answers, mut error, mut tokens) = (0.0, 0, 0.0, 0);
+        for row in &rows("tiny_llama").examples {
+            let batch = Packed::examples(&[row], whole.device).unwrap();
+            let states = |model: &Model| model.hidden(&batch, &mut ignore).unwrap();
+            let (x, y) = (states(&whole), states(&rest));
+            let logits = |x: &Tensor| {
+                let logits = whole.head().logits(&x.index_select(0, &batch.predict)).unwrap();
+                let width = whole.config.vocab_size;
+                values(&logits).unwrap().chunks(width).map(<[f32]>::to_vec).collect::<Vec<_>>()
+            };
+            for (p, q) in logits(&x).iter().zip(logits(&y)) {
+                let normaliser =
+                    |z: &[f32]| z.iter().map(|&z| f64::from(z).exp()).sum::<f64>().ln();
+                let (of_p, of_q) = (normaliser(p), normaliser(&q));
+                for (&p, &q) in p.iter().zip(&q) {
+                    let (p, q) = (f64::from(p) - of_p, f64::from(q) - of_q);
+                    divergence += p.exp() * (p - q);
+                }
+                answers += 1;
+            }
+            let width = whole.config.hidden_size;
+            let (x, y) = (values(&x).unwrap(), values(&y).unwrap());
+            for (x, y) in x.chunks(width).zip(y.chunks(width)).skip(1) {
+                let square = |x: f32| f64::from(x).powi(2);
+                let apart: f64 = x.iter().zip(y).map(|(x, y)| square(x - y)).sum();
+                error += apart / x.iter().map(|&x| square(x)).sum::<f64>();
+                tokens += 1;
+            }
+        }
+        divergence / f64::from(answers) + 0.5 * error / f64::from(tokens)
+    }
+
+    #[test]
+    fn what_is_lost_is_what_the_shorter_model_lacks() {
+        let model = golden_model("tiny_llama");
+        let data = rows("tiny_llama");
+        let examples: Vec<&Example> = data.examples.iter().collect();
+        for (batch_tokens, stride) in [(20, 1), (usize::MAX, 4)] {
+            let mut probe = SkipProbe::new(&model, &examples, batch_tokens).unwrap();
+            probe.stride = stride;
+            assert!(probe.loss(&[]).unwrap().abs() < 1e-9);
+            // Forth and back, so that what is held of one set serves or must not serve another.
+            for without in [vec![4], vec![2, 4], vec![0], vec![2, 3], vec![2, 4], vec![1, 2, 3, 4]]
+            {
+                let (found, expected) = (probe.loss(&without).unwrap(), expected(&without));
+                assert!((found / expected - 1.0).abs() < 1e-4, "{without:?}: {found}, {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_pass_begins_where_the_last_one_agrees() {
+        let model = golden_model("tiny_llama");
+        let data = rows("tiny_llama");
+        let examples: Vec<&Example> = data.examples.iter().collect();
+        let mut probe = SkipProbe::new(&model, &examples, usize::MAX).unwrap();
+        let mut cost = |without: &[usize]| {
+            let before = probe.layers_computed();
+            probe.loss(without).unwrap();
+            probe.layers_computed() - before
+        };
+        assert_eq!(cost(&[4]), 1);
+        assert_eq!(cost(&[3]), 2);
+        assert_eq!(cost(&[3, 4]), 1);
+        assert_eq!(cost(&[3, 4]), 0);
+        assert_eq!(cost(&[0]), 5);
+    }
+}
