@@ -61,6 +61,17 @@ fn collect_to_eval_by_hand() {
     }
 }
 
+/// docs/method.md has a row for every criterion, in their order.
+#[test]
+fn the_docs_list_every_criterion() {
+    let docs = include_str!("../../docs/method.md");
+    let table = docs.lines().skip_while(|line| !line.starts_with("| `--criterion`")).skip(1);
+    let rows = table.filter_map(|line| line.strip_prefix("| `")?.split_once("` |"));
+    let listed: Vec<&str> = rows.map(|(name, _)| name).collect();
+    let known: Vec<&str> = selection::Criterion::all().map(selection::Criterion::name).collect();
+    assert_eq!(listed, known);
+}
+
 /// Every criterion plans from a record; the guard holds, and every repair does what it says.
 #[test]
 fn plans_and_repairs() {

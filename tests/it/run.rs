@@ -112,6 +112,14 @@ fn a_run_leaves_what_it_promises() {
 /// Killed as soon as a stage has left its mark, or a training has saved its state, the same command ends in the same bytes.
 #[test]
 fn a_killed_run_goes_on() {
+    let mapped = |out: &str| {
+        command(out).replace("--merge 1 --density 0.5", "--criterion greedy --choose 4")
+    };
+    killed_and_going_on(&command);
+    killed_and_going_on(&mapped);
+}
+
+fn killed_and_going_on(command: &dyn Fn(&str) -> String) {
     let desk = Desk::new();
     desk.run(&command("whole"));
     let expected = contents(&desk.at("whole"));
@@ -122,6 +130,8 @@ fn a_killed_run_goes_on() {
         "record",
         "scores.json",
         "plan.json",
+        ".maps.partial",
+        "maps",
         ".pruned.partial",
         "pruned",
         "adapter.state/step-000004",
@@ -151,6 +161,32 @@ fn a_killed_run_goes_on() {
             assert!(found[name] == *bytes, "killed at {mark}, {name} came out otherwise");
         }
     }
+}
+
+/// Rows held out to choose layers by are not trained on; where nobody asks for losses none are held out.
+#[test]
+fn rows_to_choose_by_are_not_trained_on() {
+    let desk = Desk::new();
+    let run = |rest: &str, out: &str| {
+        desk.run(&format!(
+            "run --model model --train train.jsonl --prune 2 --out {out} {rest} {CHEAP}"
+        ));
+        let manifest = testkit::json(&desk.at(out).join("record/manifest.json"));
+        manifest["data"]["rows"].as_u64().unwrap()
+    };
+    assert_eq!(run("--criterion perplexity --choose 25%", "a"), 18);
+    assert_eq!(run("--refine swap --choose 4", "b"), 20);
+    assert_eq!(run("--choose 4", "c"), 24);
+    assert!(desk.at("a/scores.json").exists());
+    let failure = desk.failure(&format!(
+        "run --model model --train train.jsonl --prune 2 --out d --criterion greedy --choose 24 {CHEAP}"
+    ));
+    assert!(failure.contains("--choose 24 holds out 24 of 24 training rows"), "{failure}");
+    assert!(!desk.at("d").exists());
+    let failure = desk.failure(&format!(
+        "run --model model --train train.jsonl --prune 2 --out d --repair drop --merge 1 {CHEAP}"
+    ));
+    assert!(failure.contains("`drop` merges no layers, and --merge says 1"), "{failure}");
 }
 
 /// Two at once: one does the work, the other says who has the folder, and the folder is good.

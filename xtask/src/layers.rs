@@ -25,6 +25,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "gradpruner",
         &["checkpoint", "dataset", "evidence", "finetune", "pipeline", "repair", "selection"],
     ),
+    ("examples", &["checkpoint", "evidence", "repair", "selection"]),
     ("fuzz", &["checkpoint", "dataset", "evidence", "repair", "selection", "testkit"]),
 ];
 
@@ -44,7 +45,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("indicatif", &["gradpruner"]),
     ("mimalloc", &["gradpruner"]),
     ("libmimalloc-sys", &["gradpruner"]),
-    ("anyhow", &["fuzz", "gradpruner", "xtask"]),
+    ("anyhow", &["examples", "fuzz", "gradpruner", "xtask"]),
     ("tempfile", &["testkit"]),
 ];
 

@@ -9,7 +9,7 @@ use crate::root::{cargo, run as run_command, say};
 use crate::{layers, libtorch};
 
 /// The crates below libtorch: they must build and test where there is none.
-const BELOW_LIBTORCH: [&str; 10] = [
+const BELOW_LIBTORCH: [&str; 11] = [
     "gradpruner-igia",
     "gradpruner-merge",
     "gradpruner-metrics",
@@ -20,6 +20,7 @@ const BELOW_LIBTORCH: [&str; 10] = [
     "gradpruner-repair",
     "gradpruner-testkit",
     "gradpruner-fuzz",
+    "gradpruner-examples",
 ];
 
 /// Formatting, layers, the crates below libtorch without it, then with it everything else.

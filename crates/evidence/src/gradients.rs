@@ -178,7 +178,9 @@ mod tests {
         let manifest = record.manifest().unwrap().clone();
         for (step, entry) in manifest.steps.iter().enumerate() {
             let mut pairs = step_of(record, step);
-            pairs.iter_mut().for_each(|(_, pair)| change(pair));
+            for (_, pair) in &mut pairs {
+                change(pair);
+            }
             writer.step(entry.report, &pairs).unwrap();
         }
         let name = String::new;

@@ -1,4 +1,4 @@
-//! Linear maps in the place of runs of layers, fitted by least squares (ReplaceMe, arXiv 2505.02819).
+//! Linear maps in the place of runs of layers, fitted by least squares (`ReplaceMe`, arXiv 2505.02819).
 
 use std::ops::RangeInclusive;
 
@@ -53,8 +53,8 @@ pub struct FittedMap {
 ///
 /// # Errors
 ///
-/// [`FinetuneError::Settings`] if there are no tokens to fit on; [`FinetuneError::NotFinite`]-like refusals if
-/// states overflow; if libtorch refuses, or `take` fails.
+/// [`FinetuneError::Settings`] if there are no tokens to fit on or states are not finite; if libtorch refuses, or
+/// `take` fails.
 pub fn fit_linear_maps<E: From<FinetuneError>>(
     model: &Model,
     rows: &[&Example],
@@ -103,9 +103,9 @@ pub fn fit_linear_maps<E: From<FinetuneError>>(
             && let Some(fit) = fit.take()
         {
             let later: Vec<&Tensor> = walk.packs.iter().map(|pack| &pack.later).collect();
-            let (found, states) = fit.finish(&dense, &later, settings.ridge)?;
-            repaired = Some(states);
-            let (error_before, error_after, matrix) = found;
+            let solved = fit.finish(&dense, &later, settings.ridge)?;
+            repaired = Some(solved.repaired);
+            let Solved { error_before, error_after, matrix, .. } = solved;
             let (receiver, run) = (*receiver, run.clone());
             take(FittedMap { receiver, run, error_before, error_after, matrix })?;
         }
@@ -122,6 +122,15 @@ struct Fit {
     states: Vec<(Tensor, Tensor)>,
 }
 
+/// A map, how well it fits, and what it leaves.
+struct Solved {
+    error_before: f64,
+    error_after: f64,
+    matrix: Vec<f32>,
+    /// Of each pack, the states of the model with it.
+    repaired: Vec<Tensor>,
+}
+
 impl Fit {
     /// Adds a pack: the receiver's output and, of it, what the map will take.
     fn begin(&mut self, later: &Tensor, output: &Tensor, mapped: Tensor) -> Result<()> {
@@ -136,14 +145,8 @@ impl Fit {
         Ok(())
     }
 
-    /// Solves for the map, given the dense model's states after the run; returns the errors, the map and the
-    /// repaired states.
-    fn finish(
-        self,
-        dense: &[Tensor],
-        later: &[&Tensor],
-        ridge: f64,
-    ) -> Result<((f64, f64, Vec<f32>), Vec<Tensor>)> {
+    /// Solves for the map, given the dense model's states after the run.
+    fn finish(self, dense: &[Tensor], later: &[&Tensor], ridge: f64) -> Result<Solved> {
         let Self { squares, states } = self;
         let squares = squares.unwrap_or_default();
         let (side, _) = squares.size2()?;
@@ -175,7 +178,7 @@ impl Fit {
             repaired.push(state);
         }
         let matrix = values(&map.f_to(Device::Cpu)?)?;
-        Ok(((before / size, after / size, matrix), repaired))
+        Ok(Solved { error_before: before / size, error_after: after / size, matrix, repaired })
     }
 }
 
@@ -242,9 +245,11 @@ mod tests {
                 }
             }
         }
-        for row in 0..side {
-            for column in 0..side {
-                right[row][column] /= left[row][row];
+        for (row, left) in
+            right.iter_mut().zip(&left).enumerate().map(|(at, (row, left))| (row, left[at]))
+        {
+            for value in row {
+                *value /= left;
             }
         }
         right

@@ -1,4 +1,4 @@
-//! `linear-map`: a map that stands in for a run of pruned layers (ReplaceMe, arXiv 2505.02819).
+//! `linear-map`: a map that stands in for a run of pruned layers (`ReplaceMe`, arXiv 2505.02819).
 
 use checkpoint::{Module, TensorView, narrow, widen};
 use merge::premultiply;

@@ -58,17 +58,11 @@ pub fn swap(
     losses: &mut dyn LossProbe,
 ) -> Result<Selection> {
     let Selection { mut removed, scores } = selection;
-    let order = match &scores {
-        Some(scores) => request.ordered(scores.ranking()),
-        None => {
-            let mut alone = Vec::new();
-            for &layer in request.candidates.iter().rev() {
-                alone.push((layer, losses.loss(&[layer])?));
-            }
-            alone.sort_by(|x, y| x.1.total_cmp(&y.1).then(y.0.cmp(&x.0)));
-            alone.into_iter().map(|(layer, _)| layer).collect()
-        }
+    let ranking = match &scores {
+        Some(scores) => scores.ranking(),
+        None => ranking_alone(request, losses)?,
     };
+    let order = request.ordered(ranking);
     let mut least = losses.loss(&sorted(&removed))?;
     for _ in 0..MOST {
         let kept: Vec<usize> =
@@ -90,6 +84,17 @@ pub fn swap(
         }
     }
     Ok(Selection { removed, scores })
+}
+
+/// The layers that may go by what is lost without each alone; of equal ones the later first.
+fn ranking_alone(request: &Request, losses: &mut dyn LossProbe) -> Result<Vec<usize>> {
+    let mut alone = Vec::new();
+    // Backwards, since a pass begins where it leaves the path of the last one.
+    for &layer in request.candidates.iter().rev() {
+        alone.push((layer, losses.loss(&[layer])?));
+    }
+    alone.sort_by(|x, y| x.1.total_cmp(&y.1).then(y.0.cmp(&x.0)));
+    Ok(alone.into_iter().map(|(layer, _)| layer).collect())
 }
 
 fn sorted(layers: &[usize]) -> Vec<usize> {

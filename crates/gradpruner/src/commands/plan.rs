@@ -112,14 +112,15 @@ pub(crate) fn run(args: PlanArgs, printer: &mut Printer) -> anyhow::Result<Outco
 
 /// What layers are chosen by.
 enum Source {
-    Record(Record, Criterion),
+    Record(Box<Record>, Criterion),
     Scores(Scores),
 }
 
 impl Source {
     fn open(path: &Path, criterion: Option<Criterion>) -> anyhow::Result<Self> {
         if path.is_dir() {
-            return Ok(Self::Record(Record::open(path)?, criterion.unwrap_or(Criterion::IGIA)));
+            let record = Box::new(Record::open(path)?);
+            return Ok(Self::Record(record, criterion.unwrap_or(Criterion::IGIA)));
         }
         let scores = Scores::read(path)?;
         match criterion.filter(|criterion| *criterion != scores.criterion) {

@@ -4,7 +4,7 @@ use evidence::{Evidence, Need};
 
 use crate::{Criterion, Result, Scores, Selector};
 
-/// The larger of the layer's relative step and its block influence, each as standard scores (XMerge, arXiv 2609.02083):
+/// The larger of the layer's relative step and its block influence, each as standard scores (`XMerge`, arXiv 2609.02083):
 ///
 /// ```text
 /// score(l) = max( z(mean ‖x_{l+1} − x_l‖ / ‖x_l‖), z(1 − mean cos(x_l, x_{l+1})) )

@@ -4,7 +4,7 @@ use evidence::{Evidence, Need};
 
 use crate::{Criterion, Result, Scores, Selector};
 
-/// What is lost when the layer alone is skipped (Shortened LLaMA, arXiv 2402.02834), on rows held out of training:
+/// What is lost when the layer alone is skipped (Shortened `LLaMA`, arXiv 2402.02834), on rows held out of training:
 ///
 /// ```text
 /// score(l) = D({l})
