@@ -4,6 +4,7 @@
 #![expect(clippy::needless_raw_string_hashes, reason = "`expect!` writes them")]
 
 mod commands;
+mod compare;
 mod data;
 mod errors;
 mod files;

@@ -23,7 +23,16 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     (
         "gradpruner",
-        &["checkpoint", "dataset", "evidence", "finetune", "pipeline", "repair", "selection"],
+        &[
+            "checkpoint",
+            "dataset",
+            "evidence",
+            "finetune",
+            "metrics",
+            "pipeline",
+            "repair",
+            "selection",
+        ],
     ),
     ("examples", &["checkpoint", "evidence", "repair", "selection"]),
     ("fuzz", &["checkpoint", "dataset", "evidence", "repair", "selection", "testkit"]),

@@ -84,6 +84,32 @@ pub struct GeneratedText {
     pub reference: String,
 }
 
+/// What a model answered to one row with choices.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The row, counted from 1.
+    pub row: usize,
+    /// The log-likelihood of each choice.
+    pub log_likelihoods: Vec<f64>,
+    /// The likeliest one, counted from 0.
+    pub chosen: usize,
+    /// The likeliest one per byte.
+    pub chosen_by_bytes: usize,
+    /// The right one.
+    pub answer: usize,
+    /// Whether the likeliest one is the right one.
+    pub right: bool,
+}
+
+/// An evaluation's figures, and what they are made of.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Evaluated {
+    /// The figures.
+    pub report: EvalReport,
+    /// What was answered to each row with choices, in the rows' order.
+    pub answers: Vec<Answer>,
+}
+
 /// Evaluates a model on rows. `observe` sees how many rows are done.
 ///
 /// # Errors
@@ -95,7 +121,7 @@ pub fn evaluate(
     rows: &[Row],
     settings: &EvalSettings,
     observe: &mut dyn FnMut(usize),
-) -> Result<EvalReport> {
+) -> Result<Evaluated> {
     let _guard = no_grad_guard();
     crate::reset_peak_memory();
     let mut tally = Tally::default();
@@ -105,7 +131,7 @@ pub fn evaluate(
         if let Content::Choice { .. } = row.content {
             let question = encoder.question(row, settings.max_tokens)?;
             cut_rows += usize::from(question.cut > 0);
-            questions.push(question);
+            questions.push((number + 1, question));
             continue;
         }
         let of_row = encoder.examples_of(row, settings.max_tokens)?;
@@ -124,8 +150,9 @@ pub fn evaluate(
     }
     let started = Instant::now();
     // Longest first: what does not fit memory fails at once, and the time left is never too low.
-    questions.sort_by_key(|question| std::cmp::Reverse(question_tokens(question)));
-    for batch in batches(&questions, settings.batch_tokens, question_tokens) {
+    questions.sort_by_key(|(_, question)| std::cmp::Reverse(question_tokens(question)));
+    let tokens = |(_, question): &(usize, Question)| question_tokens(question);
+    for batch in batches(&questions, settings.batch_tokens, tokens) {
         tally.questions(model, batch)?;
         observe(tally.rows.min(rows.len()));
     }
@@ -141,14 +168,15 @@ pub fn evaluate(
     let share = |hits: usize| (tally.asked > 0).then(|| hits as f64 / tally.asked as f64);
     let interval = |hits: usize| (tally.asked > 0).then(|| wilson(hits, tally.asked));
     let mean = |sum: f64| (!tally.generated.is_empty()).then(|| sum / tally.generated.len() as f64);
-    Ok(EvalReport {
+    tally.answers.sort_by_key(|answer| answer.row);
+    let report = EvalReport {
         rows: rows.len(),
         cut_rows,
         acc: share(tally.hits),
         acc_interval: interval(tally.hits),
         acc_norm: share(tally.hits_by_bytes),
         acc_norm_interval: interval(tally.hits_by_bytes),
-        majority: share(tally.answers.iter().copied().max().unwrap_or(0)),
+        majority: share(tally.positions.iter().copied().max().unwrap_or(0)),
         perplexity: Some(perplexity(tally.negative_log_likelihood, tally.labelled))
             .filter(|value| value.is_finite()),
         labelled_tokens: tally.labelled,
@@ -164,7 +192,8 @@ pub fn evaluate(
         parameters: model.config().parameters(),
         flops_per_token: model.config().flops_per_token(1024),
         num_layers: model.config().num_layers,
-    })
+    };
+    Ok(Evaluated { report, answers: tally.answers })
 }
 
 /// Runs of items with at most so many tokens together, or one item.
@@ -212,7 +241,8 @@ struct Tally {
     hits: usize,
     hits_by_bytes: usize,
     /// How often each position is the right one.
-    answers: Vec<usize>,
+    positions: Vec<usize>,
+    answers: Vec<Answer>,
     negative_log_likelihood: f64,
     labelled: usize,
     tokens: usize,
@@ -224,12 +254,12 @@ struct Tally {
 }
 
 impl Tally {
-    fn questions(&mut self, model: &Model, batch: &[Question]) -> Result<()> {
+    fn questions(&mut self, model: &Model, batch: &[(usize, Question)]) -> Result<()> {
         // The right reply with its end-of-turn token goes along, for its perplexity: in place of the
         // right choice, which it begins with, or, where its tokens are others, as one more branch.
         let with_reply: Vec<Question> = batch
             .iter()
-            .map(|question| {
+            .map(|(_, question)| {
                 let mut question = question.clone();
                 match continues(&question) {
                     true => question.choices[question.answer].clone_from(&question.reply),
@@ -241,7 +271,7 @@ impl Tally {
         let packed = Packed::questions(&with_reply.iter().collect::<Vec<_>>(), model.device)?;
         let found = log_likelihoods(model, &packed)?;
         let mut found = found.iter().map(|&value| f64::from(value));
-        for question in batch {
+        for (row, question) in batch {
             let (mut of_reply, shared) = (None, continues(question));
             let scores: Vec<ChoiceScore> = question
                 .choices
@@ -262,12 +292,23 @@ impl Tally {
             self.negative_log_likelihood -= of_reply;
             self.labelled += question.reply.len();
             self.asked += 1;
-            self.hits += usize::from(pick(&scores) == Some(question.answer));
-            self.hits_by_bytes += usize::from(pick_by_bytes(&scores) == Some(question.answer));
-            if self.answers.len() <= question.answer {
-                self.answers.resize(question.answer + 1, 0);
+            let answer = question.answer;
+            if let (Some(chosen), Some(by_bytes)) = (pick(&scores), pick_by_bytes(&scores)) {
+                self.hits += usize::from(chosen == answer);
+                self.hits_by_bytes += usize::from(by_bytes == answer);
+                self.answers.push(Answer {
+                    row: *row,
+                    log_likelihoods: scores.iter().map(|choice| choice.log_likelihood).collect(),
+                    chosen,
+                    chosen_by_bytes: by_bytes,
+                    answer,
+                    right: chosen == answer,
+                });
             }
-            self.answers[question.answer] += 1;
+            if self.positions.len() <= answer {
+                self.positions.resize(answer + 1, 0);
+            }
+            self.positions[answer] += 1;
         }
         self.rows += batch.len();
         self.tokens += packed.num_tokens();

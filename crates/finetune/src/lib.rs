@@ -42,7 +42,7 @@ pub use decoder::{KvCache, Model};
 pub use device::{ComputeChoice, ComputeType, DeviceChoice, num_threads, usable_gpus};
 pub use error::FinetuneError;
 pub use estimate::{BatchShape, MemoryEstimate, Workload, largest_batch};
-pub use evaluate::{EvalReport, EvalSettings, GeneratedText, evaluate};
+pub use evaluate::{Answer, EvalReport, EvalSettings, Evaluated, GeneratedText, evaluate};
 pub use generate::{Generation, generate};
 pub use linear_map::{FittedMap, MapSettings, fit_linear_maps};
 pub use lora::LoraSettings;

@@ -381,6 +381,18 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
     }
 }
 
+/// A time such as `30m`, in seconds.
+pub(crate) fn duration(text: &str) -> Result<f64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match &text[digits.len()..] {
+        "s" => 1.0,
+        "m" | "min" => 60.0,
+        "h" => 3600.0,
+        _ => return Err(format!("`{text}` is not a time; write one like 90s, 30m or 2h")),
+    };
+    above_zero(digits.trim(), 1e6).map(|number| number * unit)
+}
+
 /// A share between 0 and 1.
 pub(crate) fn share(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
@@ -404,6 +416,15 @@ mod tests {
         assert_eq!(steps("7"), Ok(Steps { most: 7, auto: false }));
         assert_eq!(steps("auto"), Ok(Steps { most: 100, auto: true }));
         assert!(steps("many").is_err());
+    }
+
+    #[test]
+    fn times() {
+        assert_eq!(
+            [duration("90s"), duration("1.5m"), duration("2h")],
+            [Ok(90.0), Ok(90.0), Ok(7200.0)]
+        );
+        assert!(duration("30").is_err() && duration("-1m").is_err() && duration("m").is_err());
     }
 
     #[test]

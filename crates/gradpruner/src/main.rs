@@ -3,6 +3,7 @@
 mod allocator;
 mod arguments;
 mod commands;
+mod comparison;
 #[cfg(target_os = "linux")]
 mod cut_short;
 mod printer;

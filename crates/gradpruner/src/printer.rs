@@ -12,6 +12,7 @@ use pipeline::{Event, Stage};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::comparison::cell_text;
 use crate::texts::{computing_text, fitted_text, needs_text, rows_text};
 
 /// A command's result, for people and for programs.
@@ -154,6 +155,22 @@ impl Printer {
                 self.progress(metrics.step, metrics.total_steps, "step", &text);
             }
             Event::Tensors { done, total } => self.progress(done, total, "tensor", ""),
+            Event::Cell { number, total, cell } => {
+                clear();
+                self.note(&format!("cell {number} of {total}: {}", cell_text(&cell)));
+            }
+            Event::CellDone(result) => {
+                clear();
+                for on in &result.evaluations {
+                    let acc = on
+                        .after
+                        .acc
+                        .map_or_else(String::new, |acc| format!("accuracy {:.1} %, ", 100.0 * acc));
+                    let perplexity =
+                        on.after.perplexity.map_or("not finite".into(), |x| format!("{x:.4}"));
+                    self.note(&format!("  ✓ {}: {acc}perplexity {perplexity}", on.data));
+                }
+            }
             Event::Rows { done, total } => self.progress(done, total, "row", ""),
         }
     }

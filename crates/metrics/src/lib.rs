@@ -2,6 +2,7 @@
 
 mod choice;
 mod interval;
+mod paired;
 mod rank;
 mod rouge;
 mod stem;
@@ -9,6 +10,7 @@ mod text;
 
 pub use choice::{ChoiceScore, pick, pick_by_bytes};
 pub use interval::{Interval, wilson};
+pub use paired::mcnemar;
 pub use rank::kendall_tau;
 pub use rouge::{RougeScores, rouge};
 pub use stem::stem;

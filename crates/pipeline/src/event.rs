@@ -7,7 +7,7 @@ use finetune::StepMetrics;
 use repair::FittedRun;
 use serde::{Deserialize, Serialize};
 
-use crate::{Computing, Estimate};
+use crate::{Cell, CellResult, Computing, Estimate};
 
 /// A part of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +77,17 @@ pub enum Event {
         /// Of how many.
         total: usize,
     },
+    /// A cell of a comparison begins.
+    Cell {
+        /// Its number, counted from 1.
+        number: usize,
+        /// Of how many.
+        total: usize,
+        /// Which.
+        cell: Cell,
+    },
+    /// A cell is done.
+    CellDone(Box<CellResult>),
     /// So many of so many rows are evaluated.
     Rows {
         /// How many are done.

@@ -6,6 +6,7 @@
 
 mod chart;
 mod choice;
+mod compare;
 mod data;
 mod error;
 mod estimate;
@@ -19,10 +20,12 @@ mod run;
 mod settings;
 mod stability;
 mod stage;
+mod store;
 mod table;
 mod tensorboard;
 
 pub use choice::Choice;
+pub use compare::{Cell, CellResult, CompareSettings, Comparison, EvaluatedOn, Way, compare};
 pub use data::{digest_data, read_data};
 pub use error::PipelineError;
 pub use estimate::{Estimate, FasterType, Sample, StageEstimate, bytes_text, estimate, time_text};

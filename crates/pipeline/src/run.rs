@@ -118,7 +118,7 @@ fn in_force(settings: &RunSettings, folder: &Path) -> Result<(RunSettings, Compu
 
 impl RunSettings {
     /// A model and the rows it is trained on.
-    fn training_inputs<'a>(&'a self, model: &'a Path) -> StageInputs<'a> {
+    pub(crate) fn training_inputs<'a>(&'a self, model: &'a Path) -> StageInputs<'a> {
         let held_out = self.held_out().map(|share| (share, self.seed));
         StageInputs { model, data: &self.train, ignored: &self.ignore_fields, held_out }
     }
@@ -499,7 +499,8 @@ impl<'a> Run<'a> {
             &self.settings.evaluation,
             &self.settings.compute,
             self.observe,
-        )?;
+        )?
+        .report;
         write_json(&path, &report)?;
         let acc =
             report.acc.map_or_else(String::new, |acc| format!("accuracy {:.1} %, ", acc * 100.0));
@@ -554,7 +555,7 @@ fn logging(
     observe(event);
 }
 
-fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let mut text = serde_json::to_string_pretty(value)
         .map_err(|source| checkpoint::CheckpointError::Json { path: path.to_owned(), source })?;
     text.push('\n');

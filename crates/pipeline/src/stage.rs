@@ -10,7 +10,7 @@ use checkpoint::{
 use dataset::{Encoded, Encoder, Example, Row, Sampler};
 use evidence::{Evidence, GradientNorms, Hidden, LossProbe};
 use finetune::{
-    Continuation, EvalReport, FinetuneError, GradientSink, Gradients, MapSettings, Model,
+    Continuation, Evaluated, FinetuneError, GradientSink, Gradients, MapSettings, Model,
     RecordSink, SkipProbe, StepMetrics, TrainReport, Trainer, collect, evaluate, fit_linear_maps,
     save_adapter, save_checkpoint,
 };
@@ -461,7 +461,7 @@ pub fn evaluate_model(
     settings: &EvaluationSettings,
     compute: &ComputeSettings,
     observe: &mut dyn FnMut(Event),
-) -> Result<EvalReport> {
+) -> Result<Evaluated> {
     let model = inputs.model;
     let mut rows = inputs.all_rows()?;
     rows.truncate(settings.max_rows.unwrap_or(usize::MAX));

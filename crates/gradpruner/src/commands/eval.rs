@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use ::finetune::EvalReport;
+use ::finetune::{EvalReport, Evaluated};
 use anyhow::Context;
 use checkpoint::{Staging, locate};
 use pipeline::{Event, Named, Stage, StageInputs, check_outputs, evaluate_model};
@@ -31,6 +31,9 @@ pub(crate) struct EvalArgs {
     /// File for the figures
     #[arg(long)]
     out: Option<PathBuf>,
+    /// File for a line a row: each choice's score, the chosen one and the right one, or the generated reply
+    #[arg(long)]
+    predictions: Option<PathBuf>,
     /// Tokens of a row at most; the rest is cut
     #[arg(long, default_value_t = 2048, value_parser = length)]
     max_length: usize,
@@ -43,7 +46,17 @@ pub(crate) struct EvalArgs {
 }
 
 pub(crate) fn run(args: EvalArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
-    let EvalArgs { model, adapter, data, out, max_length, reading, evaluation, compute } = args;
+    let EvalArgs {
+        model,
+        adapter,
+        data,
+        out,
+        predictions,
+        max_length,
+        reading,
+        evaluation,
+        compute,
+    } = args;
     let context = || format!("cannot evaluate `{model}` on `{}`", data.display());
     printer.event(Event::Started(Stage::Evaluate));
     let folder = locate(&model).with_context(context)?;
@@ -52,8 +65,10 @@ pub(crate) fn run(args: EvalArgs, printer: &mut Printer) -> anyhow::Result<Outco
         Named::of("--adapter", adapter.as_deref()),
         Named::of("--data", &*data),
     ];
-    check_outputs(&[Named::of("--out", out.as_deref())], &inputs).with_context(context)?;
-    let report = evaluate_model(
+    let outputs =
+        [Named::of("--out", out.as_deref()), Named::of("--predictions", predictions.as_deref())];
+    check_outputs(&outputs, &inputs).with_context(context)?;
+    let Evaluated { report, answers } = evaluate_model(
         StageInputs {
             model: &folder,
             data: &data,
@@ -71,6 +86,12 @@ pub(crate) fn run(args: EvalArgs, printer: &mut Printer) -> anyhow::Result<Outco
         json["format"] = "gradpruner-evaluation".into();
         json["version"] = 1.into();
         Staging::write(&out, format!("{json:#}\n").as_bytes())?;
+    }
+    if let Some(path) = predictions {
+        let answers = answers.iter().map(serde_json::to_string);
+        let texts = report.generated.iter().map(serde_json::to_string);
+        let lines = answers.chain(texts).collect::<Result<Vec<_>, _>>()?;
+        Staging::write(&path, (lines.join("\n") + "\n").as_bytes())?;
     }
     Outcome::new(text(&report), &report)
 }

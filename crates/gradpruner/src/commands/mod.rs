@@ -1,6 +1,7 @@
 //! A module a command: flags to settings, one call, the result back.
 
 mod collect;
+mod compare;
 mod completions;
 mod convert;
 mod doctor;
@@ -21,6 +22,8 @@ use crate::printer::{Outcome, Printer};
 pub(crate) enum Command {
     /// Do everything: collect, score, plan, prune, fine-tune, evaluate, report
     Run(Box<run::RunArgs>),
+    /// Compare ways to prune a model, on the same rows
+    Compare(Box<compare::CompareArgs>),
     /// Tell what a run would need: memory, disk, operations, time
     Estimate(Box<estimate::EstimateArgs>),
     /// Collect the gradients of the first steps of a LoRA fine-tune
@@ -51,6 +54,7 @@ impl Command {
     pub(crate) fn run(self, printer: &mut Printer) -> anyhow::Result<Outcome> {
         match self {
             Self::Run(args) => run::run(*args, printer),
+            Self::Compare(args) => compare::run(*args, printer),
             Self::Estimate(args) => estimate::run(*args),
             Self::Collect(args) => collect::run(args, printer),
             Self::Score(args) => score::run(args),

@@ -1,0 +1,172 @@
+//! `gradpruner compare`.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use checkpoint::Staging;
+use pipeline::{CompareSettings, FinetuneMethod, RunSettings, compare};
+use selection::{Criterion, Keep, Repair, Share};
+
+use crate::arguments::{
+    CollectingArgs, ComputeArgs, DataArgs, EvaluationArgs, LinearMapArgs, RefiningArgs,
+    TrainingArgs, criterion, duration, share, size,
+};
+use crate::comparison::{csv, html, markdown, terminal};
+use crate::printer::{Outcome, Printer};
+
+/// Compare ways to prune a model: ratios, criteria, repairs, trainings and seeds, on the same rows.
+///
+/// Every combination is a cell. Cells share what they have in common, the dense model is fine-tuned alike, and the same
+/// command goes on where it was stopped; a further criterion or ratio costs only itself.
+#[derive(Debug, clap::Args)]
+// Without it the collected steps have the fine-tuning's settings.
+#[command(mut_args(|arg| match arg.get_id().as_str().starts_with("collect_") {
+    true => arg.requires("restart").help_heading("Collecting with --restart"),
+    false => arg,
+}))]
+#[command(after_help = "Example:
+  gradpruner compare --model SmolLM2-135M --train train.jsonl --eval test.jsonl \\
+      --prune 20%,40% --methods igia,bi,last --repairs drop,linear-map --seeds 2 --out comparison")]
+pub(crate) struct CompareArgs {
+    /// Model: a folder in Hugging Face layout, or a hub name
+    #[arg(long)]
+    model: String,
+    /// Rows to train on: a data file, a folder of them, or hub:owner/name
+    #[arg(long)]
+    train: PathBuf,
+    /// Sets to evaluate on, never trained on
+    #[arg(long, required = true, value_delimiter = ',')]
+    eval: Vec<PathBuf>,
+    /// How many layers to prune: numbers, or shares such as 20%,40%
+    #[arg(long, required = true, value_delimiter = ',')]
+    prune: Vec<Share>,
+    /// What makes a layer go
+    #[arg(long, default_value = "igia,bi,last", value_delimiter = ',', value_parser = criterion())]
+    methods: Vec<Criterion>,
+    /// What is done to the layers that stay: linear-map, same-sign, drop
+    #[arg(long, default_value = "linear-map", value_delimiter = ',')]
+    repairs: Vec<Repair>,
+    /// What to fine-tune: lora, full, head+last:3, none
+    #[arg(long, default_value = "lora", value_delimiter = ',')]
+    finetune: Vec<FinetuneMethod>,
+    /// How many seeds
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100))]
+    seeds: u64,
+    /// The first seed
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Time to stay within, such as 30m or 2h; what it leaves out is said
+    #[arg(long, value_parser = duration)]
+    budget: Option<f64>,
+    /// Layers that are never pruned: guard (the first 12 % and the last), none, or such as first:4,last:1
+    #[arg(long, default_value = "guard")]
+    keep: Keep,
+    /// For same-sign: how many of the pruned layers to merge into the layer before them
+    #[arg(long, default_value_t = 1)]
+    merge: usize,
+    /// Share of a merged layer's elements that is merged
+    #[arg(long, default_value_t = 0.2, value_parser = share)]
+    density: f64,
+    /// Throw the collected steps away and fine-tune the pruned models from the start
+    #[arg(long)]
+    restart: bool,
+    /// Folder for the comparison
+    #[arg(long)]
+    out: PathBuf,
+    /// Most bytes of tensors in one file
+    #[arg(long, default_value = "5GB", value_parser = size)]
+    shard_size: u64,
+    #[command(flatten)]
+    reading: DataArgs,
+    #[command(flatten)]
+    refining: RefiningArgs,
+    #[command(flatten)]
+    maps: LinearMapArgs,
+    #[command(flatten)]
+    collecting: CollectingArgs,
+    #[command(flatten)]
+    training: TrainingArgs,
+    #[command(flatten)]
+    evaluation: EvaluationArgs,
+    #[command(flatten)]
+    compute: ComputeArgs,
+}
+
+pub(crate) fn run(args: CompareArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
+    let CompareArgs {
+        model,
+        train,
+        eval,
+        prune,
+        methods,
+        repairs,
+        finetune,
+        seeds,
+        seed,
+        budget,
+        keep,
+        merge,
+        density,
+        restart,
+        out,
+        shard_size,
+        reading,
+        refining,
+        maps,
+        collecting,
+        training,
+        evaluation,
+        compute,
+    } = args;
+    let max_tokens = training.max_tokens();
+    let first =
+        |finetune: &[FinetuneMethod]| finetune.first().copied().unwrap_or(FinetuneMethod::Lora);
+    let base = RunSettings {
+        collect: collecting.settings(max_tokens),
+        linear_map: maps.settings(),
+        training: training.settings(first(&finetune)),
+        evaluation: evaluation.settings(max_tokens),
+        compute: compute.settings(),
+        model,
+        train,
+        eval: None,
+        ignore_fields: reading.ignore_fields,
+        prune: prune.first().copied().unwrap_or(Share::Percent(0.0)),
+        keep,
+        criterion: Criterion::IGIA,
+        refine: refining.refine,
+        choose: refining.choose,
+        repair: Repair::Drop,
+        merge,
+        density,
+        finetune: first(&finetune),
+        restart,
+        with_dense: false,
+        save_merged: false,
+        tensorboard: false,
+        seed,
+        shard_bytes: shard_size,
+    };
+    let settings = CompareSettings {
+        base,
+        evals: eval,
+        prunes: prune,
+        criteria: methods,
+        repairs,
+        finetunes: finetune,
+        seeds,
+        budget_seconds: budget,
+    };
+    let context = || format!("the comparison in `{}` stopped", out.display());
+    let found =
+        compare(&settings, &out, &mut |event| printer.event(event)).with_context(context)?;
+    for (name, text) in [
+        ("compare.csv", csv(&found)),
+        ("compare.md", markdown(&found)),
+        ("compare.html", html(&found)),
+    ] {
+        Staging::write(&out.join(name), text.as_bytes()).with_context(context)?;
+    }
+    let text = format!("{}\n\nreport  {}", terminal(&found), out.join("compare.html").display());
+    Outcome::new(text, &found)
+}

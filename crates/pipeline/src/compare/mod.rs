@@ -1,0 +1,90 @@
+//! Many ways to prune one model, side by side on the same rows.
+//!
+//! A cell is a ratio, a criterion, a repair, a training and a seed. Cells share what they have in common: each result lies in
+//! one store under the digest of its recipe, so that cells which end in the same plan are computed once, a further
+//! cell costs only itself, and a comparison that was killed goes on.
+
+mod cell;
+mod settings;
+
+use std::path::Path;
+use std::time::Instant;
+
+use checkpoint::Staging;
+use serde::{Deserialize, Serialize};
+
+pub use cell::{Cell, CellResult, EvaluatedOn, Way};
+pub use settings::CompareSettings;
+
+use self::cell::CellRunner;
+use crate::lock::RunLock;
+use crate::{Event, Result};
+
+/// What a comparison found; `compare.json` holds it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Comparison {
+    format: String,
+    version: u64,
+    /// The model.
+    pub model: String,
+    /// The rows trained on.
+    pub train: String,
+    /// The sets evaluated on.
+    pub evals: Vec<String>,
+    /// The cells that are done; the dense model, fine-tuned alike, among them.
+    pub cells: Vec<CellResult>,
+    /// The cells that the budget left no time for.
+    pub left_out: Vec<Cell>,
+}
+
+/// Computes every cell that is not there yet, one seed of everything before the second, and writes `compare.json`
+/// after each.
+///
+/// # Errors
+///
+/// If a stage fails, or another process has the folder.
+pub fn compare(
+    settings: &CompareSettings,
+    folder: &Path,
+    observe: &mut dyn FnMut(Event),
+) -> Result<Comparison> {
+    let cells = settings.cells();
+    let runner = CellRunner::new(settings, folder)?;
+    fs_err::create_dir_all(folder)?;
+    let _lock = RunLock::take(folder)?;
+    let started = Instant::now();
+    let mut found = Comparison {
+        format: "gradpruner-comparison".into(),
+        version: 1,
+        model: settings.base.model.clone(),
+        train: settings.base.train.display().to_string(),
+        evals: settings.evals.iter().map(|path| path.display().to_string()).collect(),
+        cells: Vec::new(),
+        left_out: Vec::new(),
+    };
+    let mut longest = 0.0_f64;
+    for (number, cell) in cells.iter().enumerate() {
+        let elapsed = started.elapsed().as_secs_f64();
+        // What is there costs nothing, so it is never left out.
+        if settings.budget_seconds.is_some_and(|budget| elapsed + longest > budget)
+            && !runner.has(cell)?
+        {
+            found.left_out.push(cell.clone());
+            continue;
+        }
+        observe(Event::Cell { number: number + 1, total: cells.len(), cell: cell.clone() });
+        let begun = Instant::now();
+        let result = runner.run(cell, observe)?;
+        longest = longest.max(begun.elapsed().as_secs_f64());
+        observe(Event::CellDone(Box::new(result.clone())));
+        found.cells.push(result);
+        write(&found, folder)?;
+    }
+    write(&found, folder)?;
+    Ok(found)
+}
+
+fn write(found: &Comparison, folder: &Path) -> Result<()> {
+    let text = format!("{:#}\n", serde_json::json!(found));
+    Ok(Staging::write(&folder.join("compare.json"), text.as_bytes())?)
+}

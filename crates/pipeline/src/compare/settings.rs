@@ -1,0 +1,68 @@
+//! What is compared.
+
+use std::path::PathBuf;
+
+use selection::{Criterion, Repair, Share};
+
+use super::cell::{Cell, Way};
+use crate::{FinetuneMethod, RunSettings};
+
+/// What a comparison does, and with what.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CompareSettings {
+    /// All that the cells have in common. What the lists below say stands there for nothing.
+    pub base: RunSettings,
+    /// Sets to evaluate on.
+    pub evals: Vec<PathBuf>,
+    /// How much to prune.
+    pub prunes: Vec<Share>,
+    /// What makes layers go.
+    pub criteria: Vec<Criterion>,
+    /// What is done to the layers that stay.
+    pub repairs: Vec<Repair>,
+    /// How to fine-tune.
+    pub finetunes: Vec<FinetuneMethod>,
+    /// How many seeds, counted on from the base's.
+    pub seeds: u64,
+    /// Seconds to stay within.
+    pub budget_seconds: Option<f64>,
+}
+
+impl CompareSettings {
+    /// Every cell, in the order that makes the table useful whenever it stops: a seed after the other, the dense model
+    /// first, the smallest ratio next.
+    pub fn cells(&self) -> Vec<Cell> {
+        let mut cells = Vec::new();
+        for seed in self.base.seed..self.base.seed + self.seeds {
+            for &finetune in &self.finetunes {
+                cells.push(Cell { way: None, finetune, seed });
+            }
+            for &prune in &self.prunes {
+                for &repair in &self.repairs {
+                    for &criterion in &self.criteria {
+                        for &finetune in &self.finetunes {
+                            let way = Some(Way { prune, criterion, repair });
+                            cells.push(Cell { way, finetune, seed });
+                        }
+                    }
+                }
+            }
+        }
+        cells
+    }
+
+    /// The settings of one cell, as a run has them.
+    pub(crate) fn of(&self, cell: &Cell) -> RunSettings {
+        let mut settings =
+            RunSettings { finetune: cell.finetune, seed: cell.seed, ..self.base.clone() };
+        if let Some(Way { prune, criterion, repair }) = cell.way {
+            (settings.prune, settings.criterion, settings.repair) = (prune, criterion, repair);
+        }
+        if settings.repair == Repair::SameSign {
+            settings.merge = settings.merge.max(1);
+        } else {
+            settings.merge = 0;
+        }
+        settings
+    }
+}

@@ -1,0 +1,110 @@
+//! `gradpruner compare`: cells that share what they have in common, and go on after being killed.
+
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use crate::support::{CHEAP, Desk};
+
+fn command(rest: &str) -> String {
+    format!("compare --model model --train train.jsonl --eval test.jsonl --out c {rest} {CHEAP}")
+}
+
+/// The results in the store, by kind.
+fn stored(desk: &Desk, kind: &str) -> usize {
+    let name = |entry: std::io::Result<fs_err::DirEntry>| entry.unwrap().file_name();
+    let names = fs_err::read_dir(desk.at("c/store")).unwrap().map(name);
+    let is_one = |name: &str| name.starts_with(kind) && !name.ends_with(".recipe.json");
+    names.filter(|name| is_one(&name.to_string_lossy())).count()
+}
+
+/// Accuracy and perplexity of every cell, without times.
+fn figures(found: &Value) -> Vec<Value> {
+    let cells = found["cells"].as_array().unwrap().iter();
+    cells
+        .map(|cell| {
+            let on = &cell["evaluations"][0];
+            let of = |report: &Value| serde_json::json!([report["acc"], report["perplexity"]]);
+            serde_json::json!([cell["cell"], cell["pruned"], of(&on["before"]), of(&on["after"])])
+        })
+        .collect()
+}
+
+#[test]
+fn cells_share_what_they_have_in_common() {
+    let desk = Desk::new();
+    let all = "--prune 1,2 --methods igia,last,greedy --repairs drop,linear-map --choose 4";
+    let found = desk.json(&command(all));
+    // The dense model, and 2 ratios × 2 repairs × 3 criteria.
+    assert_eq!(found["cells"].as_array().unwrap().len(), 13);
+    assert_eq!((stored(&desk, "record-"), stored(&desk, "state-"), stored(&desk, "plan-")), (1, 1, 12));
+    let plans: std::collections::BTreeSet<String> =
+        found["cells"].as_array().unwrap().iter().map(|cell| cell["pruned"].to_string()).collect();
+    // One of no layer, which is the dense model's; of each other the models with and without maps.
+    assert_eq!(stored(&desk, "pruned-"), 2 * (plans.len() - 1));
+    assert_eq!(stored(&desk, "tuned-"), 2 * (plans.len() - 1) + 1);
+    for name in ["compare.json", "compare.csv", "compare.md", "compare.html"] {
+        assert!(desk.at("c").join(name).exists(), "{name}");
+    }
+    let page = fs_err::read_to_string(desk.at("c/compare.html")).unwrap();
+    assert!(page.contains("<svg") && page.contains("prefers-color-scheme") && !page.contains("http"));
+    let lines = fs_err::read_to_string(desk.at("c/compare.csv")).unwrap().lines().count();
+    assert_eq!(lines, 14);
+
+    // All rows to train on are the same ones, since one criterion wants some held out.
+    let record = fs_err::read_dir(desk.at("c/store")).unwrap().map(|entry| entry.unwrap().path());
+    let record = record.filter(|path| path.is_dir() && path.to_string_lossy().contains("record-"));
+    let manifest = testkit::json(&record.last().unwrap().join("manifest.json"));
+    assert_eq!(manifest["data"]["rows"], 20);
+
+    // Again it costs nothing; a further criterion costs itself.
+    let before = stored(&desk, "tuned-");
+    assert_eq!(figures(&desk.json(&command(all))), figures(&found));
+    let more = desk.json(&command(&all.replace("last,", "last,magnitude,")));
+    assert_eq!(more["cells"].as_array().unwrap().len(), 17);
+    assert!(stored(&desk, "record-") == 1 && stored(&desk, "tuned-") <= before + 4);
+    let of_igia = |found: &Value| {
+        let cells = figures(found).into_iter();
+        cells.filter(|cell| cell[0]["way"]["criterion"] == "igia").collect::<Vec<_>>()
+    };
+    assert_eq!(of_igia(&more), of_igia(&found));
+}
+
+#[test]
+fn a_killed_comparison_goes_on() {
+    let desk = Desk::new();
+    let arguments = command("--prune 2 --methods igia,last --seeds 2");
+    let expected = figures(&desk.json(&arguments));
+    assert_eq!(expected.len(), 6);
+    for mark in ["c/store", "c/compare.json"] {
+        fs_err::remove_dir_all(desk.at("c")).unwrap();
+        let mut child = desk
+            .command(&arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the program starts");
+        while !desk.at(mark).exists() && child.try_wait().unwrap().is_none() {
+            std::thread::yield_now();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(figures(&desk.json(&arguments)), expected, "{mark}");
+    }
+}
+
+#[test]
+fn what_cannot_be_compared_is_refused_and_what_time_is_short_for_is_named() {
+    let desk = Desk::new();
+    let failure = desk.failure(&command("--prune 2,5"));
+    assert!(failure.contains("--keep first:1,last:1 leaves 4 of 6 layers"), "{failure}");
+    let failure = desk.failure(&command("--prune 2 --methods greedy --choose 24"));
+    assert!(failure.contains("--choose 24 holds out 24 of 24 training rows"), "{failure}");
+
+    let found = desk.json(&command("--prune 1,2 --methods igia,last --budget 0.001s"));
+    // The first cell is made whatever the budget: nothing is known of how long one takes.
+    assert_eq!(found["cells"].as_array().unwrap().len(), 1);
+    assert_eq!(found["left_out"].as_array().unwrap().len(), 4);
+    let text = fs_err::read_to_string(desk.at("c/compare.md")).unwrap();
+    assert!(text.contains("No time was left for: 1 by igia, linear-map, lora, seed 0;"), "{text}");
+}
