@@ -37,7 +37,10 @@ fn cells_share_what_they_have_in_common() {
     let found = desk.json(&command(all));
     // The dense model, and 2 ratios × 2 repairs × 3 criteria.
     assert_eq!(found["cells"].as_array().unwrap().len(), 13);
-    assert_eq!((stored(&desk, "record-"), stored(&desk, "state-"), stored(&desk, "plan-")), (1, 1, 12));
+    assert_eq!(
+        (stored(&desk, "record-"), stored(&desk, "state-"), stored(&desk, "plan-")),
+        (1, 1, 12)
+    );
     let plans: std::collections::BTreeSet<String> =
         found["cells"].as_array().unwrap().iter().map(|cell| cell["pruned"].to_string()).collect();
     // One of no layer, which is the dense model's; of each other the models with and without maps.
@@ -47,7 +50,9 @@ fn cells_share_what_they_have_in_common() {
         assert!(desk.at("c").join(name).exists(), "{name}");
     }
     let page = fs_err::read_to_string(desk.at("c/compare.html")).unwrap();
-    assert!(page.contains("<svg") && page.contains("prefers-color-scheme") && !page.contains("http"));
+    assert!(
+        page.contains("<svg") && page.contains("prefers-color-scheme") && !page.contains("http")
+    );
     let lines = fs_err::read_to_string(desk.at("c/compare.csv")).unwrap().lines().count();
     assert_eq!(lines, 14);
 

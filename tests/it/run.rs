@@ -51,9 +51,17 @@ fn a_run_leaves_what_it_promises() {
         "eval.json",
         "metrics.jsonl",
         "report.html",
+        "merged/README.md",
+        "adapter/README.md",
+        "pruned/README.md",
     ] {
         assert!(desk.at("r").join(name).exists(), "{name}");
     }
+    let card = fs_err::read_to_string(desk.at("r/merged/README.md")).unwrap();
+    assert!(
+        card.contains("# model, 4 of 6 layers") && card.contains("pruned, fine-tuned"),
+        "{card}"
+    );
     let names: Vec<_> =
         outcome["comparison"].as_array().unwrap().iter().map(|row| &row["name"]).collect();
     assert_eq!(
@@ -161,6 +169,45 @@ fn killed_and_going_on(command: &dyn Fn(&str) -> String) {
             assert!(found[name] == *bytes, "killed at {mark}, {name} came out otherwise");
         }
     }
+}
+
+/// An interrupt saves the state of a training; the same command then ends in the same bytes.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_training_says_how_to_go_on() {
+    let desk = Desk::new();
+    let finetune = |out: &str| {
+        format!(
+            "finetune --model model --train train.jsonl --out {out} --metrics {out}.jsonl {CHEAP_TRAINING} \
+             --max-steps 300"
+        )
+        .replace("--epochs 1", "--epochs 60")
+    };
+    let steps = |out: &str| {
+        let text = fs_err::read_to_string(desk.at(&format!("{out}.jsonl"))).unwrap_or_default();
+        text.lines().count()
+    };
+    desk.run(&finetune("whole"));
+    let child = desk
+        .command(&finetune("part"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    while steps("part") < 3 {
+        std::thread::yield_now();
+    }
+    let interrupt = ["-INT".to_owned(), child.id().to_string()];
+    assert!(std::process::Command::new("kill").args(interrupt).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("stopped as asked after step "), "{error}");
+    assert!(error.contains("the same command goes on from there"), "{error}");
+    assert!(!desk.at("part").exists() && desk.at("part.state").exists());
+    desk.run(&finetune("part"));
+    let adapter = |out: &str| fs_err::read(desk.at(out).join("adapter_model.safetensors")).unwrap();
+    assert!(adapter("part") == adapter("whole"));
 }
 
 /// Rows held out to choose layers by are not trained on; where nobody asks for losses none are held out.

@@ -52,6 +52,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("rayon", &["evidence", "igia", "merge", "repair"]),
     ("clap", &["fuzz", "gradpruner", "xtask"]),
     ("indicatif", &["gradpruner"]),
+    ("signal-hook", &["gradpruner"]),
     ("mimalloc", &["gradpruner"]),
     ("libmimalloc-sys", &["gradpruner"]),
     ("anyhow", &["examples", "fuzz", "gradpruner", "xtask"]),

@@ -10,6 +10,7 @@ use tch::{Kind, Tensor};
 use crate::bridge::number;
 use crate::decoder::LayerPass;
 use crate::hidden::HiddenMeter;
+use crate::stop;
 use crate::{
     FinetuneError, GradientSink, Method, Model, Result, StepMetrics, TrainSettings, Trainer,
 };
@@ -82,6 +83,9 @@ pub fn collect(
         steps.push(metrics);
         if sink.enough() {
             break;
+        }
+        if stop::is_asked() {
+            return Err(FinetuneError::StoppedUnsaved);
         }
     }
     if let Some(folder) = &settings.state {

@@ -50,6 +50,14 @@ pub enum FinetuneError {
     OtherRun { path: PathBuf },
     #[error("a step's gradients could not be taken up")]
     Sink(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error(
+        "stopped as asked after step {step}, which is saved; the same command goes on from there"
+    )]
+    Stopped { step: usize },
+    #[error(
+        "stopped as asked; nothing of this stage is kept, and the same command begins it again"
+    )]
+    StoppedUnsaved,
     #[error("the settings cannot be used: {0}")]
     Settings(String),
 }

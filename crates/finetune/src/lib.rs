@@ -34,6 +34,7 @@ mod rope;
 mod save;
 mod schedule;
 mod state;
+mod stop;
 mod train;
 mod walk;
 
@@ -53,6 +54,7 @@ pub use rate::{ProductRates, product_rate, product_rates};
 pub use record_sink::RecordSink;
 pub use save::{save_adapter, save_checkpoint, trained_adapter};
 pub use schedule::{Decay, Schedule};
+pub use stop::stop_flag;
 pub use train::{
     Continuation, GradientSink, Gradients, Method, StepMetrics, TrainReport, TrainSettings, Trainer,
 };

@@ -14,6 +14,7 @@ use crate::optimizer::AdamW;
 use crate::pack::Packed;
 use crate::parameter::Parameter;
 use crate::state::{self, Owner};
+use crate::stop;
 use crate::{AdamWSettings, FinetuneError, LoraSettings, Model, Result, Schedule};
 
 /// What trains.
@@ -234,11 +235,18 @@ impl Trainer {
                 Some(steps) => self.step.is_multiple_of(steps),
                 None => saved.elapsed() > SAVE_EVERY,
             };
-            if let Some(folder) = saves
-                && due
-            {
-                state::save(folder, self.step, &owner, &self.adamw)?;
-                saved = Instant::now();
+            let stops = stop::is_asked() && self.step < self.total_steps();
+            match saves {
+                Some(folder) if due || stops => {
+                    state::save(folder, self.step, &owner, &self.adamw)?;
+                    saved = Instant::now();
+                }
+                _ => {}
+            }
+            match saves {
+                Some(_) if stops => return Err(FinetuneError::Stopped { step: self.step }),
+                None if stops => return Err(FinetuneError::StoppedUnsaved),
+                _ => {}
             }
         }
         Ok(TrainReport {

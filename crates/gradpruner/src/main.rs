@@ -2,10 +2,12 @@
 
 mod allocator;
 mod arguments;
+mod card;
 mod commands;
 mod comparison;
 #[cfg(target_os = "linux")]
 mod cut_short;
+mod interrupt;
 mod printer;
 mod texts;
 
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
     let mut printer = Printer::new(json, verbose, quiet);
     #[cfg(target_os = "linux")]
     cut_short::report();
+    interrupt::stop_after_the_step();
     match command.run(&mut printer) {
         Ok(outcome) => printer.outcome(&outcome),
         Err(error) => report_error(&error),

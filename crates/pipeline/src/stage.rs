@@ -443,7 +443,9 @@ pub fn finetune_model(
             save_checkpoint(&tuned, &target.target, target.shard_bytes)?;
         }
         FinetuneMethod::Lora | FinetuneMethod::None => {
-            save_adapter(&tuned, &model.display().to_string(), &target.target)?;
+            // The adapter may be moved, or loaded from elsewhere.
+            let base = std::path::absolute(model)?;
+            save_adapter(&tuned, &base.display().to_string(), &target.target)?;
         }
     }
     Trainer::forget_saves(&target.saves)?;

@@ -10,6 +10,7 @@ use crate::arguments::{
     ChoosingArgs, CollectingArgs, ComputeArgs, DataArgs, EvaluationArgs, LinearMapArgs,
     RefiningArgs, RepairArgs, TrainingArgs, size,
 };
+use crate::card;
 use crate::printer::{Outcome, Printer};
 
 /// Collect gradients, score, plan, prune and repair, fine-tune, evaluate and report.
@@ -139,6 +140,7 @@ pub(crate) fn run(args: RunArgs, printer: &mut Printer) -> anyhow::Result<Outcom
     };
     let found = run_all(&settings, &out, &mut |event| printer.event(event))
         .with_context(|| format!("the run in `{}` stopped", out.display()))?;
+    card::write(&settings, &found).with_context(|| format!("`{}`", out.display()))?;
     let text = format!(
         "layers {}\n\n{}\n\nresult  {}\nreport  {}",
         layer_strip(&found.plan),
