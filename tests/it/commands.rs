@@ -79,20 +79,7 @@ fn plans_and_repairs() {
     desk.run(
         "collect --model model --train train.jsonl --steps 4 --device cpu --dtype f32 --out record",
     );
-    for criterion in [
-        "igia",
-        "igia-fro",
-        "igia-mean",
-        "bi",
-        "angular",
-        "cka",
-        "max-rm-bi",
-        "perplexity",
-        "greedy",
-        "magnitude",
-        "last",
-        "random",
-    ] {
+    for criterion in selection::Criterion::all().map(selection::Criterion::name) {
         let plan = |rest: &str| {
             desk.json(&format!(
                 "plan record --model model --train train.jsonl --dtype f32 --criterion {criterion} {rest}"
@@ -126,10 +113,21 @@ fn plans_and_repairs() {
     assert!(failure.contains("`--refine swap` needs losses with layers skipped"), "{failure}");
     desk.run("plan record --model model --train train.jsonl --prune 2 --refine swap --dtype f32");
 
+    let failure = desk.failure("score record --criterion greedy");
+    assert!(
+        failure.contains("`greedy` runs the model; choose layers with it by `plan RECORD"),
+        "{failure}"
+    );
+    let failure = desk.failure("score record --criterion last");
+    assert!(failure.contains("`last` gives layers no scores"), "{failure}");
     desk.run("plan record --criterion last --prune 2 --out plan.json");
+    let deep = fs_err::read_to_string(desk.at("plan.json")).unwrap();
+    desk.write("deep.json", &deep.replace("\"num_layers\": 6", "\"num_layers\": 9"));
+    let failure = desk.failure("prune --model model --plan deep.json --train train.jsonl --out x");
+    assert!(failure.contains("it is for 9 layers, the model has 6"), "{failure}");
     let prune =
         |rest: &str| desk.json(&format!("prune --model model --plan plan.json --dtype f32 {rest}"));
-    prune("--train train.jsonl --verify --out mapped");
+    prune("--train train.jsonl --verify --out mapped/");
     prune("--repair drop --out dropped");
     let down = |folder: &str, layer: usize| {
         let file = desk.at(folder).join("model.safetensors");
@@ -142,7 +140,7 @@ fn plans_and_repairs() {
         desk.json(&eval)["perplexity"].as_f64().unwrap()
     };
     assert!(perplexity("mapped") < perplexity("dropped"));
-    assert!(!desk.at("mapped.maps").exists());
+    assert!(!desk.at(".mapped.maps").exists());
     let failure = desk.failure("prune --model model --plan plan.json --out x");
     assert!(
         failure.contains("fitted on rows; add `--train`, or take `--repair drop`"),
@@ -215,6 +213,8 @@ fn help_has_an_example_for_every_command() {
     let desk = Desk::new();
     for command in [
         "run",
+        "compare",
+        "estimate",
         "collect",
         "score",
         "plan",

@@ -84,8 +84,8 @@ pub fn collect(
         if sink.enough() {
             break;
         }
-        if stop::is_asked() {
-            return Err(FinetuneError::StoppedUnsaved);
+        if step + 1 < most {
+            stop::check()?;
         }
     }
     if let Some(folder) = &settings.state {

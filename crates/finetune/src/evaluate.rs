@@ -11,6 +11,7 @@ use tch::no_grad_guard;
 
 use crate::bridge::values;
 use crate::pack::Packed;
+use crate::stop;
 use crate::{FinetuneError, Model, Result, generate};
 
 /// How a model is evaluated.
@@ -153,16 +154,19 @@ pub fn evaluate(
     questions.sort_by_key(|(_, question)| std::cmp::Reverse(question_tokens(question)));
     let tokens = |(_, question): &(usize, Question)| question_tokens(question);
     for batch in batches(&questions, settings.batch_tokens, tokens) {
+        stop::check()?;
         tally.questions(model, batch)?;
         observe(tally.rows.min(rows.len()));
     }
     examples.sort_by_key(|example| std::cmp::Reverse(example.tokens.len()));
     for batch in batches(&examples, settings.batch_tokens, |example| example.tokens.len()) {
+        stop::check()?;
         tally.examples(model, batch)?;
         observe(tally.rows.min(rows.len())); // A row may give several examples.
     }
     let seconds = started.elapsed().as_secs_f64();
     for (row, text) in texts.iter().take(settings.generate_rows) {
+        stop::check()?;
         tally.reply(model, encoder, *row, text, settings)?;
     }
     let share = |hits: usize| (tally.asked > 0).then(|| hits as f64 / tally.asked as f64);

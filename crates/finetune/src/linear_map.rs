@@ -7,14 +7,16 @@ use tch::{Device, Kind, Tensor};
 
 use crate::bridge::{is_finite, number, values};
 use crate::offload::Passage;
+use crate::stop;
 use crate::walk::Walk;
 use crate::{FinetuneError, Model, Result};
 
 /// What is fitted, and how.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MapSettings {
-    /// Runs of layers to be replaced, ascending, each with the layer before it, which stays.
-    pub runs: Vec<(usize, RangeInclusive<usize>)>,
+    /// Runs of layers that go, ascending, each with the layer before it, which stays and takes the map in. The first
+    /// run may have none; it goes without a map.
+    pub runs: Vec<(Option<usize>, RangeInclusive<usize>)>,
     /// Weight of `‖T − I‖²`, relative to the mean of the squared inputs.
     pub ridge: f64,
     /// Tokens of a forward pass.
@@ -70,13 +72,16 @@ pub fn fit_linear_maps<E: From<FinetuneError>>(
     }
     let mut dense = walk.embedded()?;
     // The repaired model's states, which are the dense one's until the first run.
-    let mut repaired: Option<Vec<Tensor>> = None;
+    let begins = matches!(settings.runs.first(), Some((None, _)));
+    let mut repaired: Option<Vec<Tensor>> =
+        begins.then(|| dense.iter().map(Tensor::shallow_clone).collect());
     let last = settings.runs.last().map_or(0, |(_, run)| run.end() + 1);
     let mut passage = Passage::new(model, 0..last);
     let mut fit: Option<Fit> = None;
     for number in 0..last {
+        stop::check()?;
         let layer = passage.next()?;
-        let receives = settings.runs.iter().any(|(receiver, _)| *receiver == number);
+        let receives = settings.runs.iter().any(|(receiver, _)| *receiver == Some(number));
         let removed = settings.runs.iter().find(|(_, run)| run.contains(&number));
         let mut begun = receives.then(Fit::default);
         for (at, pack) in walk.packs.iter().enumerate() {
@@ -98,7 +103,7 @@ pub fn fit_linear_maps<E: From<FinetuneError>>(
             dense[at] = out;
         }
         fit = begun.or(fit);
-        if let Some((receiver, run)) = removed
+        if let Some((Some(receiver), run)) = removed
             && *run.end() == number
             && let Some(fit) = fit.take()
         {
@@ -200,7 +205,8 @@ mod tests {
     use crate::{ComputeType, DeviceChoice, Trainer};
 
     fn settings_of(runs: &[(usize, RangeInclusive<usize>)]) -> MapSettings {
-        MapSettings { runs: runs.to_vec(), ridge: 1e-3, batch_tokens: 24 }
+        let runs = runs.iter().map(|(receiver, run)| (Some(*receiver), run.clone())).collect();
+        MapSettings { runs, ridge: 1e-3, batch_tokens: 24 }
     }
 
     fn fitted(model: &Model, settings: &MapSettings) -> (Vec<FittedMap>, usize) {
@@ -318,6 +324,19 @@ mod tests {
         assert_eq!((both[0].receiver, both[1].receiver, both.len()), (0, 2, 2));
         assert_ne!(both[1].matrix, second[0].matrix);
         assert!(both[1].error_after < both[1].error_before);
+    }
+
+    /// Layers that go without a map are gone for the maps behind them.
+    #[test]
+    fn a_run_without_a_receiver_is_gone() {
+        let model = golden_model("tiny_llama");
+        let mut settings = settings_of(&[(2, 3..=4)]);
+        let (without, _) = fitted(&model, &settings);
+        settings.runs.insert(0, (None, 0..=0));
+        let (found, _) = fitted(&model, &settings);
+        assert_eq!((found.len(), found[0].receiver), (1, 2));
+        assert_ne!(found[0].matrix, without[0].matrix);
+        assert!(found[0].error_before > without[0].error_before);
     }
 
     /// However rows are packed, and whether or not weights are streamed, the map is the same but for rounding.

@@ -9,13 +9,14 @@ use tch::{Kind, Tensor};
 use crate::bridge::number;
 use crate::head::LOGIT_BYTES;
 use crate::offload::Passage;
+use crate::stop;
 use crate::walk::{Pack, Walk};
 use crate::{FinetuneError, Model, Result};
 
 /// Bytes of states between layers that are held.
 const HELD_BYTES: usize = 512 << 20;
 
-/// Skips layers of a model and compares what is left with the whole, on some rows (methods.md §2):
+/// Skips layers of a model and compares what is left with the whole, on some rows (method.md §3):
 ///
 /// ```text
 /// D(S) = mean over answer tokens of KL(p_T ‖ p_S) + ½ · mean over tokens of ‖x_S − x_T‖² / ‖x_T‖²
@@ -88,6 +89,7 @@ impl<'a> SkipProbe<'a> {
         )?;
         let mut passage = Passage::new(self.model, kept[first..].iter().copied());
         for (place, &number) in kept.iter().enumerate().skip(first) {
+            stop::check()?;
             let layer = passage.next()?;
             for (pack, state) in self.walk.packs.iter().zip(&mut states) {
                 *state = self.walk.through(pack, (number, &layer), state)?.0;

@@ -52,7 +52,7 @@ pub(crate) struct ChoosingArgs {
     /// What makes a layer go
     #[arg(long, default_value = "igia", value_parser = criterion())]
     pub(crate) criterion: Criterion,
-    /// Layers that are never pruned: guard (the first 12 % and the last), none, or such as first:4,last:1
+    /// Layers that are never pruned: guard (the first 12 % and the last), none, or counts such as first:4,last:1
     #[arg(long, default_value = "guard")]
     pub(crate) keep: Keep,
 }
@@ -64,7 +64,7 @@ pub(crate) struct RefiningArgs {
     /// none, or swap: exchange pruned and kept layers while less is lost on held-out rows
     #[arg(long, default_value = "none")]
     pub(crate) refine: Refine,
-    /// Training rows held out to choose layers by, where that takes losses: a number, or a share
+    /// Training rows held out to choose layers by, where that takes losses: a number, or a share (128 rows at most)
     #[arg(long, default_value = "10%")]
     pub(crate) choose: HeldOut,
 }
@@ -101,7 +101,7 @@ pub(crate) struct LinearMapArgs {
     /// Tokens of training rows that linear maps are fitted on
     #[arg(long, default_value_t = 10_000, value_parser = positive)]
     map_tokens: usize,
-    /// How much a linear map is held to changing nothing, as a share of the mean of the squared inputs
+    /// Ridge penalty that pulls a linear map towards the identity, relative to the mean of the squared inputs
     #[arg(long, default_value_t = 1e-3, value_parser = scale)]
     map_ridge: f64,
 }
@@ -136,6 +136,11 @@ pub(crate) struct CollectingArgs {
 }
 
 impl CollectingArgs {
+    /// Whether the steps are as many as one criterion's choice takes to settle.
+    pub(crate) fn is_auto(&self) -> bool {
+        self.steps.auto
+    }
+
     pub(crate) fn settings(self, max_tokens: usize) -> CollectSettings {
         let Self { steps, collect_batch, collect_lr, collect_rank, collect_alpha } = self;
         let training = TrainingSettings {
@@ -162,7 +167,7 @@ impl CollectingArgs {
 }
 
 /// How to fine-tune.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Fine-tuning")]
 pub(crate) struct TrainingArgs {
     /// How often every row is seen

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use checkpoint::Staging;
-use pipeline::{RunOutcome, RunSettings, digest_data, table_text};
+use checkpoint::{Staging, locate};
+use pipeline::{FinetuneMethod, RunOutcome, RunSettings, digest_data, table_text};
 use selection::{Plan, Repair};
 
 /// Writes a card into each folder of a run that holds weights.
@@ -21,7 +21,17 @@ pub(crate) fn write(settings: &RunSettings, found: &RunOutcome) -> anyhow::Resul
     ] {
         let folder = found.run.join(name);
         if folder.is_dir() {
-            let text = card(settings, found, &digest, (library, load));
+            let tuned = match (name, settings.finetune) {
+                ("pruned", FinetuneMethod::None) => "Not fine-tuned.".to_owned(),
+                ("pruned", _) => "Not fine-tuned yet: see the folders beside this one.".to_owned(),
+                _ => format!(
+                    "Fine-tuned by {} on `{}` (SHA-256 `{digest}`), seed {}.",
+                    settings.finetune,
+                    name_of(&settings.train.display().to_string()),
+                    settings.seed
+                ),
+            };
+            let text = card(settings, found, &tuned, (library, load));
             Staging::write(&folder.join("README.md"), text.as_bytes())?;
         }
     }
@@ -31,7 +41,7 @@ pub(crate) fn write(settings: &RunSettings, found: &RunOutcome) -> anyhow::Resul
 fn card(
     settings: &RunSettings,
     found: &RunOutcome,
-    digest: &str,
+    tuned: &str,
     (library, load): (&str, &str),
 ) -> String {
     let RunOutcome { plan, comparison, .. } = found;
@@ -43,23 +53,30 @@ fn card(
     }
     let model = name_of(&settings.model);
     format!(
-        "---\nbase_model: {base}\nlibrary_name: {library}\ntags:\n- gradpruner\n- pruned\n---\n\n\
+        "---\nbase_model: {base}\n{license}library_name: {library}\ntags:\n- gradpruner\n- pruned\n---\n\n\
          # {model}, {kept} of {all} layers\n\n\
-         Made by gradpruner {version} from `{base}`: layers {pruned:?} removed, chosen by `{criterion}`; {repair}. \
-         Fine-tuned by {finetune} on `{data}` (SHA-256 `{digest}`), seed {seed}.\n\n\
+         Made by gradpruner {version} from `{base}`: layers {pruned:?} removed, chosen by `{criterion}`; {repair}. {tuned}\n\n\
          ```text\n{table}\n```\n\n\
          ```python\n{load}\n```\n",
         base = settings.model,
+        license = license(settings),
         all = plan.num_layers,
         version = env!("CARGO_PKG_VERSION"),
         pruned = plan.pruned,
         criterion = settings.criterion.name(),
         repair = repair_text(plan),
-        finetune = settings.finetune,
-        data = name_of(&settings.train.display().to_string()),
-        seed = settings.seed,
         table = table_text(&rows),
     )
+}
+
+/// The line of the base model's card that names its licence, if it has one.
+fn license(settings: &RunSettings) -> String {
+    let card = locate(&settings.model).ok().map(|folder| folder.join("README.md"));
+    let text = card.and_then(|path| fs_err::read_to_string(path).ok()).unwrap_or_default();
+    let mut head =
+        text.lines().skip_while(|line| *line != "---").skip(1).take_while(|line| *line != "---");
+    head.find(|line| line.starts_with("license:"))
+        .map_or_else(String::new, |line| format!("{line}\n"))
 }
 
 fn repair_text(plan: &Plan) -> String {

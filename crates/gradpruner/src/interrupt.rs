@@ -1,4 +1,5 @@
-//! What an interrupt does: a training under way saves its state and stops; a second interrupt ends the program.
+//! What an interrupt does while a model is run: a training saves its state and stops, other stages stop where they are;
+//! a second interrupt ends the program at once.
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag::{register, register_conditional_default};

@@ -20,8 +20,8 @@ use crate::printer::{Printer, report_error};
 
 /// Prune a language model while it is fine-tuned.
 ///
-/// The gradients of the first steps of a LoRA fine-tune say which layers matter. The others are
-/// dropped, or merged into the layer before them; the rest is fine-tuned on, evaluated and
+/// The gradients of the first steps of a LoRA fine-tune say which layers matter. The others go, and
+/// a linear map stands in for each run of them; the rest is fine-tuned on, evaluated and
 /// reported. What comes out is an ordinary Hugging Face checkpoint.
 #[derive(Debug, Parser)]
 #[command(name = "gradpruner", version, arg_required_else_help = true, after_help = EXAMPLE)]
@@ -51,7 +51,6 @@ fn main() -> ExitCode {
     let mut printer = Printer::new(json, verbose, quiet);
     #[cfg(target_os = "linux")]
     cut_short::report();
-    interrupt::stop_after_the_step();
     match command.run(&mut printer) {
         Ok(outcome) => printer.outcome(&outcome),
         Err(error) => report_error(&error),

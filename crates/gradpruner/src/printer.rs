@@ -12,6 +12,7 @@ use pipeline::{Event, Stage};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::allocator;
 use crate::comparison::cell_text;
 use crate::texts::{computing_text, fitted_text, needs_text, rows_text};
 
@@ -116,6 +117,14 @@ impl Printer {
         if !self.quiet {
             let _ = writeln!(AboveBar, "{text}");
         }
+    }
+
+    /// As [`Printer::event`], where one stage follows another in one process.
+    pub(crate) fn stage_event(&mut self, event: Event) {
+        if let Event::Started(_) = event {
+            allocator::give_back();
+        }
+        self.event(event);
     }
 
     /// Shows what happens in a run.

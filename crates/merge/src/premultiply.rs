@@ -1,4 +1,4 @@
-//! A linear map folded into the weight before it: `W' = Tᵀ·W` (methods.md §3, `linear-map`).
+//! A linear map folded into the weight before it: `W' = Tᵀ·W` (method.md §8).
 
 use pulp::Arch;
 use rayon::prelude::*;

@@ -26,6 +26,11 @@ pub fn mcnemar(one: &[bool], other: &[bool]) -> f64 {
     assert_eq!(one.len(), other.len(), "the same questions on both sides");
     let only = |x: &[bool], y: &[bool]| x.iter().zip(y).filter(|(x, y)| **x && !**y).count();
     let (b, c) = (only(one, other), only(other, one));
+    sign_test(b, c)
+}
+
+/// The exact sign test, two-sided: how likely so uneven a split as `b` to `c` is by chance.
+pub fn sign_test(b: usize, c: usize) -> f64 {
     let (fewer, all) = (b.min(c), b + c);
     // C(n, k) / 2ⁿ in logarithms, since 2ⁿ overflows beyond a thousand questions.
     let mut log_term = -(all as f64) * std::f64::consts::LN_2;

@@ -4,7 +4,7 @@ use checkpoint::{Checkpoint, Record};
 use evidence::{Evidence, EvidenceError, LossProbe, Need};
 use selection::{Criterion, Keep, Refine, Request, Scores, Selection, Share, swap};
 
-use crate::Result;
+use crate::{PipelineError, Result};
 
 /// Which layers are asked for.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -48,7 +48,16 @@ impl Choice {
         model: Option<&Checkpoint>,
         mut losses: Option<&mut dyn LossProbe>,
     ) -> Result<Selection> {
-        let request = self.request(record.num_layers())?;
+        let num_layers = record.num_layers();
+        if let Some(found) = model.map(|model| model.config().num_layers)
+            && found != num_layers
+        {
+            return Err(PipelineError::Settings(format!(
+                "the record is of a model of {num_layers} layers, and this one has {found}; name the model it was \
+                 collected on"
+            )));
+        }
+        let request = self.request(num_layers)?;
         let selection = {
             let mut seen = Evidence::of_record(record, self.criterion.all_needs())?;
             seen.model = model;

@@ -1,6 +1,6 @@
 //! Data that a stage reads: rows, and their digest.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -42,6 +42,17 @@ pub fn digest_data(source: &Path) -> Result<String> {
         lines.push_str(&format!("{}  {name}\n", sha256_file(&file)?));
     }
     Ok(sha256_bytes(lines.as_bytes()))
+}
+
+/// How many rows to evaluate on are among those to train on; warns if any is.
+pub(crate) fn rows_in_common(train: &Path, eval: &Path, ignored: &[String]) -> Result<usize> {
+    let key = |row: &Row| serde_json::json!(row.content).to_string();
+    let trained: HashSet<String> = read_data(train, ignored)?.iter().map(key).collect();
+    let count = read_data(eval, ignored)?.iter().filter(|row| trained.contains(&key(row))).count();
+    if count > 0 {
+        tracing::warn!(rows = count, "rows to evaluate on are among the rows trained on");
+    }
+    Ok(count)
 }
 
 /// The source itself, or the files of a data set of the hub.

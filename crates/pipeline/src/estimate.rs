@@ -18,6 +18,10 @@ use crate::{ComputeSettings, FinetuneMethod, PipelineError, Result, RunSettings,
 const OF_PRODUCT_RATE: f64 = 0.5;
 /// The larger side of the weight that the rate is measured with.
 const LARGEST_WEIGHT: usize = 4096;
+/// Forward passes to choose layers by losses.
+const LOSS_PASSES: f64 = 25.0;
+/// States between layers that are held meanwhile.
+const HELD_STATES_BYTES: u64 = 512 << 20;
 /// Runs of pruned layers that are assumed.
 const MAPS: u64 = 2;
 /// Rows that are looked at to foretell all.
@@ -189,6 +193,9 @@ pub fn estimate(
     let mut stages = vec![of.training(Stage::Collect, config, &collect, train, collected)];
     stages[0].disk_bytes =
         collected as u64 * Workload { config, train: &collect, compute }.trained_parameters() * 4;
+    if settings.choice().needs_losses() && count > 0 {
+        stages.push(of.choosing(config, &collect, train));
+    }
     if settings.repair == Repair::LinearMap && count > 0 {
         stages.push(of.fitting(config, &collect, train, settings.linear_map.tokens));
     }
@@ -299,6 +306,33 @@ impl Estimator {
             flops,
             seconds: flops / self.rate,
             ..self.writing(stage)
+        }
+    }
+
+    /// Losses with layers skipped, on a few rows: for the greedy choice, which takes most, some 25 passes.
+    fn choosing(
+        &self,
+        config: &ModelConfig,
+        train: &TrainSettings,
+        sample: &Sample,
+    ) -> StageEstimate {
+        let work = Workload { config, train, compute: self.compute };
+        let longest = sample.lengths().into_iter().max().unwrap_or(0);
+        let batch =
+            BatchShape { tokens: longest.max(crate::stage::BATCH_TOKENS), longest, labelled: 0 };
+        let rows = sample.count.min(crate::stage::LOSS_ROWS) as f64;
+        let share = rows / sample.examples.len().max(1) as f64;
+        let flops = LOSS_PASSES * share * work.forward_flops(&sample.lengths(), sample.labelled());
+        let tokens = LOSS_PASSES * share * sample.tokens() / sample.scale();
+        let mut memory = work.evaluation_memory(batch);
+        memory.kept += HELD_STATES_BYTES;
+        StageEstimate {
+            tokens,
+            batch,
+            memory,
+            flops,
+            seconds: flops / self.rate,
+            ..self.writing(Stage::Score)
         }
     }
 

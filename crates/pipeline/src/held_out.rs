@@ -14,11 +14,14 @@ use crate::{PipelineError, Result};
 pub enum HeldOut {
     /// So many rows.
     Rows(usize),
-    /// So many percent of the rows, rounded to nearest.
+    /// So many percent of the rows, rounded to nearest, but no more than [`HeldOut::MOST`].
     Percent(f64),
 }
 
 impl HeldOut {
+    /// Rows that a share comes to at most: more say hardly more, and each is lost to training.
+    pub const MOST: usize = 128;
+
     /// Splits rows into those to train on and those held out, each in their order. Which ones go is the seed's
     /// choice.
     ///
@@ -29,7 +32,10 @@ impl HeldOut {
         let all = rows.len();
         let count = match self {
             Self::Rows(count) => count,
-            Self::Percent(percent) => (all as f64 * percent / 100.0).round() as usize,
+            Self::Percent(percent) => {
+                let count = (all as f64 * percent / 100.0).round() as usize;
+                if count < all { count.min(Self::MOST) } else { count }
+            }
         };
         if count == 0 || count >= all {
             return Err(PipelineError::Settings(format!(
@@ -110,6 +116,8 @@ mod tests {
         };
         let (train, held_out) = split(3);
         assert_eq!((train.len(), held_out.len()), (16, 4));
+        let (_, most) = HeldOut::Percent(50.0).split(rows(400), 3).unwrap();
+        assert_eq!(most.len(), HeldOut::MOST);
         let mut all = [train, held_out.clone()].concat();
         all.sort_unstable();
         assert_eq!(all, (1..=20).collect::<Vec<_>>());

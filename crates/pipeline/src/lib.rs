@@ -32,7 +32,7 @@ pub use estimate::{Estimate, FasterType, Sample, StageEstimate, bytes_text, esti
 pub use event::{Event, Stage};
 pub use held_out::HeldOut;
 pub use log::LogTargets;
-pub use outputs::{Named, check_outputs};
+pub use outputs::{Named, beside, check_outputs};
 pub use report::write_report;
 pub use run::{Evaluations, RunOutcome, run};
 pub use settings::{

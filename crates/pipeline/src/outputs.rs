@@ -51,6 +51,12 @@ pub fn check_outputs(outputs: &[Option<Named<'_>>], inputs: &[Option<Named<'_>>]
     Ok(())
 }
 
+/// A place beside an output for what is needed until it is there: `.name.suffix`, whatever slash the path ends in.
+pub fn beside(output: &Path, suffix: &str) -> PathBuf {
+    let name = output.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    output.with_file_name(format!(".{name}.{suffix}"))
+}
+
 /// What an output clashes with.
 struct Clash<'a> {
     how: How,

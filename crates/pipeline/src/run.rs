@@ -1,19 +1,17 @@
 //! A whole run into one folder, each stage complete or absent.
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use checkpoint::{
     Checkpoint, Record, Staging, locate, read_json, remove_if_there, require_companions,
     sha256_file,
 };
-use dataset::Row;
 use finetune::{Continuation, EvalReport};
-use repair::{PruneSettings, Size, apply};
+use repair::{LinearMaps, PruneSettings, Size, apply};
 use selection::{Plan, Repair, Scores};
 use serde::{Deserialize, Serialize};
 
-use crate::data::{digest_data, read_data};
+use crate::data::{digest_data, read_data, rows_in_common};
 use crate::estimate::require_disk;
 use crate::lock::RunLock;
 use crate::log::{Log, LogTargets};
@@ -151,8 +149,8 @@ impl<'a> Run<'a> {
         check_outputs(&[Named::of("--out", folder)], &inputs)?;
         // What would fail late is looked at early.
         let config = Checkpoint::open(&model)?.config().clone();
-        settings.choice().request(config.num_layers)?;
-        settings.planning().check()?;
+        let request = settings.choice().request(config.num_layers)?;
+        settings.planning().check(request.count)?;
         require_companions(&model)?;
         let read = |path: &Path| read_data(path, &settings.ignore_fields);
         let mut train = read(&settings.train)?;
@@ -296,7 +294,14 @@ impl<'a> Run<'a> {
         }
         let (target, state) = (self.at("maps"), self.at(COLLECTED));
         // Once they are folded in they are of no use.
-        if self.at("pruned").exists() || self.found(Stage::Fit, &target) {
+        if self.at("pruned").exists() {
+            return Ok(());
+        }
+        // Those of a plan that was edited since are of none either.
+        if target.exists() && LinearMaps::open(&target)?.header().pruned != plan.pruned {
+            remove_if_there(&target)?;
+        }
+        if self.found(Stage::Fit, &target) {
             return Ok(());
         }
         let settings = self.settings.clone();
@@ -318,7 +323,7 @@ impl<'a> Run<'a> {
             target,
             self.observe,
         )?;
-        self.done(Stage::Fit, format!("{} on {} tokens", found.runs.len(), found.tokens));
+        self.done(Stage::Fit, format!("{} fitted on {} tokens", found.runs.len(), found.tokens));
         Ok(())
     }
 
@@ -469,15 +474,8 @@ impl<'a> Run<'a> {
 
     /// How many rows to evaluate on are among those to train on.
     fn rows_trained_on(&self) -> Result<usize> {
-        let Some(eval) = &self.settings.eval else { return Ok(0) };
-        let read = |path: &Path| read_data(path, &self.settings.ignore_fields);
-        let key = |row: &Row| serde_json::json!(row.content).to_string();
-        let trained: HashSet<String> = read(&self.settings.train)?.iter().map(key).collect();
-        let count = read(eval)?.iter().filter(|row| trained.contains(&key(row))).count();
-        if count > 0 {
-            tracing::warn!(rows = count, "rows to evaluate on are among the rows trained on");
-        }
-        Ok(count)
+        let RunSettings { train, eval, ignore_fields, .. } = &self.settings;
+        eval.as_deref().map_or(Ok(0), |eval| rows_in_common(train, eval, ignore_fields))
     }
 
     /// One evaluation, kept by itself until all are done.

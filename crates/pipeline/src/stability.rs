@@ -97,7 +97,7 @@ impl StabilityMeter {
     /// Whether more steps would hardly change what is pruned.
     pub(crate) fn settled(&self) -> bool {
         let steps = self.steps();
-        !self.follows() || FEWEST_STEPS <= steps && UNCHANGED_STEPS <= steps - self.settled_since
+        FEWEST_STEPS <= steps && (!self.follows() || UNCHANGED_STEPS <= steps - self.settled_since)
     }
 
     /// The norms of all steps, and how far scores of them can be trusted, if the criterion is made of them.
@@ -178,10 +178,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_made_of_gradients_has_settled_at_once() {
-        let request = Request::new(4, Share::Layers(2), Keep::NONE, 0).unwrap();
-        let meter = StabilityMeter::new("bi".parse().unwrap(), request);
-        assert!(meter.settled());
-        assert_eq!(meter.finish().1, None);
+    fn what_is_not_made_of_gradients_has_settled_after_the_fewest_steps() {
+        let steps = |count| {
+            let mut meter = meter([[1.0, 2.0, 3.0, 4.0]; 0]);
+            meter.criterion = "bi".parse().unwrap();
+            for _ in 0..count {
+                let a = array![[1.0]];
+                let pair = StepGradients { a, b: array![[1.0]] };
+                meter.add(&vec![((0, Module::QProj), pair)]).unwrap();
+            }
+            meter
+        };
+        assert!(!steps(19).settled() && steps(20).settled());
+        assert_eq!(steps(20).finish().1, None);
     }
 }

@@ -229,7 +229,7 @@ pub struct StateOf<'a> {
     pub training: &'a TrainingSettings,
 }
 
-/// Fits a linear map in the place of each run of pruned layers (methods.md §3, `linear-map`).
+/// Fits a linear map in the place of each run of pruned layers (method.md §8).
 ///
 /// A run that begins at layer 0 has no layer before it to take a map in, and is left without.
 ///
@@ -246,6 +246,7 @@ pub fn fit_maps(
 ) -> Result<MapsHeader> {
     let StageInputs { model, data, .. } = inputs;
     let MapsTarget { plan, model_name, max_tokens, adapters, target } = target;
+    plan.require_layers(ModelConfig::read(model)?.num_layers)?;
     let (rows, _) = inputs.rows()?;
     let examples = read_encoder(model)?.examples(&rows, max_tokens)?;
     let calibration = first_examples(&examples, seed, settings.tokens);
@@ -267,11 +268,7 @@ pub fn fit_maps(
             "no layer stands before these to take a linear map in; they are dropped without one"
         );
     }
-    let settings_of_maps = MapSettings {
-        runs: runs.into_iter().filter_map(|(receiver, run)| Some((receiver?, run))).collect(),
-        ridge: settings.ridge,
-        batch_tokens: BATCH_TOKENS,
-    };
+    let settings_of_maps = MapSettings { runs, ridge: settings.ridge, batch_tokens: BATCH_TOKENS };
     let header = MapsHeader::new(plan, loaded.config().hidden_size, settings.ridge, sources);
     let mut writer = MapsWriter::create(target, plan, header)?;
     let tokens = fit_linear_maps(&loaded, &calibration, &settings_of_maps, &mut |map| {
@@ -309,7 +306,7 @@ fn load_dense(
 /// What losses with layers skipped are computed of.
 #[derive(Debug, Clone, Copy)]
 pub struct LossesOf<'a> {
-    /// The dense model and the rows; of these the ones held out, or, if none are, the first ones.
+    /// The dense model and the rows; of these the ones held out, or, if none are, the first 128.
     pub inputs: StageInputs<'a>,
     /// Tokens of a row at most.
     pub max_tokens: usize,
@@ -317,10 +314,10 @@ pub struct LossesOf<'a> {
     pub adapters: Option<StateOf<'a>>,
 }
 
-/// Rows that losses are computed on, at most.
-const LOSS_ROWS: usize = 128;
+/// Rows that losses are computed on, if none are held out for them.
+pub(crate) const LOSS_ROWS: usize = HeldOut::MOST;
 
-/// Hands losses with layers skipped to `choose` (methods.md §2, the objective `D`).
+/// Hands losses with layers skipped to `choose` (method.md §3).
 ///
 /// # Errors
 ///
@@ -340,9 +337,11 @@ pub fn with_losses<T>(
         true => trained_on.clone(),
         false => encoder.examples(&held_out, max_tokens)?,
     };
-    let order = Sampler::new(examples.examples.len(), LOSS_ROWS, seed).epoch(0);
+    let all = examples.examples.len();
+    let most = if held_out.is_empty() { LOSS_ROWS } else { all };
+    let order = Sampler::new(all, all, seed).epoch(0);
     let rows: Vec<&Example> =
-        order.into_iter().take(LOSS_ROWS).map(|number| &examples.examples[number]).collect();
+        order.into_iter().take(most).map(|number| &examples.examples[number]).collect();
     let model = load_dense(inputs.model, compute, adapters, (&trained_on, seed))?;
     observe(Event::Computing(compute.computing()?));
     let mut probe = SkipProbe::new(&model, &rows, BATCH_TOKENS)?;

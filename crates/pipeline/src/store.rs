@@ -1,6 +1,7 @@
 //! Results of stages, each found again by the digest of its recipe.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use checkpoint::{Staging, sha256_bytes};
 use serde::Serialize;
@@ -30,18 +31,40 @@ impl Store {
 
     /// The place of a result of a kind. The recipe is written beside it, for people.
     pub(crate) fn slot(&self, kind: &str, recipe: &impl Serialize) -> Result<Slot> {
-        let recipe = serde_json::json!({"kind": kind, "recipe": recipe});
+        let recipe = serde_json::json!({"kind": kind, "version": RECIPES, "recipe": recipe});
         let digest = sha256_bytes(recipe.to_string().as_bytes());
         let name = format!("{kind}-{}", &digest[..16]);
-        let beside = self.folder.join(format!("{name}.recipe.json"));
+        let slot = Slot { path: self.folder.join(name), digest };
+        let beside = slot.beside("recipe.json");
         if !beside.exists() {
             Staging::write(&beside, format!("{recipe:#}\n").as_bytes())?;
         }
-        Ok(Slot { path: self.folder.join(name), digest })
+        Ok(slot)
     }
 }
 
+/// Raised whenever the same recipe comes to another result.
+const RECIPES: u32 = 1;
+
 impl Slot {
+    /// Makes the result and notes how long it took.
+    pub(crate) fn make(&self, make: impl FnOnce() -> Result<()>) -> Result<()> {
+        let begun = Instant::now();
+        make()?;
+        let seconds = format!("{}\n", begun.elapsed().as_secs_f64());
+        Ok(Staging::write(&self.beside("seconds"), seconds.as_bytes())?)
+    }
+
+    /// The seconds it took to make the result; 0 if that was not noted.
+    pub(crate) fn seconds(&self) -> f64 {
+        let noted = fs_err::read_to_string(self.beside("seconds")).ok();
+        noted.and_then(|text| text.trim().parse().ok()).unwrap_or(0.0)
+    }
+
+    fn beside(&self, what: &str) -> PathBuf {
+        PathBuf::from(format!("{}.{what}", self.path.display()))
+    }
+
     /// Whether the result is there.
     pub(crate) fn is_there(&self) -> bool {
         self.path.exists()
@@ -64,6 +87,9 @@ mod tests {
         fs_err::write(&one.path, "").unwrap();
         assert!(slot("plan", &[1, 2]).is_there());
         let recipe = testkit::json(&PathBuf::from(format!("{}.recipe.json", one.path.display())));
-        assert_eq!(recipe, serde_json::json!({"kind": "plan", "recipe": [1, 2]}));
+        assert_eq!(recipe, serde_json::json!({"kind": "plan", "version": 1, "recipe": [1, 2]}));
+        assert_eq!(one.seconds(), 0.0);
+        one.make(|| Ok(())).unwrap();
+        assert!(one.seconds() > 0.0);
     }
 }

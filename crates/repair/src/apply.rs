@@ -75,11 +75,7 @@ pub fn apply(
     let source = Checkpoint::open(model)?;
     require_companions(model)?;
     let config = source.config();
-    if plan.num_layers != config.num_layers {
-        let what =
-            format!("it is for {} layers, the model has {}", plan.num_layers, config.num_layers);
-        return Err(selection::SelectionError::Plan(what).into());
-    }
+    plan.require_layers(config.num_layers)?;
     let changes = match plan.repair() {
         Repair::Drop => Changes::None,
         Repair::SameSign => {

@@ -48,6 +48,11 @@ impl Criterion {
         self.0.needs()
     }
 
+    /// Whether it gives layers scores.
+    pub fn gives_scores(self) -> bool {
+        self.0.gives_scores()
+    }
+
     /// Every layer's score.
     ///
     /// # Errors
@@ -106,7 +111,7 @@ impl FromStr for Criterion {
     fn from_str(text: &str) -> Result<Self, String> {
         Self::all().find(|criterion| criterion.name() == text).ok_or_else(|| {
             let known: Vec<_> = Self::all().map(Self::name).collect();
-            format!("`{text}` is no criterion; there are {}", known.join(", "))
+            format!("`{text}` is not a criterion; use one of {}", known.join(", "))
         })
     }
 }

@@ -83,7 +83,7 @@ impl FromStr for Keep {
             "none" => return Ok(Self::NONE),
             _ => {}
         }
-        let fail = || format!("`{text}` is none of guard, none and first:4,last:1");
+        let fail = || format!("`{text}` is not guard, none, or a pair such as first:4,last:1");
         let (mut first, mut last) = (None, None);
         for part in text.split(',') {
             let (end, count) = part.split_once(':').ok_or_else(fail)?;

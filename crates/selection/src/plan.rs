@@ -87,7 +87,7 @@ impl FromStr for Repair {
     fn from_str(text: &str) -> Result<Self, String> {
         Self::ALL.into_iter().find(|repair| repair.name() == text).ok_or_else(|| {
             let known = Self::ALL.map(Self::name).join(", ");
-            format!("`{text}` is no repair; there are {known}")
+            format!("`{text}` is not a repair; use one of {known}")
         })
     }
 }
@@ -104,12 +104,19 @@ pub struct PlanSettings {
 }
 
 impl PlanSettings {
-    /// Checks that repair and merges agree.
+    /// Checks that repair and merges agree, where `count` layers are pruned.
     ///
     /// # Errors
     ///
-    /// [`SelectionError::Plan`] if the repair merges and no layer is to be merged, or the other way round.
-    pub fn check(&self) -> Result<()> {
+    /// [`SelectionError::Plan`] if more are to be merged than pruned, or if the repair merges and no layer is to be
+    /// merged, or the other way round.
+    pub fn check(&self, count: usize) -> Result<()> {
+        if self.merge > count {
+            let merge = self.merge;
+            return Err(SelectionError::Plan(format!(
+                "{merge} layers are to be merged, but only {count} are pruned"
+            )));
+        }
         match (self.repair, self.merge) {
             (Repair::SameSign, 0) => Err(SelectionError::Plan(
                 "`same-sign` merges layers; say how many with --merge".into(),
@@ -140,16 +147,13 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// [`SelectionError::Plan`] if more are to be merged than pruned, [`PlanSettings::check`] fails, or a layer is
-    /// to be merged that no retained layer stands before.
+    /// [`SelectionError::Plan`] if [`PlanSettings::check`] fails, or a layer is to be merged that no retained layer
+    /// stands before.
     pub fn of(num_layers: usize, selection: &Selection, settings: &PlanSettings) -> Result<Self> {
         let PlanSettings { repair, merge, density } = *settings;
         let fail = |what: String| Err(SelectionError::Plan(what));
         let count = selection.removed.len();
-        if merge > count {
-            return fail(format!("{merge} layers are to be merged, but only {count} are pruned"));
-        }
-        settings.check()?;
+        settings.check(count)?;
         let (_, donors) = selection.removed.split_at(count - merge);
         let pruned: BTreeSet<usize> = selection.removed.iter().copied().collect();
         let donors: BTreeSet<usize> = donors.iter().copied().collect();
@@ -276,6 +280,21 @@ impl Plan {
             }
         }
         None
+    }
+
+    /// Refuses a model that has another number of layers.
+    ///
+    /// # Errors
+    ///
+    /// [`SelectionError::Plan`] with both numbers.
+    pub fn require_layers(&self, num_layers: usize) -> Result<()> {
+        match self.num_layers == num_layers {
+            true => Ok(()),
+            false => Err(SelectionError::Plan(format!(
+                "it is for {} layers, the model has {num_layers}",
+                self.num_layers
+            ))),
+        }
     }
 
     /// The layers that stay, ascending.

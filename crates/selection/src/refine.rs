@@ -83,6 +83,8 @@ pub fn swap(
             None => break,
         }
     }
+    // The least important first, those that were exchanged among them.
+    removed.sort_by_key(|layer| order.iter().position(|other| other == layer));
     Ok(Selection { removed, scores })
 }
 
@@ -148,7 +150,7 @@ mod tests {
         for scores in [Some(scores), None] {
             let selection = Selection { removed: vec![1, 9, 8, 7], scores };
             let found = swap(selection, &request, &mut Formula::new(costs)).unwrap();
-            assert_eq!(sorted(&found.removed), [6, 7, 8, 9]);
+            assert_eq!(found.removed, [9, 8, 7, 6]);
         }
     }
 }

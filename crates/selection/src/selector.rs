@@ -23,6 +23,11 @@ pub trait Selector: Sync {
         true
     }
 
+    /// Whether it gives layers scores.
+    fn gives_scores(&self) -> bool {
+        true
+    }
+
     /// Every layer's score, higher for the more important; `None` if the rule gives layers none.
     ///
     /// # Errors

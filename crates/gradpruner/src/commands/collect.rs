@@ -10,7 +10,8 @@ use selection::Share;
 use serde_json::json;
 
 use crate::arguments::{ChoosingArgs, CollectingArgs, ComputeArgs, DataArgs, length};
-use crate::commands::ranking_text;
+use crate::commands::{ranking_text, require_scores};
+use crate::interrupt;
 use crate::printer::{Outcome, Printer};
 
 /// Collect the gradients of the first steps of a LoRA fine-tune.
@@ -52,6 +53,7 @@ pub(crate) struct CollectArgs {
 }
 
 pub(crate) fn run(args: CollectArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
+    interrupt::stop_after_the_step();
     let CollectArgs {
         model,
         train,
@@ -67,6 +69,9 @@ pub(crate) fn run(args: CollectArgs, printer: &mut Printer) -> anyhow::Result<Ou
     } = args;
     printer.event(Event::Started(Stage::Collect));
     let context = || format!("cannot collect gradients of `{model}` on `{}`", train.display());
+    if scores.is_some() {
+        require_scores(choosing.criterion).with_context(context)?;
+    }
     let folder = locate(&model).with_context(context)?;
     let outputs = [Named::of("--out", out.as_deref()), Named::of("--scores", scores.as_deref())];
     let inputs = [Named::of("--model", &*folder), Named::of("--train", &*train)];

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use checkpoint::Staging;
 use pipeline::{CompareSettings, FinetuneMethod, RunSettings, compare};
 use selection::{Criterion, Keep, Repair, Share};
@@ -12,12 +12,14 @@ use crate::arguments::{
     TrainingArgs, criterion, duration, share, size,
 };
 use crate::comparison::{csv, html, markdown, terminal};
+use crate::interrupt;
 use crate::printer::{Outcome, Printer};
 
 /// Compare ways to prune a model: ratios, criteria, repairs, trainings and seeds, on the same rows.
 ///
 /// Every combination is a cell. Cells share what they have in common, the dense model is fine-tuned alike, and the same
-/// command goes on where it was stopped; a further criterion or ratio costs only itself.
+/// command goes on where it was stopped; a further criterion or ratio costs only itself (but the first criterion that takes
+/// losses holds rows out of training, and all cells are computed anew).
 #[derive(Debug, clap::Args)]
 // Without it the collected steps have the fine-tuning's settings.
 #[command(mut_args(|arg| match arg.get_id().as_str().starts_with("collect_") {
@@ -53,12 +55,12 @@ pub(crate) struct CompareArgs {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100))]
     seeds: u64,
     /// The first seed
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=u64::MAX - 100))]
     seed: u64,
-    /// Time to stay within, such as 30m or 2h; what it leaves out is said
+    /// Time to stay within, such as 30m or 2h; cells left out are listed
     #[arg(long, value_parser = duration)]
     budget: Option<f64>,
-    /// Layers that are never pruned: guard (the first 12 % and the last), none, or such as first:4,last:1
+    /// Layers that are never pruned: guard (the first 12 % and the last), none, or counts such as first:4,last:1
     #[arg(long, default_value = "guard")]
     keep: Keep,
     /// For same-sign: how many of the pruned layers to merge into the layer before them
@@ -93,6 +95,7 @@ pub(crate) struct CompareArgs {
 }
 
 pub(crate) fn run(args: CompareArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
+    interrupt::stop_after_the_step();
     let CompareArgs {
         model,
         train,
@@ -119,12 +122,15 @@ pub(crate) fn run(args: CompareArgs, printer: &mut Printer) -> anyhow::Result<Ou
         compute,
     } = args;
     let max_tokens = training.max_tokens();
-    let first =
-        |finetune: &[FinetuneMethod]| finetune.first().copied().unwrap_or(FinetuneMethod::Lora);
+    if collecting.is_auto() {
+        bail!("`--steps auto` follows one criterion's choice, and here are several; give a number");
+    }
+    let trained = without_repeats(finetune);
+    let first = trained.first().copied().unwrap_or(FinetuneMethod::Lora);
     let base = RunSettings {
         collect: collecting.settings(max_tokens),
         linear_map: maps.settings(),
-        training: training.settings(first(&finetune)),
+        training: training.clone().settings(first),
         evaluation: evaluation.settings(max_tokens),
         compute: compute.settings(),
         model,
@@ -139,7 +145,7 @@ pub(crate) fn run(args: CompareArgs, printer: &mut Printer) -> anyhow::Result<Ou
         repair: Repair::Drop,
         merge,
         density,
-        finetune: first(&finetune),
+        finetune: first,
         restart,
         with_dense: false,
         save_merged: false,
@@ -149,17 +155,20 @@ pub(crate) fn run(args: CompareArgs, printer: &mut Printer) -> anyhow::Result<Ou
     };
     let settings = CompareSettings {
         base,
-        evals: eval,
-        prunes: prune,
-        criteria: methods,
-        repairs,
-        finetunes: finetune,
+        evals: without_repeats(eval),
+        prunes: without_repeats(prune),
+        criteria: without_repeats(methods),
+        repairs: without_repeats(repairs),
+        trainings: trained
+            .into_iter()
+            .map(|method| (method, training.clone().settings(method)))
+            .collect(),
         seeds,
         budget_seconds: budget,
     };
     let context = || format!("the comparison in `{}` stopped", out.display());
     let found =
-        compare(&settings, &out, &mut |event| printer.event(event)).with_context(context)?;
+        compare(&settings, &out, &mut |event| printer.stage_event(event)).with_context(context)?;
     for (name, text) in [
         ("compare.csv", csv(&found)),
         ("compare.md", markdown(&found)),
@@ -169,4 +178,15 @@ pub(crate) fn run(args: CompareArgs, printer: &mut Printer) -> anyhow::Result<Ou
     }
     let text = format!("{}\n\nreport  {}", terminal(&found), out.join("compare.html").display());
     Outcome::new(text, &found)
+}
+
+/// A list without what stands in it again.
+fn without_repeats<T: PartialEq>(list: Vec<T>) -> Vec<T> {
+    let mut once = Vec::new();
+    for item in list {
+        if !once.contains(&item) {
+            once.push(item);
+        }
+    }
+    once
 }

@@ -8,6 +8,7 @@ use checkpoint::{Staging, locate};
 use pipeline::{Event, Named, Stage, StageInputs, check_outputs, evaluate_model};
 
 use crate::arguments::{ComputeArgs, DataArgs, EvaluationArgs, length};
+use crate::interrupt;
 use crate::printer::{Outcome, Printer};
 
 /// Evaluate a model.
@@ -46,6 +47,7 @@ pub(crate) struct EvalArgs {
 }
 
 pub(crate) fn run(args: EvalArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
+    interrupt::stop_after_the_step();
     let EvalArgs {
         model,
         adapter,

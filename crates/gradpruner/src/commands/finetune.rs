@@ -11,6 +11,7 @@ use pipeline::{
 use serde_json::json;
 
 use crate::arguments::{ComputeArgs, DataArgs, TrainingArgs, method, size};
+use crate::interrupt;
 use crate::printer::{Outcome, Printer};
 
 /// Fine-tune a model, by LoRA or in full.
@@ -57,6 +58,7 @@ pub(crate) struct FinetuneArgs {
 }
 
 pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
+    interrupt::stop_after_the_step();
     let FinetuneArgs {
         model,
         train,
@@ -83,7 +85,8 @@ pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<O
     let inputs = [Named::of("--model", &*folder), Named::of("--train", &*train)];
     check_outputs(&outputs, &inputs).with_context(context)?;
     let target = FinetuneTarget {
-        saves: PathBuf::from(format!("{}.state", out.display())),
+        // Whatever slash the path ends in.
+        saves: PathBuf::from(format!("{}.state", out.components().as_path().display())),
         target: out.clone(),
         merged,
         from: None,

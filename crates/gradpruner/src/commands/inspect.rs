@@ -91,7 +91,7 @@ fn inspect(path: &Path) -> anyhow::Result<Outcome> {
     if has("manifest.json") || has("step-00001.safetensors") {
         return record(path);
     }
-    bail!("it holds neither config.json, adapter_config.json nor a record's steps");
+    bail!("it holds neither config.json, adapter_config.json, maps.json nor a record's steps");
 }
 
 fn model(path: &Path) -> anyhow::Result<Outcome> {

@@ -16,6 +16,10 @@ mod prune;
 mod run;
 mod score;
 
+use anyhow::bail;
+use evidence::Need;
+use selection::Criterion;
+
 use crate::printer::{Outcome, Printer};
 
 #[derive(Debug, clap::Subcommand)]
@@ -30,7 +34,7 @@ pub(crate) enum Command {
     Collect(collect::CollectArgs),
     /// Score the layers of a gradient record
     Score(score::ScoreArgs),
-    /// Decide which layers to prune and merge
+    /// Decide which layers to prune, and what is done to the others
     Plan(Box<plan::PlanArgs>),
     /// Write the pruned checkpoint of a plan
     Prune(prune::PruneArgs),
@@ -69,6 +73,22 @@ impl Command {
             Self::Completions(args) => completions::run(args),
         }
     }
+}
+
+/// Refuses a criterion that scores no layers of a record.
+fn require_scores(criterion: Criterion) -> anyhow::Result<()> {
+    let name = criterion.name();
+    if criterion.needs(Need::Loss) {
+        bail!(
+            "`{name}` runs the model; choose layers with it by `plan RECORD --model M --train F`, or by `run`"
+        );
+    }
+    if !criterion.gives_scores() {
+        bail!(
+            "`{name}` gives layers no scores; choose layers with it by `plan RECORD`, or by `run`"
+        );
+    }
+    Ok(())
 }
 
 /// A score a layer, lowest first, as text.

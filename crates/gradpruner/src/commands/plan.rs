@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use checkpoint::{Checkpoint, Record, locate};
 use evidence::LossProbe;
 use pipeline::{Choice, LossesOf, Named, StageInputs, check_outputs, layer_strip, with_losses};
@@ -41,7 +41,7 @@ pub(crate) struct PlanArgs {
     /// Tokens of a row at most; the rest is cut
     #[arg(long, default_value_t = 2048, value_parser = length)]
     max_length: usize,
-    /// Layers that are never pruned: guard (the first 12 % and the last), none, or such as first:4,last:1
+    /// Layers that are never pruned: guard (the first 12 % and the last), none, or counts such as first:4,last:1
     #[arg(long, default_value = "guard")]
     keep: Keep,
     /// For the criterion random, and for which of the rows layers are chosen by
@@ -84,6 +84,12 @@ pub(crate) fn run(args: PlanArgs, printer: &mut Printer) -> anyhow::Result<Outco
     let source = Source::open(&evidence, criterion).with_context(context)?;
     let choice = Choice { criterion: source.criterion(), prune, keep, refine, seed };
     let num_layers = source.num_layers();
+    if let Some(found) = checkpoint.as_ref().map(|model| model.config().num_layers)
+        && found != num_layers
+    {
+        return Err(anyhow!("it is of {num_layers} layers, and the model has {found}"))
+            .with_context(context);
+    }
     let choose = |losses: Option<&mut dyn LossProbe>| match source {
         Source::Record(record, _) => choice.of_record(&record, checkpoint.as_ref(), losses),
         Source::Scores(scores) => choice.of_scores(scores, losses),

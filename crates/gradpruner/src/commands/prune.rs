@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use checkpoint::{Record, locate, remove_if_there};
+use checkpoint::{CheckpointError, Record, locate, remove_if_there};
 use pipeline::{
-    Event, MapsTarget, Named, Stage, StageInputs, check_outputs, digest_data, fit_maps,
+    Event, MapsTarget, Named, Stage, StageInputs, beside, check_outputs, digest_data, fit_maps,
 };
 use repair::{PruneReport, PruneSettings, RepairError, apply};
 use selection::{Plan, Repair};
@@ -86,6 +86,10 @@ pub(crate) fn run(args: PruneArgs, printer: &mut Printer) -> anyhow::Result<Outc
         Named::of("--train", train.as_deref()),
     ];
     check_outputs(&[Named::of("--out", &*out)], &inputs).with_context(context)?;
+    if out.exists() {
+        let taken = CheckpointError::Exists { path: out };
+        return Err(taken).with_context(context);
+    }
     let read = Plan::read(&plan).with_context(|| format!("cannot use `{}`", plan.display()))?;
     let plan = repaired(read, repair).with_context(context)?;
     let fitted = match plan.repair() {
@@ -93,8 +97,8 @@ pub(crate) fn run(args: PruneArgs, printer: &mut Printer) -> anyhow::Result<Outc
             let train = train.or_else(|| rows_of(record.as_deref()));
             let train = train.ok_or(RepairError::NoMaps).with_context(context)?;
             printer.event(Event::Started(Stage::Fit));
-            // Left beside the result by a command that was stopped.
-            let target = PathBuf::from(format!("{}.maps", out.display()));
+            // Left there by a command that was stopped.
+            let target = beside(&out, "maps");
             remove_if_there(&target).with_context(context)?;
             fit_maps(
                 StageInputs {

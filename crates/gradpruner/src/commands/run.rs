@@ -11,6 +11,7 @@ use crate::arguments::{
     RefiningArgs, RepairArgs, TrainingArgs, size,
 };
 use crate::card;
+use crate::interrupt;
 use crate::printer::{Outcome, Printer};
 
 /// Collect gradients, score, plan, prune and repair, fine-tune, evaluate and report.
@@ -87,6 +88,7 @@ pub(crate) struct RunArgs {
 }
 
 pub(crate) fn run(args: RunArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
+    interrupt::stop_after_the_step();
     let RunArgs {
         model,
         train,
@@ -138,7 +140,7 @@ pub(crate) fn run(args: RunArgs, printer: &mut Printer) -> anyhow::Result<Outcom
         seed,
         shard_bytes: shard_size,
     };
-    let found = run_all(&settings, &out, &mut |event| printer.event(event))
+    let found = run_all(&settings, &out, &mut |event| printer.stage_event(event))
         .with_context(|| format!("the run in `{}` stopped", out.display()))?;
     card::write(&settings, &found).with_context(|| format!("`{}`", out.display()))?;
     let text = format!(

@@ -8,7 +8,7 @@ use evidence::Evidence;
 use selection::Criterion;
 
 use crate::arguments::criterion;
-use crate::commands::ranking_text;
+use crate::commands::{ranking_text, require_scores};
 use crate::printer::Outcome;
 
 /// Score the layers of a gradient record.
@@ -35,6 +35,7 @@ pub(crate) struct ScoreArgs {
 pub(crate) fn run(args: ScoreArgs) -> anyhow::Result<Outcome> {
     let ScoreArgs { record, criterion, model, out, verify } = args;
     let context = || format!("cannot score `{}`", record.display());
+    require_scores(criterion).with_context(context)?;
     let opened = Record::open(&record).with_context(context)?;
     if verify {
         opened.verify().with_context(context)?;

@@ -1,7 +1,7 @@
 //! The figures of a comparison: seeds side by side, tests against the dense model.
 
-use metrics::{mcnemar, wilson};
-use pipeline::{CellResult, Comparison, EvaluatedOn};
+use metrics::{sign_test, wilson};
+use pipeline::{CellResult, Comparison, EvaluatedOn, FinetuneMethod};
 
 /// How many columns a table has.
 pub(crate) const COLUMNS: usize = 9;
@@ -29,7 +29,9 @@ pub(crate) struct Line<'a> {
     pub(crate) results: Vec<&'a CellResult>,
     /// The same on the set.
     on: Vec<&'a EvaluatedOn>,
-    /// How likely the difference from the dense model is by chance.
+    /// The dense model that was fine-tuned alike: its place among the lines.
+    pub(crate) dense: Option<usize>,
+    /// How likely the difference from it is by chance.
     pub(crate) against_dense: Option<f64>,
 }
 
@@ -65,6 +67,7 @@ pub(crate) fn by_ratio(found: &Comparison, set: usize) -> Vec<(String, Vec<Line<
                     name,
                     results: vec![result],
                     on: vec![on],
+                    dense: None,
                     against_dense: None,
                 }),
             }
@@ -77,7 +80,8 @@ pub(crate) fn by_ratio(found: &Comparison, set: usize) -> Vec<(String, Vec<Line<
             let mut lines = lines_of(Some(&ratio));
             let dense = lines_of(None);
             for line in &mut lines {
-                line.against_dense = dense.iter().find_map(|dense| line.test(dense));
+                line.dense = dense.iter().position(|dense| dense.finetune() == line.finetune());
+                line.against_dense = line.dense.and_then(|at| line.test(&dense[at]));
             }
             lines.sort_by(|x, y| y.merit().total_cmp(&x.merit()));
             (ratio, dense.into_iter().chain(lines).collect())
@@ -106,24 +110,31 @@ impl Line<'_> {
         (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
     }
 
+    pub(crate) fn finetune(&self) -> Option<FinetuneMethod> {
+        self.results.first().map(|result| result.cell.finetune)
+    }
+
     pub(crate) fn is_dense(&self) -> bool {
         self.results.iter().any(|result| result.cell.way.is_none())
     }
 
-    /// `McNemar`'s test against another line, over the seeds and rows that both have.
+    /// The sign test against another line over the rows that both answered, each row by how often over the seeds it was
+    /// answered rightly; of one seed that is `McNemar`'s test.
     pub(crate) fn test(&self, other: &Self) -> Option<f64> {
-        let (mut own, mut theirs) = (Vec::new(), Vec::new());
+        let mut lead: Vec<i64> = Vec::new();
         for (result, on) in self.results.iter().zip(&self.on) {
-            let same = |other: &&CellResult| {
-                other.cell.seed == result.cell.seed && other.cell.finetune == result.cell.finetune
-            };
-            let found = other.results.iter().position(same).and_then(|at| other.on.get(at));
-            if let Some(other) = found.filter(|other| other.right.len() == on.right.len()) {
-                own.extend(&on.right);
-                theirs.extend(&other.right);
+            let found = other.results.iter().position(|other| other.cell.seed == result.cell.seed);
+            let Some(theirs) = found.and_then(|at| other.on.get(at)) else { continue };
+            if theirs.right.len() != on.right.len() {
+                return None;
+            }
+            lead.resize(on.right.len(), 0);
+            for (lead, (own, theirs)) in lead.iter_mut().zip(on.right.iter().zip(&theirs.right)) {
+                *lead += i64::from(*own) - i64::from(*theirs);
             }
         }
-        (!own.is_empty()).then(|| mcnemar(&own, &theirs))
+        let count = |wanted: i64| lead.iter().filter(|lead| lead.signum() == wanted).count();
+        (!lead.is_empty()).then(|| sign_test(count(1), count(-1)))
     }
 
     /// The cells of a table's row.
@@ -148,7 +159,7 @@ impl Line<'_> {
             .collect();
         let against = match self.against_dense {
             Some(p) if p < SIGNIFICANT => format!("differs, p = {p:.1e}"),
-            Some(p) => format!("even, p = {p:.2}"),
+            Some(p) => format!("no difference found, p = {p:.2}"),
             None => dash(),
         };
         let perplexity = |of: fn(&EvaluatedOn) -> Option<f64>| {
@@ -197,13 +208,12 @@ pub(crate) fn sentence(lines: &[Line<'_>]) -> Option<String> {
         });
     }
     if let Some(next) = pruned.next() {
-        let differs = best.test(next).is_some_and(|p| p < SIGNIFICANT);
-        text.push_str(&format!(
-            "; the next, {}{}, {}",
-            next.name,
-            figure(next),
-            if differs { "is worse beyond noise" } else { "is within noise of it" }
-        ));
+        let how = match best.test(next) {
+            Some(p) if p < SIGNIFICANT => " is worse beyond noise",
+            Some(_) => " is within noise of it",
+            None => " follows",
+        };
+        text.push_str(&format!("; the next, {}{},{how}", next.name, figure(next)));
     }
     text.push('.');
     Some(text)

@@ -50,7 +50,8 @@ pub(crate) fn html(found: &Comparison) -> String {
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
          content=\"width=device-width\"><title>Ways to prune {}</title><style>{STYLE}</style></head><body>{body}\
          <p class=\"soft\">Accuracy is the mean over seeds, its interval Wilson's at 95 %; the test against the dense model is \
-         McNemar's exact one over the same rows. Minutes are those of the stages that a cell needed first.</p>\
+         the exact sign test over the same rows (of one seed, McNemar's). Minutes are of all stages that a cell needs, those it \
+         shares among them.</p>\
          <footer>gradpruner {}</footer></body></html>\n",
         escape(&found.model),
         env!("CARGO_PKG_VERSION")
@@ -131,13 +132,17 @@ fn curves(ratios: &[(String, Vec<Line<'_>>)]) -> String {
             plot + 16.0
         );
     }
-    let dense = ways.iter().position(|(name, _)| name.starts_with("dense"));
-    let start = dense.and_then(|at| ways[at].1.first().copied());
+    // A curve begins at the dense model that was fine-tuned alike.
+    let start_of = |name: &str| {
+        let finetune = name.rsplit(", ").next().unwrap_or_default();
+        let dense = ways.iter().find(|(other, _)| *other == format!("dense, {finetune}"))?;
+        dense.1.first().copied()
+    };
     for (number, (name, points)) in ways.iter().enumerate() {
         let is_dense = name.starts_with("dense");
         let hue = HUES[number % HUES.len()];
         let mut points: Vec<(f64, f64)> = points.clone();
-        points.extend(start.filter(|_| !is_dense));
+        points.extend(start_of(name).filter(|_| !is_dense));
         points.sort_by(|one, other| other.0.total_cmp(&one.0));
         let path: Vec<String> = points
             .iter()

@@ -1,9 +1,13 @@
 //! One cell: its recipes, and what becomes of them.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::UNIX_EPOCH;
 
-use checkpoint::{Checkpoint, Record, locate, read_json, require_companions, sha256_file};
+use checkpoint::{
+    Checkpoint, Record, Staging, locate, read_json, remove_if_there, require_companions,
+    sha256_bytes, sha256_file,
+};
+use evidence::LossProbe;
 use finetune::{Continuation, EvalReport, Evaluated};
 use repair::{PruneSettings, Size, apply};
 use selection::{Criterion, Keep, Plan, Repair, Share};
@@ -19,7 +23,9 @@ use crate::stage::{
     evaluate_model, finetune_model, fit_maps, with_losses,
 };
 use crate::store::{Slot, Store};
-use crate::{Event, FinetuneMethod, Named, Result, RunSettings, Stage, check_outputs};
+use crate::{
+    Event, FinetuneMethod, Named, Result, RunSettings, Stage, TrainingSettings, check_outputs,
+};
 
 /// How a model is pruned.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -67,7 +73,7 @@ pub struct CellResult {
     pub size: Size,
     /// On each set.
     pub evaluations: Vec<EvaluatedOn>,
-    /// Seconds that its own stages took when they were made; shared ones count for the first cell that needed them.
+    /// Seconds that its stages took when they were made, those it shares with other cells among them.
     pub seconds: f64,
 }
 
@@ -92,6 +98,8 @@ struct Base {
     digest: String,
     /// Each of its layers' number in the dense model.
     origin: Vec<usize>,
+    /// Seconds it took to choose, fit and prune.
+    seconds: f64,
 }
 
 impl<'a> CellRunner<'a> {
@@ -106,21 +114,21 @@ impl<'a> CellRunner<'a> {
         for cell in settings.cells() {
             // What would fail late is looked at early.
             let settings = settings.of(&cell);
-            settings.choice().request(config.num_layers)?;
-            settings.planning().check()?;
+            let request = settings.choice().request(config.num_layers)?;
+            settings.planning().check(request.count)?;
         }
-        let computing = base.compute.computing()?;
+        let store = Store::open(&folder.join("store"))?;
         Ok(Self {
             settings,
-            store: Store::open(&folder.join("store"))?,
-            model_digest: sha256_file(&model.join("config.json"))?,
+            dtype: dtype_of(base, &folder.join("store/dtype"))?,
+            store,
+            model_digest: digest_model(&model)?,
             train_digest: digest_data(&base.train)?,
             eval_digests: settings
                 .evals
                 .iter()
                 .map(|path| digest_data(path))
                 .collect::<Result<_>>()?,
-            dtype: computing.compute.to_string(),
             holds_out: settings.cells().iter().any(|cell| settings.of(cell).held_out().is_some()),
             model,
         })
@@ -147,6 +155,17 @@ impl<'a> CellRunner<'a> {
         })
     }
 
+    /// What of a training its result depends on.
+    fn lasting(training: &TrainingSettings) -> TrainingSettings {
+        TrainingSettings { remat: false, save_every: None, ..training.clone() }
+    }
+
+    fn collecting(settings: &RunSettings) -> Value {
+        let mut collecting = settings.collecting();
+        collecting.training = Self::lasting(&collecting.training);
+        json!(collecting)
+    }
+
     /// Whether a cell's result is there.
     pub(super) fn has(&self, cell: &Cell) -> Result<bool> {
         Ok(self.result_slot(cell)?.is_there())
@@ -157,7 +176,7 @@ impl<'a> CellRunner<'a> {
         let recipe = json!({
             "common": self.common(&settings), "cell": cell, "keep": settings.keep, "refine": settings.refine,
             "merge": settings.merge, "density": settings.density, "linear_map": settings.linear_map,
-            "collect": settings.collecting(), "training": settings.training, "restart": settings.restart,
+            "collect": Self::collecting(&settings), "training": Self::lasting(&settings.training), "restart": settings.restart,
             "evaluation": settings.evaluation, "evals": self.eval_digests,
         });
         self.store.slot("cell", &recipe)
@@ -169,7 +188,6 @@ impl<'a> CellRunner<'a> {
         if slot.is_there() {
             return Ok(read_json(&slot.path)?);
         }
-        let begun = Instant::now();
         let settings = self.of(cell);
         let collected = self.collect(&settings, observe)?;
         let base = match cell.way {
@@ -177,6 +195,7 @@ impl<'a> CellRunner<'a> {
                 folder: self.model.clone(),
                 digest: self.model_digest.clone(),
                 origin: (0..Checkpoint::open(&self.model)?.config().num_layers).collect(),
+                seconds: 0.0,
             },
             Some(_) => self.prune(&settings, &collected, observe)?,
         };
@@ -201,7 +220,9 @@ impl<'a> CellRunner<'a> {
             pruned: (0..num_layers).filter(|layer| !base.origin.contains(layer)).collect(),
             size: Size::of(checkpoint.config(), checkpoint.weights()),
             evaluations,
-            seconds: begun.elapsed().as_secs_f64(),
+            seconds: collected.record.seconds()
+                + base.seconds
+                + tuned.as_ref().map_or(0.0, Slot::seconds),
         };
         write_json(&slot.path, &result)?;
         Ok(result)
@@ -210,28 +231,32 @@ impl<'a> CellRunner<'a> {
     /// The record, and the training's state if the training goes on from it.
     fn collect(&self, settings: &RunSettings, observe: &mut dyn FnMut(Event)) -> Result<Collected> {
         let common = self.common(settings);
-        let recipe = json!({"common": common, "collect": settings.collecting(), "goes_on": settings.goes_on()});
+        let recipe = json!({"common": common, "collect": Self::collecting(settings), "goes_on": settings.goes_on()});
         let record = self.store.slot("record", &recipe)?;
         let state = settings.goes_on().then(|| self.store.slot("state", &recipe)).transpose()?;
-        if !record.is_there() {
+        if !record.is_there() || state.as_ref().is_some_and(|state| !state.is_there()) {
+            remove_if_there(&record.path)?;
             observe(Event::Started(Stage::Collect));
             let targets = CollectTargets {
                 record: Some(&record.path),
                 state: state.as_ref().map(|slot| slot.path.as_path()),
                 model_name: &settings.model,
-                // Nothing depends on them but how far the order is said to be settled.
+                // They say how far an order has settled, which is asked for nothing here.
                 criterion: Criterion::IGIA,
                 prune: Share::Layers(1),
                 keep: Keep::NONE,
             };
-            collect_record(
-                self.training_inputs(settings, &self.model),
-                &settings.collecting(),
-                &settings.compute,
-                settings.seed,
-                targets,
-                observe,
-            )?;
+            record.make(|| {
+                collect_record(
+                    self.training_inputs(settings, &self.model),
+                    &settings.collecting(),
+                    &settings.compute,
+                    settings.seed,
+                    targets,
+                    observe,
+                )
+                .map(|_| ())
+            })?;
         }
         Ok(Collected { record, state })
     }
@@ -247,7 +272,7 @@ impl<'a> CellRunner<'a> {
             .state
             .as_ref()
             .map(|state| StateOf { folder: &state.path, training: &settings.training });
-        let plan = self.plan(settings, collected, adapters, observe)?;
+        let (plan, plan_seconds) = self.plan(settings, collected, adapters, observe)?;
         let state = collected.state.as_ref().map(|slot| &slot.digest);
         let mut recipe = json!({"model": self.model_digest, "plan": plan});
         let maps = match plan.repair() {
@@ -266,19 +291,17 @@ impl<'a> CellRunner<'a> {
                         adapters,
                         target: &slot.path,
                     };
-                    fit_maps(
-                        self.training_inputs(settings, &self.model),
-                        &settings.linear_map,
-                        &settings.compute,
-                        settings.seed,
-                        target,
-                        observe,
-                    )?;
+                    slot.make(|| {
+                        let inputs = self.training_inputs(settings, &self.model);
+                        let (map, compute) = (&settings.linear_map, &settings.compute);
+                        fit_maps(inputs, map, compute, settings.seed, target, observe).map(|_| ())
+                    })?;
                 }
                 Some(slot)
             }
             Repair::Drop | Repair::SameSign => None,
         };
+        let maps_seconds = maps.as_ref().map_or(0.0, Slot::seconds);
         recipe["maps"] = json!(maps.as_ref().map(|slot| &slot.digest));
         if plan.repair() == Repair::SameSign {
             recipe["record"] = json!(collected.record.digest);
@@ -290,14 +313,16 @@ impl<'a> CellRunner<'a> {
                 model: self.model.clone(),
                 plan: plan.clone(),
                 record: Some(collected.record.path.clone()),
-                maps: maps.map(|slot| slot.path),
+                maps: maps.as_ref().map(|slot| slot.path.clone()),
                 target: slot.path.clone(),
                 shard_bytes: settings.shard_bytes,
                 verify: false,
             };
-            apply(&settings, &mut |done, total| observe(Event::Tensors { done, total }))?;
+            let mut observe = |done, total| observe(Event::Tensors { done, total });
+            slot.make(|| Ok(apply(&settings, &mut observe).map(|_| ())?))?;
         }
-        Ok(Base { folder: slot.path, digest: slot.digest, origin: plan.retained() })
+        let seconds = slot.seconds() + maps_seconds + plan_seconds;
+        Ok(Base { folder: slot.path, digest: slot.digest, origin: plan.retained(), seconds })
     }
 
     fn plan(
@@ -306,7 +331,7 @@ impl<'a> CellRunner<'a> {
         collected: &Collected,
         adapters: Option<StateOf<'_>>,
         observe: &mut dyn FnMut(Event),
-    ) -> Result<Plan> {
+    ) -> Result<(Plan, f64)> {
         let choice = settings.choice();
         let recipe = json!({
             "common": self.common(settings), "record": collected.record.digest, "criterion": choice.criterion,
@@ -315,7 +340,7 @@ impl<'a> CellRunner<'a> {
         });
         let slot = self.store.slot("plan", &recipe)?;
         if slot.is_there() {
-            return Ok(Plan::read(&slot.path)?);
+            return Ok((Plan::read(&slot.path)?, slot.seconds()));
         }
         observe(Event::Started(Stage::Score));
         let model = Checkpoint::open(&self.model)?;
@@ -325,15 +350,20 @@ impl<'a> CellRunner<'a> {
             max_tokens: settings.training.max_tokens,
             adapters,
         };
-        let selection = match choice.needs_losses() {
-            false => choice.of_record(&record, Some(&model), None)?,
-            true => with_losses(losses, &settings.compute, settings.seed, observe, |losses| {
-                choice.of_record(&record, Some(&model), Some(losses))
-            })?,
-        };
-        let plan = Plan::of(record.num_layers(), &selection, &settings.planning())?;
-        plan.write(&slot.path)?;
-        Ok(plan)
+        slot.make(|| {
+            let by = |losses: Option<&mut dyn LossProbe>| {
+                choice.of_record(&record, Some(&model), losses)
+            };
+            let selection = if choice.needs_losses() {
+                let (compute, seed) = (&settings.compute, settings.seed);
+                with_losses(losses, compute, seed, observe, |losses| by(Some(losses)))?
+            } else {
+                by(None)?
+            };
+            let plan = Plan::of(record.num_layers(), &selection, &settings.planning())?;
+            Ok(plan.write(&slot.path)?)
+        })?;
+        Ok((Plan::read(&slot.path)?, slot.seconds()))
     }
 
     /// The tuned adapter or checkpoint; `None` if nothing is tuned.
@@ -350,10 +380,12 @@ impl<'a> CellRunner<'a> {
         let state = collected.state.as_ref();
         let recipe = json!({
             "common": self.common(settings), "base": base.digest, "finetune": settings.finetune,
-            "training": settings.training, "state": state.map(|slot| &slot.digest),
+            "training": Self::lasting(&settings.training), "state": state.map(|slot| &slot.digest),
         });
         let slot = self.store.slot("tuned", &recipe)?;
+        let saves = slot.path.with_extension("state");
         if slot.is_there() {
+            remove_if_there(&saves)?; // A kill between the two leaves it.
             return Ok(Some(slot));
         }
         observe(Event::Started(Stage::Finetune));
@@ -361,7 +393,7 @@ impl<'a> CellRunner<'a> {
         let target = FinetuneTarget {
             target: slot.path.clone(),
             merged: None,
-            saves: slot.path.with_extension("state"),
+            saves,
             from: state.map(|slot| Continuation {
                 folder: slot.path.clone(),
                 num_layers,
@@ -369,14 +401,17 @@ impl<'a> CellRunner<'a> {
             }),
             shard_bytes: settings.shard_bytes,
         };
-        finetune_model(
-            self.training_inputs(settings, &base.folder),
-            (settings.finetune, &settings.training),
-            &settings.compute,
-            settings.seed,
-            (&target, LogTargets::default()),
-            observe,
-        )?;
+        slot.make(|| {
+            finetune_model(
+                self.training_inputs(settings, &base.folder),
+                (settings.finetune, &settings.training),
+                &settings.compute,
+                settings.seed,
+                (&target, LogTargets::default()),
+                observe,
+            )
+            .map(|_| ())
+        })?;
         Ok(Some(slot))
     }
 
@@ -413,6 +448,44 @@ impl<'a> CellRunner<'a> {
         write_json(&slot.path, &found)?;
         Ok(found)
     }
+}
+
+/// The type of the products: the one the comparison began with, if it has.
+fn dtype_of(base: &RunSettings, noted: &Path) -> Result<String> {
+    if base.compute.dtype == "auto"
+        && let Ok(text) = fs_err::read_to_string(noted)
+    {
+        return Ok(text.trim().to_owned());
+    }
+    let dtype = base.compute.computing()?.compute.to_string();
+    Staging::write(noted, dtype.as_bytes())?;
+    Ok(dtype)
+}
+
+/// A file of weights is known by its size and when it was written, since to digest it takes as long as to read it.
+const DIGESTED_BYTES: u64 = 64 << 20;
+
+/// What stands for a model's folder: the names of its files and what is in them.
+fn digest_model(folder: &Path) -> Result<String> {
+    let mut lines = Vec::new();
+    for entry in fs_err::read_dir(folder)? {
+        let path = entry?.path();
+        let about = fs_err::metadata(&path)?;
+        if !about.is_file() {
+            continue;
+        }
+        let content = match about.len() {
+            ..DIGESTED_BYTES => sha256_file(&path)?,
+            size => {
+                let written =
+                    about.modified().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+                format!("{size} {}", written.unwrap_or_default().as_nanos())
+            }
+        };
+        lines.push(format!("{} {content}\n", path.file_name().unwrap_or_default().display()));
+    }
+    lines.sort();
+    Ok(sha256_bytes(lines.concat().as_bytes()))
 }
 
 /// What a collection left.

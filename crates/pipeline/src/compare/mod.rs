@@ -17,8 +17,9 @@ pub use cell::{Cell, CellResult, EvaluatedOn, Way};
 pub use settings::CompareSettings;
 
 use self::cell::CellRunner;
+use crate::data::rows_in_common;
 use crate::lock::RunLock;
-use crate::{Event, Result};
+use crate::{Event, Result, RunSettings};
 
 /// What a comparison found; `compare.json` holds it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,6 +32,8 @@ pub struct Comparison {
     pub train: String,
     /// The sets evaluated on.
     pub evals: Vec<String>,
+    /// How many rows of each set were trained on too; the figures are honest at 0.
+    pub rows_trained_on: Vec<usize>,
     /// The cells that are done; the dense model, fine-tuned alike, among them.
     pub cells: Vec<CellResult>,
     /// The cells that the budget left no time for.
@@ -59,14 +62,17 @@ pub fn compare(
         model: settings.base.model.clone(),
         train: settings.base.train.display().to_string(),
         evals: settings.evals.iter().map(|path| path.display().to_string()).collect(),
+        rows_trained_on: rows_trained_on(settings)?,
         cells: Vec::new(),
         left_out: Vec::new(),
     };
     let mut longest = 0.0_f64;
     for (number, cell) in cells.iter().enumerate() {
         let elapsed = started.elapsed().as_secs_f64();
-        // What is there costs nothing, so it is never left out.
+        // What is there costs nothing, so it is never left out, nor is the first: nothing is known yet of how long
+        // one takes.
         if settings.budget_seconds.is_some_and(|budget| elapsed + longest > budget)
+            && !found.cells.is_empty()
             && !runner.has(cell)?
         {
             found.left_out.push(cell.clone());
@@ -82,6 +88,11 @@ pub fn compare(
     }
     write(&found, folder)?;
     Ok(found)
+}
+
+fn rows_trained_on(settings: &CompareSettings) -> Result<Vec<usize>> {
+    let RunSettings { train, ignore_fields, .. } = &settings.base;
+    settings.evals.iter().map(|eval| rows_in_common(train, eval, ignore_fields)).collect()
 }
 
 fn write(found: &Comparison, folder: &Path) -> Result<()> {

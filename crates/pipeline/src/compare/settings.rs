@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use selection::{Criterion, Repair, Share};
 
 use super::cell::{Cell, Way};
-use crate::{FinetuneMethod, RunSettings};
+use crate::{FinetuneMethod, RunSettings, TrainingSettings};
 
 /// What a comparison does, and with what.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,8 +20,8 @@ pub struct CompareSettings {
     pub criteria: Vec<Criterion>,
     /// What is done to the layers that stay.
     pub repairs: Vec<Repair>,
-    /// How to fine-tune.
-    pub finetunes: Vec<FinetuneMethod>,
+    /// How to fine-tune; the base's training stands for nothing either.
+    pub trainings: Vec<(FinetuneMethod, TrainingSettings)>,
     /// How many seeds, counted on from the base's.
     pub seeds: u64,
     /// Seconds to stay within.
@@ -34,13 +34,13 @@ impl CompareSettings {
     pub fn cells(&self) -> Vec<Cell> {
         let mut cells = Vec::new();
         for seed in self.base.seed..self.base.seed + self.seeds {
-            for &finetune in &self.finetunes {
+            for &(finetune, _) in &self.trainings {
                 cells.push(Cell { way: None, finetune, seed });
             }
             for &prune in &self.prunes {
                 for &repair in &self.repairs {
                     for &criterion in &self.criteria {
-                        for &finetune in &self.finetunes {
+                        for &(finetune, _) in &self.trainings {
                             let way = Some(Way { prune, criterion, repair });
                             cells.push(Cell { way, finetune, seed });
                         }
@@ -55,6 +55,10 @@ impl CompareSettings {
     pub(crate) fn of(&self, cell: &Cell) -> RunSettings {
         let mut settings =
             RunSettings { finetune: cell.finetune, seed: cell.seed, ..self.base.clone() };
+        let training = self.trainings.iter().find(|(finetune, _)| *finetune == cell.finetune);
+        if let Some((_, training)) = training {
+            settings.training.clone_from(training);
+        }
         if let Some(Way { prune, criterion, repair }) = cell.way {
             (settings.prune, settings.criterion, settings.repair) = (prune, criterion, repair);
         }

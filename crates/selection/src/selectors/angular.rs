@@ -27,6 +27,10 @@ impl Selector for Angular {
         &[Need::Hidden]
     }
 
+    fn gives_scores(&self) -> bool {
+        false
+    }
+
     fn scores(&self, _: &mut Evidence<'_>) -> Result<Option<Scores>> {
         Ok(None)
     }

@@ -30,6 +30,10 @@ impl Selector for Greedy {
         &[Need::Loss]
     }
 
+    fn gives_scores(&self) -> bool {
+        false
+    }
+
     fn scores(&self, _: &mut Evidence<'_>) -> Result<Option<Scores>> {
         Ok(None)
     }

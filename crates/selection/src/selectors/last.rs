@@ -20,6 +20,10 @@ impl Selector for Last {
         &[]
     }
 
+    fn gives_scores(&self) -> bool {
+        false
+    }
+
     fn scores(&self, _: &mut Evidence<'_>) -> Result<Option<Scores>> {
         Ok(None)
     }

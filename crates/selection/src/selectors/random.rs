@@ -26,6 +26,10 @@ impl Selector for Random {
         false
     }
 
+    fn gives_scores(&self) -> bool {
+        false
+    }
+
     fn scores(&self, _: &mut Evidence<'_>) -> Result<Option<Scores>> {
         Ok(None)
     }
