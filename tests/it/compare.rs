@@ -94,7 +94,7 @@ fn a_killed_comparison_goes_on() {
             let Ok(entries) = fs_err::read_dir(desk.at("c/store")) else { return false };
             entries.flatten().any(|entry| {
                 let name = entry.file_name().to_string_lossy().into_owned();
-                name.starts_with(mark) && !name.ends_with(".json")
+                name.starts_with(mark) && !name.contains(".recipe.")
             })
         };
         while !is_there() && child.try_wait().unwrap().is_none() {
