@@ -1,6 +1,6 @@
 //! AdamW with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101), and clipping.
 
-use tch::{Kind, Tensor, no_grad_guard};
+use tch::{Device, Kind, Tensor, no_grad_guard};
 
 use crate::Result;
 use crate::bridge::number;
@@ -17,12 +17,16 @@ pub struct AdamWSettings {
 }
 
 /// `AdamW` over a list of f32 tensors.
+///
+/// Small tensors, such as adapters are, lie end to end in common memory, since an operation on a few thousand numbers
+/// takes longer to begin than to do; every operation is on a block of them.
 #[derive(Debug)]
 pub(crate) struct AdamW {
     settings: AdamWSettings,
     /// How many updates were made.
     pub(crate) updates: usize,
     pub(crate) slots: Vec<Slot>,
+    blocks: Vec<Block>,
 }
 
 /// One trained tensor and the running means of its gradient and of its gradient's square.
@@ -35,9 +39,26 @@ pub(crate) struct Slot {
     pub(crate) square: Tensor,
 }
 
+/// The same of several tensors end to end, or of a large one.
+#[derive(Debug)]
+struct Block {
+    tensor: Tensor,
+    gradient: Tensor,
+    mean: Tensor,
+    square: Tensor,
+}
+
+/// Tensors of more elements are blocks of their own.
+const SMALL: usize = 1 << 20;
+/// Each tensor of a block begins at a multiple of so many elements, 64 bytes.
+const ALIGNED: usize = 16;
+/// Elements whose squares are summed in single precision.
+const NORM_ROW: usize = 1 << 12;
+
 impl AdamW {
     pub(crate) fn new(trained: Vec<(String, &Parameter)>, settings: AdamWSettings) -> Result<Self> {
-        let slots = trained
+        let _guard = no_grad_guard();
+        let mut slots = trained
             .into_iter()
             .filter_map(|(name, parameter)| {
                 let gradient = parameter.gradient.as_ref()?.shallow_clone();
@@ -48,18 +69,45 @@ impl AdamW {
                 Ok(Slot { name, tensor, gradient, mean, square })
             })
             .collect::<Result<Vec<_>>>()?;
-        Ok(Self { settings, updates: 0, slots })
+        let (mut small, mut blocks) = (Vec::new(), Vec::new());
+        for slot in &mut slots {
+            if slot.tensor.numel() <= SMALL {
+                small.push(slot);
+            } else {
+                let Slot { tensor, gradient, mean, square, .. } = slot;
+                let [tensor, gradient, mean, square] =
+                    [tensor, gradient, mean, square].map(|x| x.shallow_clone());
+                blocks.push(Block { tensor, gradient, mean, square });
+            }
+        }
+        if !small.is_empty() {
+            blocks.push(Block {
+                tensor: end_to_end(small.iter_mut().map(|slot| &mut slot.tensor).collect())?,
+                gradient: end_to_end(small.iter_mut().map(|slot| &mut slot.gradient).collect())?,
+                mean: end_to_end(small.iter_mut().map(|slot| &mut slot.mean).collect())?,
+                square: end_to_end(small.iter_mut().map(|slot| &mut slot.square).collect())?,
+            });
+        }
+        Ok(Self { settings, updates: 0, slots, blocks })
     }
 
     /// The norm of all gradients together.
     pub(crate) fn grad_norm(&self) -> Result<f64> {
         let _guard = no_grad_guard();
-        let norms = self
-            .slots
-            .iter()
-            .map(|slot| Ok(slot.gradient.f_norm()?.f_to_kind(Kind::Double)?))
-            .collect::<Result<Vec<_>>>()?;
-        number(&Tensor::f_stack(&norms, 0)?.f_norm()?)
+        let mut sum = 0.0;
+        for block in &self.blocks {
+            let flat = block.gradient.f_view(-1)?;
+            let rows = flat.numel() / NORM_ROW;
+            let whole =
+                flat.f_narrow(0, 0, (rows * NORM_ROW) as i64)?.f_view([-1, NORM_ROW as i64])?;
+            let rest = (rows * NORM_ROW) as i64;
+            let rest = flat.f_narrow(0, rest, flat.numel() as i64 - rest)?.f_view([1, -1])?;
+            for part in [whole, rest] {
+                let norms = part.f_norm_scalaropt_dim(2.0, [-1_i64].as_slice(), false)?;
+                sum += number(&norms.f_to_kind(Kind::Double)?.f_square()?.f_sum(Kind::Double)?)?;
+            }
+        }
+        Ok(sum.sqrt())
     }
 
     /// Scales all gradients so that their norm together is at most `max_norm`.
@@ -67,8 +115,8 @@ impl AdamW {
         let factor = max_norm / (norm + 1e-6);
         if factor < 1.0 {
             let _guard = no_grad_guard();
-            for slot in &self.slots {
-                let _ = slot.gradient.shallow_clone().f_mul_scalar_(factor)?;
+            for block in &self.blocks {
+                let _ = block.gradient.shallow_clone().f_mul_scalar_(factor)?;
             }
         }
         Ok(())
@@ -86,7 +134,7 @@ impl AdamW {
         let AdamWSettings { beta1, beta2, epsilon, weight_decay } = self.settings;
         let count = self.updates as i32;
         let (scale1, scale2) = (1.0 - beta1.powi(count), 1.0 - beta2.powi(count));
-        for Slot { tensor, gradient, mean, square, .. } in &mut self.slots {
+        for Block { tensor, gradient, mean, square } in &mut self.blocks {
             let _ = tensor.f_mul_scalar_(1.0 - rate * weight_decay)?;
             let _ = mean.f_lerp_(gradient, 1.0 - beta1)?;
             let _ = square.f_mul_scalar_(beta2)?;
@@ -101,17 +149,78 @@ impl AdamW {
 
     /// Forgets all gradients.
     pub(crate) fn zero_gradients(&mut self) -> Result<()> {
-        for slot in &mut self.slots {
-            let _ = slot.gradient.f_zero_()?;
+        for block in &mut self.blocks {
+            let _ = block.gradient.f_zero_()?;
         }
         Ok(())
     }
+}
+
+/// Moves tensors into common memory, one after the other with zeros between, and returns it whole; every handle on them
+/// is on the new place then.
+fn end_to_end(tensors: Vec<&mut Tensor>) -> Result<Tensor> {
+    let room = |tensor: &Tensor| tensor.numel().next_multiple_of(ALIGNED) as i64;
+    let all = tensors.iter().map(|tensor| room(tensor)).sum::<i64>();
+    let options = tensors.first().map_or((Kind::Float, Device::Cpu), |x| (x.kind(), x.device()));
+    let whole = Tensor::f_zeros([all], options)?;
+    let mut first = 0;
+    for tensor in tensors {
+        let size = tensor.size();
+        let mut place = whole.f_narrow(0, first, tensor.numel() as i64)?.f_view(size.as_slice())?;
+        place.f_copy_(tensor)?;
+        let _ = tensor.f_set_source_tensor_(&place)?;
+        first += room(tensor);
+    }
+    Ok(whole)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::bridge::values;
+
+    /// Small tensors lie end to end, and who holds one sees what becomes of it.
+    #[test]
+    fn small_and_large_tensors_are_updated_alike() {
+        tch::manual_seed(5);
+        let sizes = [[3, 5], [1 << 11, 1 << 10], [1, 1], [40, 100]];
+        let make = || -> Vec<(String, Parameter)> {
+            tch::manual_seed(6);
+            let one = |size: &[i64; 2]| {
+                let value = Tensor::randn(size, (Kind::Float, Device::Cpu));
+                let parameter = Parameter::trained(&value).unwrap();
+                let gradient = Tensor::randn(size, (Kind::Float, Device::Cpu));
+                parameter.gather(|| Ok(gradient)).unwrap();
+                (format!("{size:?}"), parameter)
+            };
+            sizes.iter().map(one).collect()
+        };
+        let settings = AdamWSettings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1 };
+        let together = make();
+        let named = together.iter().map(|(name, parameter)| (name.clone(), parameter));
+        let mut adamw = AdamW::new(named.collect(), settings).unwrap();
+        assert_eq!(adamw.blocks.len(), 2);
+        let (mut squares, mut expected) = (0.0, Vec::new());
+        for (name, parameter) in &make() {
+            let gradient = values(parameter.gradient.as_ref().unwrap()).unwrap();
+            squares += gradient.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>();
+            let mut alone = AdamW::new(vec![(name.clone(), parameter)], settings).unwrap();
+            alone.update(1e-2).unwrap();
+            expected.push(values(&parameter.value).unwrap());
+        }
+        assert!((adamw.grad_norm().unwrap() / squares.sqrt() - 1.0).abs() < 1e-6);
+        adamw.update(1e-2).unwrap();
+        for ((name, parameter), expected) in together.iter().zip(&expected) {
+            assert_eq!(&values(&parameter.value).unwrap(), expected, "{name}");
+        }
+        adamw.clip(4.0, 2.0).unwrap();
+        adamw.zero_gradients().unwrap();
+        for (_, parameter) in &together {
+            assert!(
+                values(parameter.gradient.as_ref().unwrap()).unwrap().iter().all(|&x| x == 0.0)
+            );
+        }
+    }
 
     /// The golden states of `AdamW`, fed the record's own gradients.
     #[test]
