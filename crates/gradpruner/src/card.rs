@@ -53,12 +53,13 @@ fn card(
     }
     let model = name_of(&settings.model);
     format!(
-        "---\nbase_model: {base}\n{license}library_name: {library}\ntags:\n- gradpruner\n- pruned\n---\n\n\
+        "---\n{base_line}{license}library_name: {library}\ntags:\n- gradpruner\n- pruned\n---\n\n\
          # {model}, {kept} of {all} layers\n\n\
          Made by gradpruner {version} from `{base}`: layers {pruned:?} removed, chosen by `{criterion}`; {repair}. {tuned}\n\n\
          ```text\n{table}\n```\n\n\
          ```python\n{load}\n```\n",
         base = settings.model,
+        base_line = base_line(settings),
         license = license(settings),
         all = plan.num_layers,
         version = env!("CARGO_PKG_VERSION"),
@@ -67,6 +68,14 @@ fn card(
         repair = repair_text(plan),
         table = table_text(&rows),
     )
+}
+
+/// The line that names the base model, if it is one of the hub: a path means nothing elsewhere.
+fn base_line(settings: &RunSettings) -> String {
+    match Path::new(&settings.model).exists() {
+        true => String::new(),
+        false => format!("base_model: {}\n", settings.model),
+    }
 }
 
 /// The line of the base model's card that names its licence, if it has one.
