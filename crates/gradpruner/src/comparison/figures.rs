@@ -110,6 +110,14 @@ impl Line<'_> {
         (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
     }
 
+    /// Whether it may be no better than always giving the most frequent answer, whose share that is.
+    fn no_better_than_majority(&self) -> Option<f64> {
+        let (accuracy, majority) = (self.accuracy()?, self.mean(|on| on.after.majority)?);
+        let rows = self.on.first().map_or(0, |on| on.right.len());
+        let interval = wilson((accuracy * rows as f64).round() as usize, rows);
+        (interval.low <= majority).then_some(majority)
+    }
+
     pub(crate) fn finetune(&self) -> Option<FinetuneMethod> {
         self.results.first().map(|result| result.cell.finetune)
     }
@@ -216,5 +224,12 @@ pub(crate) fn sentence(lines: &[Line<'_>]) -> Option<String> {
         text.push_str(&format!("; the next, {}{},{how}", next.name, figure(next)));
     }
     text.push('.');
+    if let Some(majority) = best.no_better_than_majority() {
+        text.push_str(&format!(
+            " It may be no better than always giving the most frequent answer ({:.1} %): train longer or on more rows, \
+             or prune fewer layers.",
+            100.0 * majority
+        ));
+    }
     Some(text)
 }
