@@ -38,8 +38,8 @@ fn cells_share_what_they_have_in_common() {
     // The dense model, and 2 ratios × 2 repairs × 3 criteria.
     assert_eq!(found["cells"].as_array().unwrap().len(), 13);
     assert_eq!(
-        (stored(&desk, "record-"), stored(&desk, "state-"), stored(&desk, "plan-")),
-        (1, 1, 12)
+        (stored(&desk, "record-"), stored(&desk, "state-"), stored(&desk, "selection-")),
+        (1, 1, 6)
     );
     let plans: std::collections::BTreeSet<String> =
         found["cells"].as_array().unwrap().iter().map(|cell| cell["pruned"].to_string()).collect();

@@ -205,8 +205,7 @@ pub(crate) fn sentence(lines: &[Line<'_>]) -> Option<String> {
         line.accuracy().map_or_else(String::new, |acc| format!(" ({:.1} %)", 100.0 * acc))
     };
     let mut text = format!("Best: {}{}", best.name, figure(best));
-    if let (Some(dense), Some(p)) = (lines.iter().find(|line| line.is_dense()), best.against_dense)
-    {
+    if let (Some(dense), Some(p)) = (best.dense.map(|at| &lines[at]), best.against_dense) {
         text.push_str(&match p < SIGNIFICANT {
             true if best.merit() < dense.merit() => {
                 format!(", worse than {}{} beyond noise", dense.name, figure(dense))

@@ -10,12 +10,13 @@ use checkpoint::{
 use evidence::LossProbe;
 use finetune::{Continuation, EvalReport, Evaluated};
 use repair::{PruneSettings, Size, apply};
-use selection::{Criterion, Keep, Plan, Repair, Share};
+use selection::{Criterion, Keep, Plan, Repair, Selection, Share};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::CompareSettings;
 use crate::data::digest_data;
+use crate::lock::RunLock;
 use crate::log::LogTargets;
 use crate::run::write_json;
 use crate::stage::{
@@ -90,6 +91,7 @@ pub(super) struct CellRunner<'a> {
     dtype: String,
     /// Whether rows are held out to choose layers by; if for one cell then for all, so that all train on the same.
     holds_out: bool,
+    _lock: RunLock,
 }
 
 /// A model to be tuned or evaluated, and what stands for it in recipes.
@@ -117,6 +119,8 @@ impl<'a> CellRunner<'a> {
             let request = settings.choice().request(config.num_layers)?;
             settings.planning().check(request.count)?;
         }
+        fs_err::create_dir_all(folder)?;
+        let lock = RunLock::take(folder)?;
         let store = Store::open(&folder.join("store"))?;
         Ok(Self {
             settings,
@@ -131,6 +135,7 @@ impl<'a> CellRunner<'a> {
                 .collect::<Result<_>>()?,
             holds_out: settings.cells().iter().any(|cell| settings.of(cell).held_out().is_some()),
             model,
+            _lock: lock,
         })
     }
 
@@ -335,16 +340,21 @@ impl<'a> CellRunner<'a> {
         let choice = settings.choice();
         let recipe = json!({
             "common": self.common(settings), "record": collected.record.digest, "criterion": choice.criterion,
-            "prune": choice.prune, "keep": choice.keep, "refine": choice.refine, "repair": settings.repair,
-            "merge": settings.merge, "density": settings.density,
+            "prune": choice.prune, "keep": choice.keep, "refine": choice.refine,
         });
-        let slot = self.store.slot("plan", &recipe)?;
+        // Of all repairs alike: what is done to the others has no part in the choice.
+        let slot = self.store.slot("selection", &recipe)?;
+        let record = Record::open(&collected.record.path)?;
+        let plan = |slot: &Slot| -> Result<(Plan, f64)> {
+            let selection = Selection { removed: read_json(&slot.path)?, scores: None };
+            let plan = Plan::of(record.num_layers(), &selection, &settings.planning())?;
+            Ok((plan, slot.seconds()))
+        };
         if slot.is_there() {
-            return Ok((Plan::read(&slot.path)?, slot.seconds()));
+            return plan(&slot);
         }
         observe(Event::Started(Stage::Score));
         let model = Checkpoint::open(&self.model)?;
-        let record = Record::open(&collected.record.path)?;
         let losses = LossesOf {
             inputs: self.training_inputs(settings, &self.model),
             max_tokens: settings.training.max_tokens,
@@ -360,10 +370,9 @@ impl<'a> CellRunner<'a> {
             } else {
                 by(None)?
             };
-            let plan = Plan::of(record.num_layers(), &selection, &settings.planning())?;
-            Ok(plan.write(&slot.path)?)
+            write_json(&slot.path, &selection.removed)
         })?;
-        Ok((Plan::read(&slot.path)?, slot.seconds()))
+        plan(&slot)
     }
 
     /// The tuned adapter or checkpoint; `None` if nothing is tuned.

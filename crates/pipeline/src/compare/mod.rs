@@ -18,7 +18,6 @@ pub use settings::CompareSettings;
 
 use self::cell::CellRunner;
 use crate::data::rows_in_common;
-use crate::lock::RunLock;
 use crate::{Event, Result, RunSettings};
 
 /// What a comparison found; `compare.json` holds it.
@@ -53,8 +52,6 @@ pub fn compare(
 ) -> Result<Comparison> {
     let cells = settings.cells();
     let runner = CellRunner::new(settings, folder)?;
-    fs_err::create_dir_all(folder)?;
-    let _lock = RunLock::take(folder)?;
     let started = Instant::now();
     let mut found = Comparison {
         format: "gradpruner-comparison".into(),
