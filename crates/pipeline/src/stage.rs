@@ -333,15 +333,14 @@ pub fn with_losses<T>(
     let (train, held_out) = inputs.rows()?;
     let encoder = read_encoder(inputs.model)?;
     let trained_on = encoder.examples(&train, max_tokens)?;
-    let examples = match held_out.is_empty() {
-        true => trained_on.clone(),
-        false => encoder.examples(&held_out, max_tokens)?,
+    let (of_held_out, most) = match held_out.is_empty() {
+        true => (None, LOSS_ROWS),
+        false => (Some(encoder.examples(&held_out, max_tokens)?), usize::MAX),
     };
-    let all = examples.examples.len();
-    let most = if held_out.is_empty() { LOSS_ROWS } else { all };
-    let order = Sampler::new(all, all, seed).epoch(0);
+    let examples = &of_held_out.as_ref().unwrap_or(&trained_on).examples;
+    let order = Sampler::new(examples.len(), examples.len(), seed).epoch(0);
     let rows: Vec<&Example> =
-        order.into_iter().take(most).map(|number| &examples.examples[number]).collect();
+        order.into_iter().take(most).map(|number| &examples[number]).collect();
     let model = load_dense(inputs.model, compute, adapters, (&trained_on, seed))?;
     observe(Event::Computing(compute.computing()?));
     let mut probe = SkipProbe::new(&model, &rows, BATCH_TOKENS)?;
