@@ -14,7 +14,7 @@ fn command(rest: &str) -> String {
 fn stored(desk: &Desk, kind: &str) -> usize {
     let name = |entry: std::io::Result<fs_err::DirEntry>| entry.unwrap().file_name();
     let names = fs_err::read_dir(desk.at("c/store")).unwrap().map(name);
-    let is_one = |name: &str| name.starts_with(kind) && !name.contains('.');
+    let is_one = |name: &str| name.starts_with(kind) && !name.ends_with(".note.json");
     names.filter(|name| is_one(&name.to_string_lossy())).count()
 }
 
@@ -38,14 +38,15 @@ fn cells_share_what_they_have_in_common() {
     // The dense model, and 2 ratios × 2 repairs × 3 criteria.
     assert_eq!(found["cells"].as_array().unwrap().len(), 13);
     assert_eq!(
-        (stored(&desk, "record-"), stored(&desk, "state-"), stored(&desk, "selection-")),
+        (stored(&desk, "record-"), stored(&desk, "collected-"), stored(&desk, "selection-")),
         (1, 1, 6)
     );
     let plans: std::collections::BTreeSet<String> =
         found["cells"].as_array().unwrap().iter().map(|cell| cell["pruned"].to_string()).collect();
     // One of no layer, which is the dense model's; of each other the models with and without maps.
     assert_eq!(stored(&desk, "pruned-"), 2 * (plans.len() - 1));
-    assert_eq!(stored(&desk, "tuned-"), 2 * (plans.len() - 1) + 1);
+    assert_eq!(stored(&desk, "adapter-"), 2 * (plans.len() - 1));
+    assert_eq!(stored(&desk, "dense-adapter-"), 1);
     for name in ["compare.json", "compare.csv", "compare.md", "compare.html"] {
         assert!(desk.at("c").join(name).exists(), "{name}");
     }
@@ -63,11 +64,11 @@ fn cells_share_what_they_have_in_common() {
     assert_eq!(manifest["data"]["rows"], 20);
 
     // Again it costs nothing; a further criterion costs itself.
-    let before = stored(&desk, "tuned-");
+    let before = stored(&desk, "adapter-");
     assert_eq!(figures(&desk.json(&command(all))), figures(&found));
     let more = desk.json(&command(&all.replace("last,", "last,magnitude,")));
     assert_eq!(more["cells"].as_array().unwrap().len(), 17);
-    assert!(stored(&desk, "record-") == 1 && stored(&desk, "tuned-") <= before + 4);
+    assert!(stored(&desk, "record-") == 1 && stored(&desk, "adapter-") <= before + 4);
     let of_igia = |found: &Value| {
         let cells = figures(found).into_iter();
         cells.filter(|cell| cell[0]["way"]["criterion"] == "igia").collect::<Vec<_>>()
@@ -82,7 +83,8 @@ fn a_killed_comparison_goes_on() {
     let expected = figures(&desk.json(&arguments));
     assert_eq!(expected.len(), 6);
     // Kinds of results half-made, and the first cells done.
-    for mark in [".record-", "state-", "maps-", ".pruned-", "tuned-", "evaluation-", "cell-"] {
+    for mark in [".record-", "collected-", "maps-", ".pruned-", "adapter-", "evaluations-", "cell-"]
+    {
         fs_err::remove_dir_all(desk.at("c")).unwrap();
         let mut child = desk
             .command(&arguments)

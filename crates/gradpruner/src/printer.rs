@@ -46,6 +46,8 @@ pub(crate) struct Printer {
     quiet: bool,
     screen: bool,
     stage: Option<(Stage, Instant)>,
+    /// Whether stages are those of a comparison's cells, which are told of as wholes.
+    comparing: bool,
     /// The rows that were last told of; stages of a run encode the same ones.
     counts: Option<RowCounts>,
     last_line: Instant,
@@ -76,6 +78,7 @@ impl Printer {
             quiet,
             screen,
             stage: None,
+            comparing: false,
             counts: None,
             last_line: Instant::now(),
             told_computing: false,
@@ -143,6 +146,7 @@ impl Printer {
                 self.stage = Some((stage, Instant::now()));
                 self.last_line = Instant::now();
             }
+            Event::Found(_) | Event::Done(..) if self.comparing => clear(),
             Event::Found(stage) => self.note(&format!("  {stage}: there already")),
             Event::Done(stage, text) => {
                 clear();
@@ -166,6 +170,7 @@ impl Printer {
             Event::Tensors { done, total } => self.progress(done, total, "tensor", ""),
             Event::Cell { number, total, cell } => {
                 clear();
+                self.comparing = true;
                 self.note(&format!("cell {number} of {total}: {}", cell_text(&cell)));
             }
             Event::CellDone(result) => {

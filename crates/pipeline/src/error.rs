@@ -42,6 +42,11 @@ pub enum PipelineError {
     )]
     OtherRun { path: PathBuf, differing: String },
     #[error(
+        "{}: it was made with other settings ({differing}); remove it to have it made anew, or choose another folder",
+        path.display()
+    )]
+    OtherRecipe { path: PathBuf, differing: String },
+    #[error(
         "{}: another run is using it ({holder}); wait for it, or choose another folder",
         path.display()
     )]

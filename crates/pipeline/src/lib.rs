@@ -4,6 +4,7 @@
 //! evaluate, report. The stages stand alone too ([`collect_record`], [`finetune_model`], [`evaluate_model`]),
 //! which is what the single commands call.
 
+mod cell;
 mod chart;
 mod choice;
 mod compare;
@@ -41,9 +42,9 @@ pub use settings::{
 };
 pub use stability::Stability;
 pub use stage::{
-    CollectTargets, Collected, FinetuneTarget, LossesOf, MapsTarget, StageInputs, StateOf,
-    collect_record, evaluate_model, finetune_model, fit_maps, load_adapted, read_encoder,
-    with_losses,
+    CollectTargets, Collected, FinetuneSettings, FinetuneTarget, LossesOf, MapsTarget,
+    StageContext, StateOf, collect_record, evaluate_model, finetune_model, fit_maps, load_adapted,
+    read_encoder, with_losses,
 };
 pub use table::{ComparisonRow, comparison, layer_strip, table_text};
 

@@ -25,6 +25,8 @@ pub(crate) struct Log<'a> {
     stage: Stage,
     lines: Option<fs_err::File>,
     events: Option<EventFile>,
+    /// The first failure; nothing is written after it.
+    failed: Result<()>,
 }
 
 /// Where a stage's steps go.
@@ -38,10 +40,22 @@ pub struct LogTargets<'a> {
 
 impl<'a> Log<'a> {
     pub(crate) fn new(to: LogTargets<'a>, stage: Stage) -> Self {
-        Self { to, stage, lines: None, events: None }
+        Self { to, stage, lines: None, events: None, failed: Ok(()) }
     }
 
-    pub(crate) fn add(&mut self, metrics: &StepMetrics) -> Result<()> {
+    /// Writes a step's line; what fails is told by [`Log::finish`].
+    pub(crate) fn add(&mut self, metrics: &StepMetrics) {
+        if self.failed.is_ok() {
+            self.failed = self.write(metrics);
+        }
+    }
+
+    /// The first failure to write, if there was one.
+    pub(crate) fn finish(self) -> Result<()> {
+        self.failed
+    }
+
+    fn write(&mut self, metrics: &StepMetrics) -> Result<()> {
         if let Some(path) = self.to.lines {
             let mut file = match self.lines.take() {
                 Some(file) => file,
@@ -103,8 +117,7 @@ mod tests {
                     report,
                     seconds: 0.1,
                     hook_seconds: 0.0,
-                })
-                .unwrap();
+                });
             }
         };
         add(Stage::Collect, 1..=2);

@@ -55,7 +55,8 @@ impl std::fmt::Display for Stability {
 /// Follows the layers' scores step by step, and keeps what they are made of.
 #[derive(Debug)]
 pub(crate) struct StabilityMeter {
-    criterion: Criterion,
+    /// `None` if norms are kept and nothing is followed.
+    criterion: Option<Criterion>,
     request: Request,
     seen: Evidence<'static>,
     lowest: BTreeSet<usize>,
@@ -67,17 +68,22 @@ impl StabilityMeter {
         let gradients = Some(GradientNorms::default());
         let num_layers = request.num_layers;
         let seen = Evidence { num_layers, gradients, ..Evidence::default() };
+        let criterion = Some(criterion);
         Self { criterion, request, seen, lowest: BTreeSet::new(), settled_since: 1 }
+    }
+
+    /// Keeps the norms of a model's gradients and follows no choice.
+    pub(crate) fn of_nothing(num_layers: usize) -> Self {
+        let request = Request { num_layers, count: 0, candidates: Vec::new(), seed: 0 };
+        Self { criterion: None, ..Self::new(Criterion::IGIA, request) }
     }
 
     pub(crate) fn add(&mut self, step: &Gradients) -> Result<()> {
         if let Some(gradients) = &mut self.seen.gradients {
             gradients.add(step)?;
         }
-        if !self.follows() {
-            return Ok(());
-        }
-        let lowest = self.criterion.select(&mut self.seen, &self.request)?.removed;
+        let Some(criterion) = self.followed() else { return Ok(()) };
+        let lowest = criterion.select(&mut self.seen, &self.request)?.removed;
         let lowest = lowest.into_iter().collect();
         if lowest != self.lowest {
             (self.lowest, self.settled_since) = (lowest, self.steps());
@@ -85,9 +91,9 @@ impl StabilityMeter {
         Ok(())
     }
 
-    /// Whether the choice depends on how many steps there are.
-    fn follows(&self) -> bool {
-        self.criterion.needs(Need::Gradients)
+    /// The criterion, if what it chooses depends on how many steps there are.
+    fn followed(&self) -> Option<Criterion> {
+        self.criterion.filter(|criterion| criterion.needs(Need::Gradients))
     }
 
     fn steps(&self) -> usize {
@@ -97,22 +103,23 @@ impl StabilityMeter {
     /// Whether more steps would hardly change what is pruned.
     pub(crate) fn settled(&self) -> bool {
         let steps = self.steps();
-        FEWEST_STEPS <= steps && (!self.follows() || UNCHANGED_STEPS <= steps - self.settled_since)
+        FEWEST_STEPS <= steps
+            && (self.followed().is_none() || UNCHANGED_STEPS <= steps - self.settled_since)
     }
 
     /// The norms of all steps, and how far scores of them can be trusted, if the criterion is made of them.
     pub(crate) fn finish(self) -> (GradientNorms, Option<Stability>) {
-        let stability = self.follows().then(|| self.report());
+        let stability = self.followed().map(|criterion| self.report(criterion));
         (self.seen.gradients.unwrap_or_default(), stability)
     }
 
-    fn report(&self) -> Stability {
+    fn report(&self, criterion: Criterion) -> Stability {
         let (steps, middle) = (self.steps(), self.steps() / 2);
         let scores = |wanted: &dyn Fn(usize) -> bool| -> Vec<f64> {
             let gradients = self.seen.gradients.as_ref().map(|all| all.steps(wanted));
             let num_layers = self.request.num_layers;
             let mut seen = Evidence { num_layers, gradients, ..Evidence::default() };
-            let found = self.criterion.scores(&mut seen).ok();
+            let found = criterion.scores(&mut seen).ok();
             found.map_or_else(Vec::new, |found| {
                 found.layers.iter().map(|layer| layer.score).collect()
             })
@@ -164,16 +171,16 @@ mod tests {
         let turn = || (0..24).map(|step| if step == 14 { [99.0, 2.0, 3.0, 4.0] } else { steady });
         let found = meter(turn());
         assert!(!found.settled());
-        assert_eq!(found.report().settled_since, 15);
+        assert_eq!(found.report(Criterion::IGIA).settled_since, 15);
         assert!(meter(turn().chain([steady])).settled());
     }
 
     #[test]
     fn halves_that_disagree_are_weak() {
         let (up, down) = ([1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]);
-        let steady = meter([up; 6]).report();
+        let steady = meter([up; 6]).report(Criterion::IGIA);
         assert_eq!((steady.between_halves, steady.is_weak()), (Some(1.0), false));
-        let torn = meter([up, down, up, down, up, down]).report();
+        let torn = meter([up, down, up, down, up, down]).report(Criterion::IGIA);
         assert_eq!((torn.between_halves, torn.is_weak()), (Some(-1.0), true));
     }
 
@@ -181,7 +188,7 @@ mod tests {
     fn what_is_not_made_of_gradients_has_settled_after_the_fewest_steps() {
         let steps = |count| {
             let mut meter = meter([[1.0, 2.0, 3.0, 4.0]; 0]);
-            meter.criterion = "bi".parse().unwrap();
+            meter.criterion = Some("bi".parse().unwrap());
             for _ in 0..count {
                 let a = array![[1.0]];
                 let pair = StepGradients { a, b: array![[1.0]] };

@@ -1,74 +1,159 @@
-//! Results of stages, each found again by the digest of its recipe.
+//! Results of stages, each found again by the recipe it was made from.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use checkpoint::{Staging, sha256_bytes};
-use serde::Serialize;
+use checkpoint::{Staging, read_json, remove_if_there, sha256_bytes};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use crate::Result;
+use crate::{PipelineError, Result};
+
+/// Raised whenever the same recipe comes to another result.
+const RECIPES: u32 = 2;
 
 /// A folder of results. Each is made from a recipe, which says exactly what it depends on, and is complete or absent.
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
     folder: PathBuf,
+    naming: Naming,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Naming {
+    /// Results of many cells, told apart by their recipes' digests.
+    Digests,
+    /// Results of one cell under plain names, the notes on them in a folder of their own.
+    Plain,
+}
+
+/// The folder of notes on results under plain names.
+const NOTES: &str = "stages";
+
 /// A result's place.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Slot {
     /// Where the result lies, or will.
     pub(crate) path: PathBuf,
     /// What stands for it in other recipes.
     pub(crate) digest: String,
+    note: PathBuf,
+    recipe: Value,
+}
+
+/// What is kept of how a result was made.
+#[derive(Debug, Serialize, Deserialize)]
+struct Note {
+    recipe: Value,
+    seconds: f64,
 }
 
 impl Store {
-    pub(crate) fn open(folder: &Path) -> Result<Self> {
+    /// A store that many cells share.
+    pub(crate) fn of_many(folder: &Path) -> Result<Self> {
         fs_err::create_dir_all(folder)?;
-        Ok(Self { folder: folder.to_owned() })
+        Ok(Self { folder: folder.to_owned(), naming: Naming::Digests })
     }
 
-    /// The place of a result of a kind. The recipe is written beside it, for people.
-    pub(crate) fn slot(&self, kind: &str, recipe: &impl Serialize) -> Result<Slot> {
-        let recipe = serde_json::json!({"kind": kind, "version": RECIPES, "recipe": recipe});
+    /// One cell's results, under plain names.
+    pub(crate) fn of_one(folder: &Path) -> Self {
+        Self { folder: folder.to_owned(), naming: Naming::Plain }
+    }
+
+    /// The place of a result of a kind; `kind` is its file or folder.
+    pub(crate) fn slot(&self, kind: &str, recipe: impl Serialize) -> Slot {
+        let recipe = json!({"kind": kind, "version": RECIPES, "recipe": recipe});
         let digest = sha256_bytes(recipe.to_string().as_bytes());
-        let name = format!("{kind}-{}", &digest[..16]);
-        let slot = Slot { path: self.folder.join(name), digest };
-        let beside = slot.beside("recipe.json");
-        if !beside.exists() {
-            Staging::write(&beside, format!("{recipe:#}\n").as_bytes())?;
-        }
-        Ok(slot)
+        let (path, note) = match self.naming {
+            Naming::Plain => {
+                let name = Path::new(kind).file_name().unwrap_or_default().display().to_string();
+                let name = name.trim_end_matches(".json");
+                (self.folder.join(kind), self.folder.join(NOTES).join(format!("{name}.json")))
+            }
+            Naming::Digests => {
+                let (stem, extension) = kind.split_once('.').unwrap_or((kind, ""));
+                let name = format!("{}-{}", stem.replace('/', "-"), &digest[..16]);
+                let dot = if extension.is_empty() { "" } else { "." };
+                let path = self.folder.join(format!("{name}{dot}{extension}"));
+                (path, self.folder.join(format!("{name}.note.json")))
+            }
+        };
+        Slot { path, digest, note, recipe }
     }
 }
 
-/// Raised whenever the same recipe comes to another result.
-const RECIPES: u32 = 1;
-
 impl Slot {
-    /// Makes the result and notes how long it took.
-    pub(crate) fn make(&self, make: impl FnOnce() -> Result<()>) -> Result<()> {
+    /// Whether the result is there.
+    ///
+    /// # Errors
+    ///
+    /// [`PipelineError::OtherRecipe`] if there is one that was made from another recipe.
+    pub(crate) fn is_there(&self) -> Result<bool> {
+        let there = self.path.exists();
+        match self.note() {
+            Some(note) if there && note.recipe != self.recipe => Err(PipelineError::OtherRecipe {
+                path: self.path.clone(),
+                differing: differing(&note.recipe, &self.recipe).join(", "),
+            }),
+            _ => Ok(there),
+        }
+    }
+
+    /// Makes the result, and notes its recipe and how long it took.
+    pub(crate) fn make<T>(&self, make: impl FnOnce() -> Result<T>) -> Result<T> {
         let begun = Instant::now();
-        make()?;
-        let seconds = format!("{}\n", begun.elapsed().as_secs_f64());
-        Ok(Staging::write(&self.beside("seconds"), seconds.as_bytes())?)
+        let made = make()?;
+        let note = Note { recipe: self.recipe.clone(), seconds: begun.elapsed().as_secs_f64() };
+        if let Some(folder) = self.note.parent() {
+            fs_err::create_dir_all(folder)?;
+        }
+        Staging::write(&self.note, format!("{:#}\n", json!(note)).as_bytes())?;
+        Ok(made)
+    }
+
+    /// Removes what was made from another recipe.
+    pub(crate) fn clear_other(&self) -> Result<()> {
+        match self.is_there() {
+            Err(PipelineError::OtherRecipe { .. }) => Ok(remove_if_there(&self.path)?),
+            other => other.map(|_| ()),
+        }
     }
 
     /// The seconds it took to make the result; 0 if that was not noted.
     pub(crate) fn seconds(&self) -> f64 {
-        let noted = fs_err::read_to_string(self.beside("seconds")).ok();
-        noted.and_then(|text| text.trim().parse().ok()).unwrap_or(0.0)
+        self.note().map_or(0.0, |note| note.seconds)
     }
 
-    fn beside(&self, what: &str) -> PathBuf {
-        PathBuf::from(format!("{}.{what}", self.path.display()))
+    fn note(&self) -> Option<Note> {
+        read_json(&self.note).ok()
     }
+}
 
-    /// Whether the result is there.
-    pub(crate) fn is_there(&self) -> bool {
-        self.path.exists()
+/// The keys two recipes disagree on.
+fn differing(found: &Value, expected: &Value) -> Vec<String> {
+    let (Value::Object(found), Value::Object(expected)) = (found, expected) else {
+        return vec![String::new()];
+    };
+    let mut keys: Vec<&String> = found.keys().chain(expected.keys()).collect();
+    keys.sort();
+    keys.dedup();
+    let mut names = Vec::new();
+    for key in keys {
+        let (old, new) = (found.get(key), expected.get(key));
+        if old == new {
+            continue;
+        }
+        let (Some(old), Some(new)) = (old, new) else {
+            names.push(key.clone());
+            continue;
+        };
+        names.extend(differing(old, new).into_iter().map(|rest| match rest.as_str() {
+            "" => key.clone(),
+            rest if key == "recipe" => rest.to_owned(),
+            rest => format!("{key}.{rest}"),
+        }));
     }
+    names
 }
 
 #[cfg(test)]
@@ -78,18 +163,33 @@ mod tests {
     #[test]
     fn a_recipe_has_one_place() {
         let folder = testkit::temporary_folder();
-        let store = Store::open(&folder.path().join("store")).unwrap();
-        let slot = |kind: &str, recipe: &[u32]| store.slot(kind, &recipe).unwrap();
-        let one = slot("plan", &[1, 2]);
-        assert_eq!(slot("plan", &[1, 2]), one);
-        assert!(slot("plan", &[2, 1]).path != one.path && slot("maps", &[1, 2]).path != one.path);
-        assert!(!one.is_there());
-        fs_err::write(&one.path, "").unwrap();
-        assert!(slot("plan", &[1, 2]).is_there());
-        let recipe = testkit::json(&PathBuf::from(format!("{}.recipe.json", one.path.display())));
-        assert_eq!(recipe, serde_json::json!({"kind": "plan", "version": 1, "recipe": [1, 2]}));
-        assert_eq!(one.seconds(), 0.0);
-        one.make(|| Ok(())).unwrap();
-        assert!(one.seconds() > 0.0);
+        let store = Store::of_many(&folder.path().join("store")).unwrap();
+        let slot = |kind: &str, recipe: &[u32]| store.slot(kind, recipe);
+        let one = slot("plan.json", &[1, 2]);
+        assert_eq!(slot("plan.json", &[1, 2]), one);
+        assert!(one.path.extension().is_some_and(|extension| extension == "json"));
+        assert!(
+            slot("plan.json", &[2, 1]).path != one.path && slot("maps", &[1, 2]).path != one.path
+        );
+        assert!(!one.is_there().unwrap() && one.seconds() == 0.0);
+        one.make(|| Ok(fs_err::write(&one.path, "")?)).unwrap();
+        assert!(slot("plan.json", &[1, 2]).is_there().unwrap() && one.seconds() > 0.0);
+    }
+
+    #[test]
+    fn another_recipes_result_is_refused_under_a_plain_name() {
+        let folder = testkit::temporary_folder();
+        let store = Store::of_one(folder.path());
+        let slot = |rate: f64| store.slot("maps", json!({"with": {"rate": rate, "steps": 3}}));
+        let one = slot(0.5);
+        one.make(|| Ok(fs_err::write(&one.path, "")?)).unwrap();
+        assert!(slot(0.5).is_there().unwrap());
+        let error = slot(0.25).is_there().unwrap_err().to_string();
+        assert!(error.contains("maps: it was made with other settings (with.rate)"), "{error}");
+        slot(0.25).clear_other().unwrap();
+        assert!(!slot(0.25).is_there().unwrap());
+        // One that nobody noted anything of is taken as it is.
+        fs_err::write(folder.path().join("pruned"), "").unwrap();
+        assert!(store.slot("pruned", 1).is_there().unwrap());
     }
 }

@@ -1,6 +1,7 @@
 //! What a rule for choosing layers is.
 
 use evidence::{Evidence, Need};
+use serde::{Deserialize, Serialize};
 
 use crate::{Keep, Result, Scores, Share};
 
@@ -87,7 +88,7 @@ impl Request {
 }
 
 /// The layers that a rule chose.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Selection {
     /// The layers to go, the least important first.
     pub removed: Vec<usize>,

@@ -5,8 +5,11 @@ use std::path::PathBuf;
 use anyhow::Context;
 use checkpoint::{Checkpoint, locate};
 use evidence::Evidence;
-use pipeline::{CollectTargets, Event, Named, Stage, StageInputs, check_outputs, collect_record};
-use selection::Share;
+use pipeline::{
+    Choice, CollectTargets, Event, LogTargets, Named, Stage, StageContext, check_outputs,
+    collect_record,
+};
+use selection::{Refine, Share};
 use serde_json::json;
 
 use crate::arguments::{ChoosingArgs, CollectingArgs, ComputeArgs, DataArgs, length};
@@ -78,22 +81,20 @@ pub(crate) fn run(args: CollectArgs, printer: &mut Printer) -> anyhow::Result<Ou
     check_outputs(&outputs, &inputs).with_context(context)?;
     let record = out.as_deref();
     let ChoosingArgs { criterion, keep } = choosing;
-    let targets =
-        CollectTargets { record, state: None, model_name: &model, criterion, prune, keep };
-    let found = collect_record(
-        StageInputs {
-            model: &folder,
-            data: &train,
-            ignored: &reading.ignore_fields,
-            held_out: None,
-        },
-        &collecting.settings(max_length),
-        &compute.settings(),
+    let choice = Some(Choice { criterion, prune, keep, refine: Refine::None, seed });
+    let (log, compute) = (LogTargets::default(), compute.settings());
+    let targets = CollectTargets { record, state: None, model_name: &model, log, choice };
+    let stage = StageContext {
+        model: &folder,
+        data: &train,
+        ignored: &reading.ignore_fields,
+        held_out: None,
+        compute: &compute,
         seed,
-        targets,
-        &mut |event| printer.event(event),
-    )
-    .with_context(context)?;
+    };
+    let observe = &mut |event| printer.event(event);
+    let found = collect_record(stage, &collecting.settings(max_length), targets, observe)
+        .with_context(context)?;
     let mut text = format!("collected {} steps", found.steps.len());
     if let Some(out) = &out {
         text.push_str(&format!(" in {}", out.display()));

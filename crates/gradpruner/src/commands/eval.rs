@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use ::finetune::{EvalReport, Evaluated};
 use anyhow::Context;
 use checkpoint::{Staging, locate};
-use pipeline::{Event, Named, Stage, StageInputs, check_outputs, evaluate_model};
+use pipeline::{Event, Named, Stage, StageContext, check_outputs, evaluate_model};
 
 use crate::arguments::{ComputeArgs, DataArgs, EvaluationArgs, length};
 use crate::interrupt;
@@ -70,19 +70,19 @@ pub(crate) fn run(args: EvalArgs, printer: &mut Printer) -> anyhow::Result<Outco
     let outputs =
         [Named::of("--out", out.as_deref()), Named::of("--predictions", predictions.as_deref())];
     check_outputs(&outputs, &inputs).with_context(context)?;
-    let Evaluated { report, answers } = evaluate_model(
-        StageInputs {
-            model: &folder,
-            data: &data,
-            ignored: &reading.ignore_fields,
-            held_out: None,
-        },
-        adapter.as_deref(),
-        &evaluation.settings(max_length),
-        &compute.settings(),
-        &mut |event| printer.event(event),
-    )
-    .with_context(context)?;
+    let compute = compute.settings();
+    let stage = StageContext {
+        model: &folder,
+        data: &data,
+        ignored: &reading.ignore_fields,
+        held_out: None,
+        compute: &compute,
+        seed: 0,
+    };
+    let settings = evaluation.settings(max_length);
+    let observe = &mut |event| printer.event(event);
+    let Evaluated { report, answers } =
+        evaluate_model(stage, adapter.as_deref(), &settings, observe).with_context(context)?;
     if let Some(out) = out {
         let mut json = serde_json::to_value(&report)?;
         json["format"] = "gradpruner-evaluation".into();

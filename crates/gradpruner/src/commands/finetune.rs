@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use anyhow::Context;
 use checkpoint::locate;
 use pipeline::{
-    Event, FinetuneMethod, FinetuneTarget, LogTargets, Named, Stage, StageInputs, check_outputs,
-    finetune_model,
+    Event, FinetuneMethod, FinetuneSettings, FinetuneTarget, LogTargets, Named, Stage,
+    StageContext, check_outputs, finetune_model,
 };
 use serde_json::json;
 
@@ -91,21 +91,21 @@ pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<O
         merged,
         from: None,
         shard_bytes: shard_size,
+        log: LogTargets { lines: metrics.as_deref(), events: tensorboard.as_deref() },
+        stage: Stage::Finetune,
     };
-    let report = finetune_model(
-        StageInputs {
-            model: &folder,
-            data: &train,
-            ignored: &reading.ignore_fields,
-            held_out: None,
-        },
-        (method, &training.settings(method)),
-        &compute.settings(),
+    let (training, compute) = (training.settings(method), compute.settings());
+    let stage = StageContext {
+        model: &folder,
+        data: &train,
+        ignored: &reading.ignore_fields,
+        held_out: None,
+        compute: &compute,
         seed,
-        (&target, LogTargets { lines: metrics.as_deref(), events: tensorboard.as_deref() }),
-        &mut |event| printer.event(event),
-    )
-    .with_context(context)?;
+    };
+    let settings = FinetuneSettings { method, training: &training };
+    let observe = &mut |event| printer.event(event);
+    let report = finetune_model(stage, settings, &target, observe).with_context(context)?;
     let text = format!(
         "{} steps on {} rows, {} trained parameters, {:.0} tokens/s, last loss {:.4}\nwritten to {}",
         report.steps,

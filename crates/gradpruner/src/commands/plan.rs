@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow, bail};
 use checkpoint::{Checkpoint, Record, locate};
 use evidence::LossProbe;
-use pipeline::{Choice, LossesOf, Named, StageInputs, check_outputs, layer_strip, with_losses};
+use pipeline::{Choice, LossesOf, Named, StageContext, check_outputs, layer_strip, with_losses};
 use selection::{Criterion, Keep, Plan, Refine, Scores, Share};
 
 use crate::arguments::{ComputeArgs, DataArgs, RepairArgs, criterion, length};
@@ -96,11 +96,17 @@ pub(crate) fn run(args: PlanArgs, printer: &mut Printer) -> anyhow::Result<Outco
     };
     let selection = match model.as_deref().zip(train.as_deref()) {
         Some((model, data)) if choice.needs_losses() => {
-            let inputs =
-                StageInputs { model, data, ignored: &reading.ignore_fields, held_out: None };
-            let of = LossesOf { inputs, max_tokens: max_length, adapters: None };
+            let stage = StageContext {
+                model,
+                data,
+                ignored: &reading.ignore_fields,
+                held_out: None,
+                compute: &compute,
+                seed,
+            };
+            let of = LossesOf { max_tokens: max_length, adapters: None };
             let observe = &mut |event| printer.event(event);
-            with_losses(of, &compute, seed, observe, |losses| choose(Some(losses)))
+            with_losses(stage, of, observe, |losses| choose(Some(losses)))
         }
         _ => choose(None),
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use checkpoint::{CheckpointError, Record, locate, remove_if_there};
 use pipeline::{
-    Event, MapsTarget, Named, Stage, StageInputs, beside, check_outputs, digest_data, fit_maps,
+    Event, MapsTarget, Named, Stage, StageContext, beside, check_outputs, digest_data, fit_maps,
 };
 use repair::{PruneReport, PruneSettings, RepairError, apply};
 use selection::{Plan, Repair};
@@ -100,26 +100,24 @@ pub(crate) fn run(args: PruneArgs, printer: &mut Printer) -> anyhow::Result<Outc
             // Left there by a command that was stopped.
             let target = beside(&out, "maps");
             remove_if_there(&target).with_context(context)?;
-            fit_maps(
-                StageInputs {
-                    model: &folder,
-                    data: &train,
-                    ignored: &reading.ignore_fields,
-                    held_out: None,
-                },
-                &maps.settings(),
-                &compute.settings(),
+            let compute = compute.settings();
+            let stage = StageContext {
+                model: &folder,
+                data: &train,
+                ignored: &reading.ignore_fields,
+                held_out: None,
+                compute: &compute,
                 seed,
-                MapsTarget {
-                    plan: &plan,
-                    model_name: &model,
-                    max_tokens: max_length,
-                    adapters: None,
-                    target: &target,
-                },
-                &mut |event| printer.event(event),
-            )
-            .with_context(context)?;
+            };
+            let maps_target = MapsTarget {
+                plan: &plan,
+                model_name: &model,
+                max_tokens: max_length,
+                adapters: None,
+                target: &target,
+            };
+            fit_maps(stage, &maps.settings(), maps_target, &mut |event| printer.event(event))
+                .with_context(context)?;
             Some(target)
         }
         Repair::Drop | Repair::SameSign => None,

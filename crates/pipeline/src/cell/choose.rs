@@ -1,0 +1,60 @@
+//! The layers that go.
+
+use checkpoint::{Checkpoint, Record, read_json};
+use evidence::LossProbe;
+use selection::Selection;
+use serde_json::json;
+
+use super::{CollectedSlots, Stages, found};
+use crate::run::write_json;
+use crate::stage::{LossesOf, with_losses};
+use crate::store::Slot;
+use crate::{Event, Result, Stage};
+
+/// Layers chosen, and where that is written.
+#[derive(Debug, Clone)]
+pub(crate) struct Chosen {
+    pub(crate) selection: Selection,
+    pub(crate) slot: Slot,
+}
+
+impl Stages<'_> {
+    /// Chooses the layers that go, of all repairs alike: what is done to the others has no part in it.
+    pub(crate) fn choose(
+        &self,
+        collected: &CollectedSlots,
+        observe: &mut dyn FnMut(Event),
+    ) -> Result<Chosen> {
+        let choice = self.settings.choice();
+        let recipe = json!({
+            "common": self.common(), "record": collected.record.digest, "criterion": choice.criterion,
+            "prune": choice.prune, "keep": choice.keep, "refine": choice.refine,
+        });
+        let slot = self.store.slot("selection.json", &recipe);
+        if found(Stage::Score, &slot, observe)? {
+            return Ok(Chosen { selection: read_json(&slot.path)?, slot });
+        }
+        let (record, model) =
+            (Record::open(&collected.record.path)?, Checkpoint::open(self.model)?);
+        let by =
+            |losses: Option<&mut dyn LossProbe>| choice.of_record(&record, Some(&model), losses);
+        let selection = slot.make(|| {
+            let selection = if choice.needs_losses() {
+                let of = LossesOf {
+                    max_tokens: self.settings.training.max_tokens,
+                    adapters: self.adapters(collected),
+                };
+                let context = self.context(self.model);
+                with_losses(context, of, observe, |losses| by(Some(losses)))?
+            } else {
+                by(None)?
+            };
+            write_json(&slot.path, &selection)?;
+            Ok(selection)
+        })?;
+        let lowest: Vec<_> = selection.removed.iter().take(5).map(usize::to_string).collect();
+        let text = format!("by {}; lowest: {} …", choice.criterion.name(), lowest.join(" "));
+        observe(Event::Done(Stage::Score, text));
+        Ok(Chosen { selection, slot })
+    }
+}

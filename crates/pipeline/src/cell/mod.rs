@@ -1,0 +1,139 @@
+//! The stages of one cell: a model pruned one way, trained and evaluated. Each result lies in a store under its recipe,
+//! which says what it depends on; what is there is not made again.
+//!
+//! A run is one cell under plain names, a comparison many cells over one store.
+
+mod choose;
+mod collect;
+mod evaluate;
+mod prune;
+mod tune;
+
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use checkpoint::{sha256_bytes, sha256_file};
+use serde_json::{Value, json};
+
+pub(crate) use collect::CollectedSlots;
+pub(crate) use evaluate::{Subject, TestSet};
+
+use crate::log::LogTargets;
+use crate::stage::{StageContext, StateOf};
+use crate::store::{Slot, Store};
+use crate::{Event, HeldOut, Result, RunSettings, Stage, TrainingSettings};
+
+/// What the stages of a cell have in common.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stages<'a> {
+    /// The settings in force.
+    pub(crate) settings: &'a RunSettings,
+    /// Where results lie.
+    pub(crate) store: &'a Store,
+    /// The dense model's folder.
+    pub(crate) model: &'a Path,
+    /// How many layers it has.
+    pub(crate) num_layers: usize,
+    /// What stands for the model and the rows in recipes.
+    pub(crate) digests: &'a Digests,
+    /// What of the training rows is held out.
+    pub(crate) held_out: Option<HeldOut>,
+    /// Where steps are logged.
+    pub(crate) log: LogTargets<'a>,
+}
+
+/// What stands for the inputs in recipes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Digests {
+    pub(crate) model: String,
+    pub(crate) train: String,
+}
+
+/// A model to be tuned or evaluated.
+#[derive(Debug, Clone)]
+pub(crate) struct Base {
+    pub(crate) folder: PathBuf,
+    /// What stands for it in recipes.
+    pub(crate) digest: String,
+    /// Each of its layers' number in the dense model.
+    pub(crate) origin: Vec<usize>,
+    /// Seconds it took to choose, fit and prune.
+    pub(crate) seconds: f64,
+}
+
+impl Stages<'_> {
+    /// The dense model.
+    pub(crate) fn dense(&self) -> Base {
+        Base {
+            folder: self.model.to_owned(),
+            digest: self.digests.model.clone(),
+            origin: (0..self.num_layers).collect(),
+            seconds: 0.0,
+        }
+    }
+
+    /// A model and the rows it is trained on.
+    fn context<'b>(&'b self, model: &'b Path) -> StageContext<'b> {
+        StageContext { held_out: self.held_out, ..self.settings.context(model) }
+    }
+
+    /// What every recipe depends on.
+    pub(crate) fn common(&self) -> Value {
+        let RunSettings { seed, compute, ignore_fields, .. } = self.settings;
+        json!({
+            "model": self.digests.model, "train": self.digests.train, "seed": seed, "dtype": compute.dtype,
+            "ignore_fields": ignore_fields, "held_out": self.held_out,
+        })
+    }
+
+    /// The collected steps' settings, but for what changes no result.
+    pub(crate) fn collecting(&self) -> Value {
+        let mut collecting = self.settings.collecting();
+        collecting.training = lasting(&collecting.training);
+        json!(collecting)
+    }
+
+    /// The adapters that the dense model has after the collected steps, if the training goes on from these.
+    fn adapters<'b>(&'b self, collected: &'b CollectedSlots) -> Option<StateOf<'b>> {
+        let state = collected.state.as_ref()?;
+        Some(StateOf { folder: &state.path, training: &self.settings.training })
+    }
+}
+
+/// Whether a stage's result is there; says so.
+fn found(stage: Stage, slot: &Slot, observe: &mut dyn FnMut(Event)) -> Result<bool> {
+    let found = slot.is_there()?;
+    observe(if found { Event::Found(stage) } else { Event::Started(stage) });
+    Ok(found)
+}
+
+/// What of a training its result depends on.
+pub(crate) fn lasting(training: &TrainingSettings) -> TrainingSettings {
+    TrainingSettings { remat: false, save_every: None, ..training.clone() }
+}
+
+/// A file of weights is known by its size and when it was written, since to digest it takes as long as to read it.
+const DIGESTED_BYTES: u64 = 64 << 20;
+
+/// What stands for a model's folder: the names of its files and what is in them.
+pub(crate) fn digest_model(folder: &Path) -> Result<String> {
+    let mut lines = Vec::new();
+    for entry in fs_err::read_dir(folder)? {
+        let path = entry?.path();
+        let about = fs_err::metadata(&path)?;
+        if !about.is_file() {
+            continue;
+        }
+        let content = match about.len() {
+            ..DIGESTED_BYTES => sha256_file(&path)?,
+            size => {
+                let written =
+                    about.modified().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+                format!("{size} {}", written.unwrap_or_default().as_nanos())
+            }
+        };
+        lines.push(format!("{} {content}\n", path.file_name().unwrap_or_default().display()));
+    }
+    lines.sort();
+    Ok(sha256_bytes(lines.concat().as_bytes()))
+}

@@ -1,0 +1,106 @@
+//! The pruned checkpoint of a plan, and the linear maps it is repaired by.
+
+use repair::{PruneSettings, apply};
+use selection::{Plan, Repair};
+use serde_json::json;
+
+use super::{Base, CollectedSlots, Stages, found};
+use crate::stage::{MapsTarget, fit_maps};
+use crate::store::Slot;
+use crate::{Event, Result, Stage};
+
+impl Stages<'_> {
+    /// Prunes and repairs by a plan.
+    pub(crate) fn prune(
+        &self,
+        collected: &CollectedSlots,
+        plan: &Plan,
+        observe: &mut dyn FnMut(Event),
+    ) -> Result<Base> {
+        let maps = (plan.repair() == Repair::LinearMap).then(|| self.maps(collected, plan));
+        let mut recipe = json!({
+            "model": self.digests.model, "plan": plan, "maps": maps.as_ref().map(|slot| &slot.digest),
+        });
+        if plan.repair() == Repair::SameSign {
+            recipe["record"] = json!(collected.record.digest);
+        }
+        let slot = self.store.slot("pruned", &recipe);
+        if !slot.is_there()?
+            && let Some(maps) = &maps
+        {
+            self.fit(collected, plan, maps, observe)?;
+        }
+        if !found(Stage::Prune, &slot, observe)? {
+            self.apply(collected, plan, maps.as_ref(), &slot, observe)?;
+        }
+        let seconds = slot.seconds() + maps.as_ref().map_or(0.0, Slot::seconds);
+        Ok(Base { folder: slot.path, digest: slot.digest, origin: plan.retained(), seconds })
+    }
+
+    /// Where the linear maps of a plan lie, or will.
+    fn maps(&self, collected: &CollectedSlots, plan: &Plan) -> Slot {
+        let recipe = json!({
+            "common": self.common(), "pruned": plan.pruned, "settings": self.settings.linear_map,
+            "state": collected.state.as_ref().map(|slot| &slot.digest),
+            "max_tokens": self.settings.training.max_tokens,
+        });
+        self.store.slot("maps", &recipe)
+    }
+
+    fn fit(
+        &self,
+        collected: &CollectedSlots,
+        plan: &Plan,
+        slot: &Slot,
+        observe: &mut dyn FnMut(Event),
+    ) -> Result<()> {
+        slot.clear_other()?; // Those of a plan that was edited since are of no use.
+        if found(Stage::Fit, slot, observe)? {
+            return Ok(());
+        }
+        let target = MapsTarget {
+            plan,
+            model_name: &self.settings.model,
+            max_tokens: self.settings.training.max_tokens,
+            adapters: self.adapters(collected),
+            target: &slot.path,
+        };
+        let (context, settings) = (self.context(self.model), &self.settings.linear_map);
+        let found = slot.make(|| fit_maps(context, settings, target, observe))?;
+        let text = format!("{} fitted on {} tokens", found.runs.len(), found.tokens);
+        observe(Event::Done(Stage::Fit, text));
+        Ok(())
+    }
+
+    fn apply(
+        &self,
+        collected: &CollectedSlots,
+        plan: &Plan,
+        maps: Option<&Slot>,
+        slot: &Slot,
+        observe: &mut dyn FnMut(Event),
+    ) -> Result<()> {
+        let settings = PruneSettings {
+            model: self.model.to_owned(),
+            plan: plan.clone(),
+            record: Some(collected.record.path.clone()),
+            maps: maps.map(|slot| slot.path.clone()),
+            target: slot.path.clone(),
+            shard_bytes: self.settings.shard_bytes,
+            verify: false,
+        };
+        let mut tensors = |done, total| observe(Event::Tensors { done, total });
+        let report = slot.make(|| Ok(apply(&settings, &mut tensors)?))?;
+        let (before, after) = (report.before, report.after);
+        let less = |before: u64, after: u64| 100.0 * (1.0 - after as f64 / before as f64);
+        let text = format!(
+            "{} of {} layers left; {:.1} % fewer parameters, {:.1} % fewer FLOPs a token",
+            after.num_layers,
+            before.num_layers,
+            less(before.parameters, after.parameters),
+            less(before.flops_per_token, after.flops_per_token),
+        );
+        observe(Event::Done(Stage::Prune, text));
+        Ok(())
+    }
+}

@@ -1,0 +1,82 @@
+//! The tuned adapter or checkpoint.
+
+use std::path::PathBuf;
+
+use ::finetune::Continuation;
+use checkpoint::remove_if_there;
+use serde_json::json;
+
+use super::{Base, CollectedSlots, Stages, found, lasting};
+use crate::stage::{FinetuneSettings, FinetuneTarget, finetune_model};
+use crate::store::Slot;
+use crate::{Event, FinetuneMethod, Result, Stage};
+
+impl Stages<'_> {
+    /// Fine-tunes a model; `None` if nothing is tuned. `merged` is a folder for the checkpoint with the adapter merged
+    /// in, if one is wanted.
+    pub(crate) fn tune(
+        &self,
+        collected: &CollectedSlots,
+        base: &Base,
+        merged: Option<PathBuf>,
+        observe: &mut dyn FnMut(Event),
+    ) -> Result<Option<Slot>> {
+        if self.settings.finetune == FinetuneMethod::None {
+            return Ok(None);
+        }
+        let slot = self.tuned(collected, base);
+        let is_dense = base.origin.len() == self.num_layers;
+        let stage = if is_dense { Stage::DenseFinetune } else { Stage::Finetune };
+        let saves = slot.path.with_extension("state");
+        if found(stage, &slot, observe)? {
+            remove_if_there(&saves)?; // A kill between the two leaves it.
+            return Ok(Some(slot));
+        }
+        // It is written before the other, so it may be there when that is not.
+        if let Some(merged) = &merged {
+            remove_if_there(merged)?;
+        }
+        let target = FinetuneTarget {
+            target: slot.path.clone(),
+            merged,
+            saves,
+            from: collected.state.as_ref().map(|state| Continuation {
+                folder: state.path.clone(),
+                num_layers: self.num_layers,
+                origin: base.origin.clone(),
+            }),
+            shard_bytes: self.settings.shard_bytes,
+            log: self.log,
+            stage,
+        };
+        let (context, settings) = (self.context(&base.folder), self.finetuning());
+        let report = slot.make(|| finetune_model(context, settings, &target, observe))?;
+        let text = format!(
+            "{} steps, {} tokens, last loss {:.4}",
+            report.steps, report.tokens, report.last_loss
+        );
+        observe(Event::Done(stage, text));
+        Ok(Some(slot))
+    }
+
+    /// Where a tuned model lies, or will.
+    pub(crate) fn tuned(&self, collected: &CollectedSlots, base: &Base) -> Slot {
+        let is_dense = base.origin.len() == self.num_layers;
+        let kind = match (self.settings.finetune.trains_weights(), is_dense) {
+            (true, false) => "tuned",
+            (true, true) => "dense-tuned",
+            (false, false) => "adapter",
+            (false, true) => "dense-adapter",
+        };
+        let recipe = json!({
+            "common": self.common(), "base": base.digest, "finetune": self.settings.finetune,
+            "training": lasting(&self.settings.training),
+            "state": collected.state.as_ref().map(|slot| &slot.digest),
+        });
+        self.store.slot(kind, &recipe)
+    }
+
+    fn finetuning(&self) -> FinetuneSettings<'_> {
+        FinetuneSettings { method: self.settings.finetune, training: &self.settings.training }
+    }
+}

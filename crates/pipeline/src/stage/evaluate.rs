@@ -1,0 +1,30 @@
+//! Evaluation of a model's folder.
+
+use std::path::Path;
+
+use ::finetune::{Evaluated, evaluate};
+
+use super::{StageContext, load_adapted, read_encoder};
+use crate::{EvaluationSettings, Event, Result};
+
+/// Evaluates a model folder, with an adapter on it if one is given, on data.
+///
+/// # Errors
+///
+/// If the model, the adapter or the data cannot be used.
+pub fn evaluate_model(
+    context: StageContext<'_>,
+    adapter: Option<&Path>,
+    settings: &EvaluationSettings,
+    observe: &mut dyn FnMut(Event),
+) -> Result<Evaluated> {
+    let mut rows = context.all_rows()?;
+    rows.truncate(settings.max_rows.unwrap_or(usize::MAX));
+    let encoder = read_encoder(context.model)?;
+    let loaded = load_adapted(context.model, adapter, context.compute)?;
+    observe(Event::Computing(context.compute.computing()?));
+    let total = rows.len();
+    Ok(evaluate(&loaded, &encoder, &rows, &settings.parse(), &mut |done| {
+        observe(Event::Rows { done, total });
+    })?)
+}

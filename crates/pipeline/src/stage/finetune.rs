@@ -1,0 +1,94 @@
+//! Fine-tuning, from a model's folder to an adapter or a checkpoint.
+
+use std::path::PathBuf;
+
+use ::finetune::{Continuation, TrainReport, Trainer, save_adapter, save_checkpoint};
+use checkpoint::{CheckpointError, ModelConfig, require_companions};
+
+use super::{StageContext, read_encoder};
+use crate::estimate::fit;
+use crate::log::{Log, LogTargets};
+use crate::{Event, FinetuneMethod, Result, Stage, TrainingSettings};
+
+/// How [`finetune_model`] trains.
+#[derive(Debug, Clone, Copy)]
+pub struct FinetuneSettings<'a> {
+    /// What trains.
+    pub method: FinetuneMethod,
+    /// How.
+    pub training: &'a TrainingSettings,
+}
+
+/// What [`finetune_model`] leaves.
+#[derive(Debug, Clone)]
+pub struct FinetuneTarget<'a> {
+    /// Folder for the adapter (LoRA) or the checkpoint (full).
+    pub target: PathBuf,
+    /// Folder for a checkpoint with the adapter merged in, if one is wanted.
+    pub merged: Option<PathBuf>,
+    /// Folder to keep the state of an unfinished training in.
+    pub saves: PathBuf,
+    /// What the training goes on from, if it does not begin.
+    pub from: Option<Continuation>,
+    /// Most bytes of tensors in one file.
+    pub shard_bytes: u64,
+    /// Where the steps are logged.
+    pub log: LogTargets<'a>,
+    /// The stage they are logged under.
+    pub stage: Stage,
+}
+
+/// Fine-tunes a model folder on data.
+///
+/// # Errors
+///
+/// If the model, the data or the settings cannot be used, training fails, or the disk refuses.
+pub fn finetune_model(
+    context: StageContext<'_>,
+    settings: FinetuneSettings<'_>,
+    target: &FinetuneTarget<'_>,
+    observe: &mut dyn FnMut(Event),
+) -> Result<TrainReport> {
+    let FinetuneSettings { method, training } = settings;
+    if let Some(taken) = [Some(&target.target), target.merged.as_ref()]
+        .into_iter()
+        .flatten()
+        .find(|path| path.exists())
+    {
+        return Err(CheckpointError::Exists { path: taken.clone() }.into());
+    }
+    let StageContext { model, compute, seed, .. } = context;
+    if target.merged.is_some() || method.trains_weights() {
+        require_companions(model)?;
+    }
+    let encoder = read_encoder(model)?;
+    let examples = encoder.examples(&context.rows()?.0, training.max_tokens)?;
+    let mut train_settings = training.parse(method, seed)?;
+    fit(&ModelConfig::read(model)?, &mut train_settings, compute, &examples.examples)?;
+    let loaded = context.load()?;
+    observe(Event::Computing(compute.computing()?));
+    observe(Event::Encoded(examples.counts));
+    let mut trainer = Trainer::new(loaded, train_settings, examples)?;
+    if let Some(from) = &target.from {
+        trainer.go_on(from)?;
+    }
+    let mut log = Log::new(target.log, target.stage);
+    let report = trainer.run(None, Some(&target.saves), &mut |metrics| {
+        log.add(metrics);
+        observe(Event::Step(*metrics));
+    })?;
+    log.finish()?;
+    let tuned = trainer.into_model();
+    if let Some(merged) = &target.merged {
+        save_checkpoint(&tuned, merged, target.shard_bytes)?;
+    }
+    if method.trains_weights() {
+        save_checkpoint(&tuned, &target.target, target.shard_bytes)?;
+    } else {
+        // The adapter may be moved, or loaded from elsewhere.
+        let base = std::path::absolute(model)?;
+        save_adapter(&tuned, &base.display().to_string(), &target.target)?;
+    }
+    Trainer::forget_saves(&target.saves)?;
+    Ok(report)
+}
