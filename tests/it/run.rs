@@ -296,3 +296,27 @@ fn a_processor_of_avx2_computes_in_f32() {
     // The run keeps the type it began with.
     desk.run(&format!("{arguments} --quiet"));
 }
+
+/// The settings of one run serve another; what is typed wins.
+#[test]
+fn a_run_takes_another_ones_settings() {
+    let desk = Desk::new();
+    desk.run(&format!("{} --finetune none", command("a").replace("--save-merged", "")));
+    desk.run("run --config a/run.toml --prune 1 --merge 0 --repair drop --out b");
+    let settings = |run: &str| -> toml::Table {
+        let text = fs_err::read_to_string(desk.at(run).join("run.toml")).unwrap();
+        let mut found: toml::Table = toml::from_str(&text).unwrap();
+        let Some(toml::Value::Table(settings)) = found.remove("settings") else { panic!("{text}") };
+        settings
+    };
+    let mut expected = settings("a");
+    for (key, value) in [("prune", "1".into()), ("merge", 0.into()), ("repair", "drop".into())] {
+        expected.insert(key.into(), value);
+    }
+    assert_eq!(settings("b"), expected);
+    let failure = desk.failure("run --config missing.toml --out c");
+    assert!(failure.contains("cannot use --config `missing.toml`"), "{failure}");
+    fs_err::write(desk.at("other.toml"), "format = \"x\"").unwrap();
+    let failure = desk.failure("run --config other.toml --out c");
+    assert!(failure.contains("other.toml: not a run's settings: missing field"), "{failure}");
+}

@@ -3,13 +3,14 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde_with::{DeserializeFromStr, SerializeDisplay};
 use tch::{Cuda, Device, Kind};
 
 use crate::bridge::load_cuda;
 use crate::{FinetuneError, Result, product_rates};
 
 /// The device asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, SerializeDisplay, DeserializeFromStr)]
 pub enum DeviceChoice {
     /// A GPU if one can be used, else the CPU.
     Auto,
@@ -106,7 +107,7 @@ pub enum ComputeType {
 }
 
 /// The type asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, SerializeDisplay, DeserializeFromStr)]
 pub enum ComputeChoice {
     /// What the device multiplies faster.
     Auto,

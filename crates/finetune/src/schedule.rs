@@ -1,9 +1,12 @@
 //! Learning rates over a run, as transformers' schedules give them.
 
+use std::fmt;
 use std::str::FromStr;
 
+use serde_with::{DeserializeFromStr, SerializeDisplay};
+
 /// How the learning rate falls after the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, SerializeDisplay, DeserializeFromStr)]
 pub enum Decay {
     /// It does not.
     Constant,
@@ -21,6 +24,12 @@ impl Decay {
             Self::Linear => "linear",
             Self::Cosine => "cosine",
         }
+    }
+}
+
+impl fmt::Display for Decay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

@@ -1,11 +1,15 @@
 //! Flags that several commands share, with their defaults.
 
+use std::path::PathBuf;
+use std::str::FromStr;
+
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use finetune::{ComputeChoice, Decay, DeviceChoice};
 use pipeline::{
     CollectSettings, ComputeSettings, EvaluationSettings, FinetuneMethod, HeldOut,
-    LinearMapSettings, TrainingSettings,
+    LinearMapSettings, LoraTargets, RunSettings, TrainingSettings,
 };
-use selection::{Criterion, Keep, PlanSettings, Refine, Repair};
+use selection::{Criterion, Keep, PlanSettings, Refine, Repair, Share};
 
 /// Where and in what type to compute.
 #[derive(Debug, clap::Args)]
@@ -13,12 +17,12 @@ use selection::{Criterion, Keep, PlanSettings, Refine, Repair};
 pub(crate) struct ComputeArgs {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
-    device: String,
+    device: DeviceChoice,
     /// Type of the matrix products; norms, losses and trained weights stay in f32
     ///
     /// auto: what this machine multiplies faster, measured in half a second
-    #[arg(long, default_value = "auto", value_parser = ["auto", "bf16", "f32"])]
-    dtype: String,
+    #[arg(long, default_value = "auto", value_parser = one_of::<ComputeChoice>(&["auto", "bf16", "f32"]))]
+    dtype: ComputeChoice,
     /// Memory to stay within, such as 8GB [default: what is free]
     #[arg(long, value_parser = size)]
     memory: Option<u64>,
@@ -67,6 +71,98 @@ pub(crate) struct RefiningArgs {
     /// Training rows held out to choose layers by, where that takes losses: a number, or a share (128 rows at most)
     #[arg(long, default_value = "10%")]
     pub(crate) choose: HeldOut,
+}
+
+/// What runs, comparisons and estimates have in common.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CellArgs {
+    /// Throw the collected steps away and fine-tune the pruned model from the start, as the paper's
+    /// authors do; always so unless LoRA trains all weights of all layers
+    #[arg(long)]
+    restart: bool,
+    /// Decides the rows' order and the initial adapters
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=u64::MAX - 100))]
+    pub(crate) seed: u64,
+    /// Most bytes of tensors in one file
+    #[arg(long, default_value = "5GB", value_parser = size)]
+    shard_size: u64,
+    /// Layers that are never pruned: guard (the first 12 % and the last), none, or counts such as first:4,last:1
+    #[arg(long, default_value = "guard", help_heading = "Choosing layers")]
+    keep: Keep,
+    #[command(flatten)]
+    pub(crate) reading: DataArgs,
+    #[command(flatten)]
+    refining: RefiningArgs,
+    #[command(flatten)]
+    maps: LinearMapArgs,
+    #[command(flatten)]
+    pub(crate) collecting: CollectingArgs,
+    #[command(flatten)]
+    pub(crate) training: TrainingArgs,
+    #[command(flatten)]
+    evaluation: EvaluationArgs,
+    #[command(flatten)]
+    compute: ComputeArgs,
+}
+
+/// What is trained on what; the rest of a run's settings is in [`CellArgs`].
+#[derive(Debug)]
+pub(crate) struct CellInputs {
+    pub(crate) model: String,
+    pub(crate) train: PathBuf,
+    pub(crate) eval: Option<PathBuf>,
+    pub(crate) prune: Share,
+    pub(crate) criterion: Criterion,
+    pub(crate) planning: PlanSettings,
+    pub(crate) finetune: FinetuneMethod,
+}
+
+impl CellArgs {
+    /// The settings of a run that compares nothing and leaves no more than it must.
+    pub(crate) fn settings(self, inputs: CellInputs) -> RunSettings {
+        let Self {
+            restart,
+            seed,
+            shard_size,
+            keep,
+            reading,
+            refining,
+            maps,
+            collecting,
+            training,
+            evaluation,
+            compute,
+        } = self;
+        let CellInputs { model, train, eval, prune, criterion, planning, finetune } = inputs;
+        let PlanSettings { repair, merge, density } = planning;
+        let max_tokens = training.max_tokens();
+        RunSettings {
+            model,
+            train,
+            eval,
+            ignore_fields: reading.ignore_fields,
+            prune,
+            keep,
+            criterion,
+            refine: refining.refine,
+            choose: refining.choose,
+            repair,
+            merge,
+            density,
+            finetune,
+            restart,
+            with_dense: false,
+            save_merged: false,
+            tensorboard: false,
+            seed,
+            shard_bytes: shard_size,
+            compute: compute.settings(),
+            collect: collecting.settings(max_tokens),
+            linear_map: maps.settings(),
+            training: training.settings(finetune),
+            evaluation: evaluation.settings(max_tokens),
+        }
+    }
 }
 
 /// What is done to the layers that stay.
@@ -151,12 +247,12 @@ impl CollectingArgs {
             max_tokens,
             learning_rate: collect_lr,
             warmup: 0.03,
-            decay: "linear".into(),
+            decay: Decay::Linear,
             weight_decay: 0.1,
             max_grad_norm: 1.0,
             lora_rank: collect_rank,
             lora_alpha: collect_alpha,
-            lora_targets: vec!["all".into()],
+            lora_targets: LoraTargets::all(),
             lora_layers: None,
             remat: false,
             save_every: None,
@@ -192,8 +288,8 @@ pub(crate) struct TrainingArgs {
     #[arg(long, default_value_t = 0.03, value_parser = share)]
     warmup: f64,
     /// How the learning rate falls
-    #[arg(long, default_value = "cosine", value_parser = ["constant", "linear", "cosine"])]
-    decay: String,
+    #[arg(long, default_value = "cosine", value_parser = one_of::<Decay>(&["constant", "linear", "cosine"]))]
+    decay: Decay,
     /// Weight decay
     #[arg(long, default_value_t = 0.0, value_parser = share)]
     weight_decay: f64,
@@ -207,8 +303,8 @@ pub(crate) struct TrainingArgs {
     #[arg(long, value_parser = scale)]
     alpha: Option<f64>,
     /// Weights that get adapters: `all`, or names such as `q_proj,v_proj`
-    #[arg(long, default_value = "all", value_delimiter = ',')]
-    targets: Vec<String>,
+    #[arg(long, default_value = "all", value_parser = targets)]
+    targets: LoraTargets,
     /// Layers that get adapters, counted from 0 [default: all]
     #[arg(long, value_delimiter = ',')]
     layers: Option<Vec<usize>>,
@@ -362,6 +458,19 @@ fn steps(text: &str) -> Result<Steps, String> {
         (_, Ok(most)) => Ok(Steps { most, auto: false }),
         (_, Err(error)) => Err(format!("{error}, or auto")),
     }
+}
+
+/// One of some names.
+fn one_of<T>(names: &'static [&'static str]) -> impl TypedValueParser<Value = T>
+where
+    T: FromStr<Err = String> + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(names).try_map(|text| text.parse::<T>())
+}
+
+/// Linear weights: `all`, or names between commas.
+fn targets(text: &str) -> Result<LoraTargets, String> {
+    text.split(',').map(ToOwned::to_owned).collect::<Vec<_>>().try_into()
 }
 
 /// The name of a criterion.

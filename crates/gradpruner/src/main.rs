@@ -5,6 +5,7 @@ mod arguments;
 mod card;
 mod commands;
 mod comparison;
+mod config;
 #[cfg(target_os = "linux")]
 mod cut_short;
 mod interrupt;
@@ -47,7 +48,11 @@ Each stage is a command of its own too: collect, score, plan, prune, finetune, e
 
 fn main() -> ExitCode {
     allocator::keep_pages();
-    let Cli { command, json, verbose, quiet } = Cli::parse();
+    let typed = match config::expanded(std::env::args_os().collect()) {
+        Ok(typed) => typed,
+        Err(error) => return report_error(&error),
+    };
+    let Cli { command, json, verbose, quiet } = Cli::parse_from(typed);
     let mut printer = Printer::new(json, verbose, quiet);
     #[cfg(target_os = "linux")]
     cut_short::report();

@@ -164,7 +164,7 @@ pub fn estimate(
     train: &Sample,
     eval: Option<&Sample>,
 ) -> Result<Estimate> {
-    let (device, compute) = settings.compute.parse()?;
+    let (device, compute) = (settings.compute.device, settings.compute.resolve()?);
     let on_cpu = device.is_cpu()?;
     // Of a large model, a part that says as much in a fraction of the time.
     let weight =
@@ -397,7 +397,7 @@ pub(crate) fn fit(
     compute: &ComputeSettings,
     examples: &[Example],
 ) -> Result<()> {
-    let (device, kind) = compute.parse()?;
+    let (device, kind) = (compute.device, compute.resolve()?);
     let Some(limit) = compute.memory.or_else(available_memory_bytes) else { return Ok(()) };
     if !device.is_cpu()? {
         return Ok(());
@@ -502,8 +502,10 @@ pub fn time_text(seconds: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use ::finetune::{ComputeChoice, Decay, DeviceChoice};
+
     use super::*;
-    use crate::TrainingSettings;
+    use crate::{LoraTargets, TrainingSettings};
 
     /// Settings, and rows whose activations outweigh the tiny model.
     fn training() -> (ModelConfig, TrainSettings, Vec<Example>) {
@@ -516,12 +518,12 @@ mod tests {
             max_tokens: 1 << 20,
             learning_rate: 1e-4,
             warmup: 0.0,
-            decay: "linear".into(),
+            decay: Decay::Linear,
             weight_decay: 0.0,
             max_grad_norm: 1.0,
             lora_rank: 4,
             lora_alpha: 8.0,
-            lora_targets: vec!["all".into()],
+            lora_targets: LoraTargets::all(),
             lora_layers: None,
             remat: false,
             save_every: None,
@@ -542,8 +544,8 @@ mod tests {
         assert!(again < plain);
         let fitted = |memory: u64| {
             let compute = ComputeSettings {
-                device: "cpu".into(),
-                dtype: "bf16".into(),
+                device: DeviceChoice::Cpu,
+                dtype: ComputeChoice::Fixed(ComputeType::BF16),
                 memory: Some(memory),
                 offload: false,
             };

@@ -4,13 +4,12 @@ use std::fmt;
 use std::str::FromStr;
 
 use dataset::{Row, Sampler};
-use serde::{Deserialize, Serialize};
+use serde_with::{DeserializeFromStr, SerializeDisplay};
 
 use crate::{PipelineError, Result};
 
 /// How many of the training rows are held out: a number, or a share such as `10%`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
+#[derive(Debug, Clone, Copy, PartialEq, SerializeDisplay, DeserializeFromStr)]
 pub enum HeldOut {
     /// So many rows.
     Rows(usize),
@@ -75,20 +74,6 @@ impl FromStr for HeldOut {
             Some(_) => Err(fail()),
             None => text.parse().map(Self::Rows).map_err(|_| fail()),
         }
-    }
-}
-
-impl From<HeldOut> for String {
-    fn from(share: HeldOut) -> Self {
-        share.to_string()
-    }
-}
-
-impl TryFrom<String> for HeldOut {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
     }
 }
 

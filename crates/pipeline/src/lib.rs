@@ -18,6 +18,7 @@ mod log;
 mod outputs;
 mod report;
 mod run;
+mod run_file;
 mod settings;
 mod stability;
 mod stage;
@@ -38,7 +39,7 @@ pub use report::write_report;
 pub use run::{Evaluations, RunOutcome, run};
 pub use settings::{
     CollectSettings, ComputeSettings, Computing, EvaluationSettings, FinetuneMethod,
-    LinearMapSettings, RunSettings, TrainingSettings,
+    LinearMapSettings, LoraTargets, RunSettings, TrainingSettings,
 };
 pub use stability::Stability;
 pub use stage::{

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ::finetune::EvalReport;
+use ::finetune::{ComputeChoice, EvalReport};
 use checkpoint::{
     Checkpoint, Staging, locate, read_json, remove_if_there, require_companions, sha256_file,
 };
@@ -15,7 +15,7 @@ use crate::data::{digest_data, read_data, rows_in_common};
 use crate::estimate::require_disk;
 use crate::lock::RunLock;
 use crate::log::LogTargets;
-use crate::settings::{Inputs, RunFile};
+use crate::run_file::{Inputs, RunFile};
 use crate::stage::{StageContext, read_encoder};
 use crate::store::{Slot, Store};
 use crate::table::{ComparisonRow, comparison, no_better_than_majority};
@@ -116,13 +116,14 @@ pub fn run(
 /// one, else by measuring.
 fn in_force(settings: &RunSettings, folder: &Path) -> Result<(RunSettings, Computing)> {
     let mut settings = settings.clone();
-    if settings.compute.dtype == "auto"
+    if settings.compute.dtype == ComputeChoice::Auto
         && let Some(dtype) = RunFile::dtype(&folder.join("run.toml"))
     {
         settings.compute.dtype = dtype;
     }
     let computing = settings.compute.computing()?;
-    settings.compute.dtype = computing.compute.to_string();
+    settings.compute.dtype = ComputeChoice::Fixed(computing.compute);
+    settings.collect = settings.collecting();
     Ok((settings, computing))
 }
 
@@ -181,7 +182,7 @@ impl Run {
             eval_sha256: settings.eval.as_deref().map(digest_data).transpose()?,
         };
         let digests = Digests { model: digest_model(&model)?, train: inputs.train_sha256.clone() };
-        settings.compute.parse()?; // A device that cannot be used leaves no folder.
+        settings.compute.resolve()?; // A device that cannot be used leaves no folder.
         fs_err::create_dir_all(folder)?;
         let lock = RunLock::take(folder)?;
         let (settings, computing) = in_force(settings, folder)?;

@@ -1,15 +1,16 @@
 //! Every setting of a run, as `run.toml` holds them.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use checkpoint::{Module, Staging};
+use checkpoint::Module;
 use finetune::{
     AdamWSettings, ComputeChoice, ComputeType, Decay, DeviceChoice, EvalSettings, LoraSettings,
     Method, ProductRates, Schedule, TrainSettings, num_threads, product_rates,
 };
 use selection::{Criterion, Keep, PlanSettings, Refine, Repair, Share};
 use serde::{Deserialize, Serialize};
+use serde_with::{DeserializeFromStr, SerializeDisplay};
 
 use crate::{Choice, HeldOut, PipelineError, Result};
 
@@ -74,7 +75,7 @@ impl RunSettings {
     /// all the weights that are scored.
     pub fn goes_on(&self) -> bool {
         let TrainingSettings { lora_targets, lora_layers, .. } = &self.training;
-        let everywhere = lora_targets.iter().any(|name| name == "all") && lora_layers.is_none();
+        let everywhere = lora_targets.is_all() && lora_layers.is_none();
         !self.restart && self.finetune == FinetuneMethod::Lora && everywhere
     }
 
@@ -106,8 +107,7 @@ impl RunSettings {
 }
 
 /// How the pruned model is fine-tuned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, SerializeDisplay, DeserializeFromStr)]
 pub enum FinetuneMethod {
     /// Adapters.
     Lora,
@@ -137,20 +137,6 @@ impl std::fmt::Display for FinetuneMethod {
     }
 }
 
-impl From<FinetuneMethod> for String {
-    fn from(method: FinetuneMethod) -> Self {
-        method.to_string()
-    }
-}
-
-impl TryFrom<String> for FinetuneMethod {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
 impl std::str::FromStr for FinetuneMethod {
     type Err = String;
 
@@ -171,10 +157,10 @@ impl std::str::FromStr for FinetuneMethod {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ComputeSettings {
-    /// `auto`, `cpu`, `cuda` or `cuda:1`.
-    pub device: String,
-    /// `auto`, `f32` or `bf16`.
-    pub dtype: String,
+    /// The device.
+    pub device: DeviceChoice,
+    /// The type of the products.
+    pub dtype: ComputeChoice,
     /// Bytes of memory to stay within; `None` for what is free.
     #[serde(default)]
     pub memory: Option<u64>,
@@ -184,33 +170,29 @@ pub struct ComputeSettings {
 }
 
 impl ComputeSettings {
-    /// What the texts mean; `auto` is what the device multiplies faster.
+    /// The type of the products that this comes to here; `auto` is what the device multiplies faster.
     ///
     /// # Errors
     ///
-    /// [`PipelineError::Settings`] if a text means nothing, or if the device cannot be used.
-    pub fn parse(&self) -> Result<(DeviceChoice, ComputeType)> {
-        let device = self.device.parse().map_err(PipelineError::Settings)?;
-        Ok((device, self.choice()?.resolve(device)?))
+    /// If the device cannot be used.
+    pub fn resolve(&self) -> Result<ComputeType> {
+        self.device.is_cpu()?;
+        Ok(self.dtype.resolve(self.device)?)
     }
 
     /// Where and in what type this comes to compute here, and why.
     ///
     /// # Errors
     ///
-    /// As [`ComputeSettings::parse`].
+    /// As [`ComputeSettings::resolve`].
     pub fn computing(&self) -> Result<Computing> {
-        let (device, compute) = self.parse()?;
-        let rates = match self.choice()? {
-            ComputeChoice::Auto => Some(product_rates(device)?),
+        let compute = self.resolve()?;
+        let rates = match self.dtype {
+            ComputeChoice::Auto => Some(product_rates(self.device)?),
             ComputeChoice::Fixed(_) => None,
         };
-        let device = if device.is_cpu()? { DeviceChoice::Cpu } else { device };
+        let device = if self.device.is_cpu()? { DeviceChoice::Cpu } else { self.device };
         Ok(Computing { device: device.to_string(), threads: num_threads(), compute, rates })
-    }
-
-    fn choice(&self) -> Result<ComputeChoice> {
-        self.dtype.parse().map_err(PipelineError::Settings)
     }
 }
 
@@ -261,12 +243,12 @@ pub struct TrainingSettings {
     pub max_tokens: usize,
     pub learning_rate: f64,
     pub warmup: f64,
-    pub decay: String,
+    pub decay: Decay,
     pub weight_decay: f64,
     pub max_grad_norm: f64,
     pub lora_rank: usize,
     pub lora_alpha: f64,
-    pub lora_targets: Vec<String>,
+    pub lora_targets: LoraTargets,
     pub lora_layers: Option<Vec<usize>>,
     pub remat: bool,
     pub save_every: Option<usize>,
@@ -277,17 +259,16 @@ impl TrainingSettings {
     ///
     /// # Errors
     ///
-    /// [`PipelineError::Settings`] if a text means nothing.
+    /// [`PipelineError::Settings`] if nothing trains.
     pub fn parse(&self, method: FinetuneMethod, seed: u64) -> Result<TrainSettings> {
         let method = match method {
             FinetuneMethod::Full => Method::Full,
             FinetuneMethod::HeadAndLast(count) => Method::HeadAndLast(count),
-            FinetuneMethod::Lora => Method::Lora(self.lora()?),
+            FinetuneMethod::Lora => Method::Lora(self.lora()),
             FinetuneMethod::None => {
                 return Err(PipelineError::Settings("`none` trains nothing".into()));
             }
         };
-        let decay: Decay = self.decay.parse().map_err(PipelineError::Settings)?;
         Ok(TrainSettings {
             method,
             epochs: self.epochs,
@@ -300,7 +281,7 @@ impl TrainingSettings {
                 epsilon: 1e-8,
                 weight_decay: self.weight_decay,
             },
-            schedule: Schedule { peak: self.learning_rate, warmup: self.warmup, decay },
+            schedule: Schedule { peak: self.learning_rate, warmup: self.warmup, decay: self.decay },
             max_grad_norm: self.max_grad_norm,
             seed,
             remat: self.remat,
@@ -308,20 +289,50 @@ impl TrainingSettings {
         })
     }
 
-    fn lora(&self) -> Result<LoraSettings> {
-        let targets: BTreeSet<Module> = match self.lora_targets.as_slice() {
-            [all] if all == "all" => BTreeSet::from(Module::ALL),
-            names => names
-                .iter()
-                .map(|name| name.parse().map_err(PipelineError::Settings))
-                .collect::<Result<_>>()?,
-        };
-        Ok(LoraSettings {
+    fn lora(&self) -> LoraSettings {
+        LoraSettings {
             rank: self.lora_rank,
             alpha: self.lora_alpha,
-            targets,
+            targets: self.lora_targets.0.clone(),
             layers: self.lora_layers.as_ref().map(|layers| layers.iter().copied().collect()),
-        })
+        }
+    }
+}
+
+/// The linear weights of a layer that get adapters; written `["all"]`, or by their names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "Vec<String>", try_from = "Vec<String>")]
+pub struct LoraTargets(pub BTreeSet<Module>);
+
+impl LoraTargets {
+    /// All of them.
+    pub fn all() -> Self {
+        Self(Module::ALL.into())
+    }
+
+    /// Whether it is all of them.
+    pub fn is_all(&self) -> bool {
+        self.0.len() == Module::ALL.len()
+    }
+}
+
+impl From<LoraTargets> for Vec<String> {
+    fn from(targets: LoraTargets) -> Self {
+        match targets.is_all() {
+            true => vec!["all".into()],
+            false => targets.0.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+impl TryFrom<Vec<String>> for LoraTargets {
+    type Error = String;
+
+    fn try_from(names: Vec<String>) -> Result<Self, String> {
+        match names.as_slice() {
+            [all] if all == "all" => Ok(Self::all()),
+            names => names.iter().map(|name| name.parse()).collect::<Result<_, _>>().map(Self),
+        }
     }
 }
 
@@ -343,87 +354,4 @@ impl EvaluationSettings {
         let Self { batch_tokens, max_tokens, max_rows: _, generate_rows, max_new_tokens } = *self;
         EvalSettings { batch_tokens, max_tokens, generate_rows, max_new_tokens }
     }
-}
-
-/// `run.toml`: the settings, and digests of what they were used on.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct RunFile {
-    format: String,
-    version: u64,
-    pub(crate) inputs: Inputs,
-    pub(crate) settings: RunSettings,
-}
-
-/// Digests of what a run reads, so that a changed file is noticed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[expect(clippy::struct_field_names, reason = "they are keys of run.toml")]
-pub(crate) struct Inputs {
-    pub(crate) model_config_sha256: String,
-    pub(crate) train_sha256: String,
-    pub(crate) eval_sha256: Option<String>,
-}
-
-impl RunFile {
-    pub(crate) fn new(settings: RunSettings, inputs: Inputs) -> Self {
-        Self { format: "gradpruner-run".into(), version: 1, inputs, settings }
-    }
-
-    /// The type of the products of the run that `path` describes, if there is one: what was chosen
-    /// once holds for all of a run.
-    pub(crate) fn dtype(path: &Path) -> Option<String> {
-        let found: toml::Table = toml::from_str(&fs_err::read_to_string(path).ok()?).ok()?;
-        Some(found.get("settings")?.get("compute")?.get("dtype")?.as_str()?.to_owned())
-    }
-
-    /// Writes `run.toml`, or checks that the one there says the same.
-    pub(crate) fn claim(&self, path: &Path) -> Result<()> {
-        let fail = |what: String| PipelineError::RunFile { path: path.to_owned(), what };
-        let text = toml::to_string(self).map_err(|error| fail(error.to_string()))?;
-        if !path.exists() {
-            let head =
-                "# Written by `gradpruner run`; the same command goes on where it stopped.\n\n";
-            return Ok(Staging::write(path, format!("{head}{text}").as_bytes())?);
-        }
-        let found: toml::Table = toml::from_str(&fs_err::read_to_string(path)?)
-            .map_err(|error| fail(error.message().to_owned()))?;
-        let expected: toml::Table =
-            toml::from_str(&text).map_err(|error| fail(error.message().to_owned()))?;
-        let differing = differences(&found, &expected, "");
-        if differing.is_empty() {
-            return Ok(());
-        }
-        Err(PipelineError::OtherRun { path: path.to_owned(), differing: differing.join(", ") })
-    }
-}
-
-/// What changes no result, and so may differ when a run goes on.
-const FREE: [&str; 4] = [
-    "settings.compute.memory",
-    "settings.compute.offload",
-    "settings.training.remat",
-    "settings.training.save_every",
-];
-
-/// The keys two tables disagree on.
-fn differences(found: &toml::Table, expected: &toml::Table, prefix: &str) -> Vec<String> {
-    let keys: BTreeSet<&String> = found.keys().chain(expected.keys()).collect();
-    let mut differing = Vec::new();
-    for key in keys {
-        let name = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-        match (found.get(key), expected.get(key)) {
-            (Some(toml::Value::Table(found)), Some(toml::Value::Table(expected))) => {
-                differing.extend(differences(found, expected, &name));
-            }
-            (found, expected) if found != expected && !FREE.contains(&name.as_str()) => {
-                let show = |value: Option<&toml::Value>| {
-                    value.map_or_else(|| "nothing".to_owned(), ToString::to_string)
-                };
-                differing.push(format!("{name} was {} and is {}", show(found), show(expected)));
-            }
-            _ => {}
-        }
-    }
-    differing
 }

@@ -4,14 +4,13 @@ use std::fmt;
 use std::str::FromStr;
 
 use evidence::{Evidence, Need};
-use serde::{Deserialize, Serialize};
+use serde_with::{DeserializeFromStr, SerializeDisplay};
 
 use crate::selectors::igia::Igia;
 use crate::{Keep, Request, Result, SELECTORS, Scores, Selection, SelectionError, Selector, Share};
 
 /// What makes a layer go: one of [`SELECTORS`], written by its name.
-#[derive(Clone, Copy, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
+#[derive(Clone, Copy, SerializeDisplay, DeserializeFromStr)]
 pub struct Criterion(&'static dyn Selector);
 
 impl Criterion {
@@ -91,6 +90,12 @@ impl Criterion {
     }
 }
 
+impl fmt::Display for Criterion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 impl fmt::Debug for Criterion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
@@ -113,19 +118,5 @@ impl FromStr for Criterion {
             let known: Vec<_> = Self::all().map(Self::name).collect();
             format!("`{text}` is not a criterion; use one of {}", known.join(", "))
         })
-    }
-}
-
-impl From<Criterion> for String {
-    fn from(criterion: Criterion) -> Self {
-        criterion.name().to_owned()
-    }
-}
-
-impl TryFrom<String> for Criterion {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
     }
 }

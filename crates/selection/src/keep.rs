@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde_with::{DeserializeFromStr, SerializeDisplay};
 
 use crate::{Result, SelectionError};
 
@@ -15,8 +15,7 @@ const FIRST_SHARE: f64 = 0.12;
 ///
 /// Early layers have small gradients and small scores, and nothing works without them; nor without the last
 /// layer, which the head was trained on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, SerializeDisplay, DeserializeFromStr)]
 pub enum Keep {
     /// The first `⌈0.12·L⌉` of `L` layers and the last, under every selector but `random`.
     Guard,
@@ -98,20 +97,6 @@ impl FromStr for Keep {
             }
         }
         Ok(Self::Ends { first: first.unwrap_or(0), last: last.unwrap_or(0) })
-    }
-}
-
-impl From<Keep> for String {
-    fn from(keep: Keep) -> Self {
-        keep.to_string()
-    }
-}
-
-impl TryFrom<String> for Keep {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
     }
 }
 

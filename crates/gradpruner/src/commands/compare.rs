@@ -4,13 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use checkpoint::Staging;
-use pipeline::{CompareSettings, FinetuneMethod, RunSettings, compare};
-use selection::{Criterion, Keep, Repair, Share};
+use pipeline::{CompareSettings, FinetuneMethod, compare};
+use selection::{Criterion, PlanSettings, Repair, Share};
 
-use crate::arguments::{
-    CollectingArgs, ComputeArgs, DataArgs, EvaluationArgs, LinearMapArgs, RefiningArgs,
-    TrainingArgs, criterion, duration, share, size,
-};
+use crate::arguments::{CellArgs, CellInputs, criterion, duration, share};
 use crate::comparison::{csv, html, markdown, terminal};
 use crate::interrupt;
 use crate::printer::{Outcome, Printer};
@@ -54,44 +51,20 @@ pub(crate) struct CompareArgs {
     /// How many seeds
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100))]
     seeds: u64,
-    /// The first seed
-    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=u64::MAX - 100))]
-    seed: u64,
     /// Time to stay within, such as 30m or 2h; cells left out are listed
     #[arg(long, value_parser = duration)]
     budget: Option<f64>,
-    /// Layers that are never pruned: guard (the first 12 % and the last), none, or counts such as first:4,last:1
-    #[arg(long, default_value = "guard")]
-    keep: Keep,
     /// For same-sign: how many of the pruned layers to merge into the layer before them
     #[arg(long, default_value_t = 1)]
     merge: usize,
     /// Share of a merged layer's elements that is merged
     #[arg(long, default_value_t = 0.2, value_parser = share)]
     density: f64,
-    /// Throw the collected steps away and fine-tune the pruned models from the start
-    #[arg(long)]
-    restart: bool,
     /// Folder for the comparison
     #[arg(long)]
     out: PathBuf,
-    /// Most bytes of tensors in one file
-    #[arg(long, default_value = "5GB", value_parser = size)]
-    shard_size: u64,
     #[command(flatten)]
-    reading: DataArgs,
-    #[command(flatten)]
-    refining: RefiningArgs,
-    #[command(flatten)]
-    maps: LinearMapArgs,
-    #[command(flatten)]
-    collecting: CollectingArgs,
-    #[command(flatten)]
-    training: TrainingArgs,
-    #[command(flatten)]
-    evaluation: EvaluationArgs,
-    #[command(flatten)]
-    compute: ComputeArgs,
+    cell: CellArgs,
 }
 
 pub(crate) fn run(args: CompareArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
@@ -105,54 +78,26 @@ pub(crate) fn run(args: CompareArgs, printer: &mut Printer) -> anyhow::Result<Ou
         repairs,
         finetune,
         seeds,
-        seed,
         budget,
-        keep,
         merge,
         density,
-        restart,
         out,
-        shard_size,
-        reading,
-        refining,
-        maps,
-        collecting,
-        training,
-        evaluation,
-        compute,
+        cell,
     } = args;
-    let max_tokens = training.max_tokens();
-    if collecting.is_auto() {
+    if cell.collecting.is_auto() {
         bail!("`--steps auto` follows one criterion's choice, and here are several; give a number");
     }
     let trained = without_repeats(finetune);
-    let first = trained.first().copied().unwrap_or(FinetuneMethod::Lora);
-    let base = RunSettings {
-        collect: collecting.settings(max_tokens),
-        linear_map: maps.settings(),
-        training: training.clone().settings(first),
-        evaluation: evaluation.settings(max_tokens),
-        compute: compute.settings(),
+    let training = cell.training.clone();
+    let base = cell.settings(CellInputs {
         model,
         train,
         eval: None,
-        ignore_fields: reading.ignore_fields,
         prune: prune.first().copied().unwrap_or(Share::Percent(0.0)),
-        keep,
         criterion: Criterion::IGIA,
-        refine: refining.refine,
-        choose: refining.choose,
-        repair: Repair::Drop,
-        merge,
-        density,
-        finetune: first,
-        restart,
-        with_dense: false,
-        save_merged: false,
-        tensorboard: false,
-        seed,
-        shard_bytes: shard_size,
-    };
+        planning: PlanSettings { repair: Repair::Drop, merge, density },
+        finetune: trained.first().copied().unwrap_or(FinetuneMethod::Lora),
+    });
     let settings = CompareSettings {
         base,
         evals: without_repeats(eval),

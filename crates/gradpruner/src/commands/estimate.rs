@@ -8,12 +8,9 @@ use pipeline::{
     Estimate, FinetuneMethod, RunSettings, Sample, bytes_text, estimate, read_data, read_encoder,
     time_text,
 };
-use selection::Share;
+use selection::{Criterion, Share};
 
-use crate::arguments::{
-    ChoosingArgs, CollectingArgs, ComputeArgs, DataArgs, EvaluationArgs, LinearMapArgs,
-    RefiningArgs, RepairArgs, TrainingArgs, positive,
-};
+use crate::arguments::{CellArgs, CellInputs, RepairArgs, criterion, positive};
 use crate::printer::Outcome;
 use crate::texts::needs_text;
 
@@ -43,9 +40,9 @@ pub(crate) struct EstimateArgs {
     /// What of the pruned model to fine-tune: lora, full, head+last:3 or none
     #[arg(long, visible_alias = "trainable", default_value = "lora")]
     finetune: FinetuneMethod,
-    /// Throw the collected steps away and fine-tune the pruned model from the start
-    #[arg(long)]
-    restart: bool,
+    /// What makes a layer go
+    #[arg(long, default_value = "igia", value_parser = criterion(), help_heading = "Choosing layers")]
+    criterion: Criterion,
     /// Fine-tune the dense model alike
     #[arg(long)]
     with_dense: bool,
@@ -53,23 +50,9 @@ pub(crate) struct EstimateArgs {
     #[arg(long)]
     save_merged: bool,
     #[command(flatten)]
-    reading: DataArgs,
-    #[command(flatten)]
-    choosing: ChoosingArgs,
-    #[command(flatten)]
-    refining: RefiningArgs,
-    #[command(flatten)]
     repairing: RepairArgs,
     #[command(flatten)]
-    maps: LinearMapArgs,
-    #[command(flatten)]
-    collecting: CollectingArgs,
-    #[command(flatten)]
-    training: TrainingArgs,
-    #[command(flatten)]
-    evaluation: EvaluationArgs,
-    #[command(flatten)]
-    compute: ComputeArgs,
+    cell: CellArgs,
 }
 
 pub(crate) fn run(args: EstimateArgs) -> anyhow::Result<Outcome> {
@@ -80,27 +63,19 @@ pub(crate) fn run(args: EstimateArgs) -> anyhow::Result<Outcome> {
         rows,
         prune,
         finetune,
-        restart,
+        criterion,
         with_dense,
         save_merged,
-        reading,
-        choosing,
-        refining,
         repairing,
-        maps,
-        collecting,
-        training,
-        evaluation,
-        compute,
+        cell,
     } = args;
     let context = || format!("cannot tell what a run of `{model}` would need");
-    let max_tokens = training.max_tokens();
-    let planning = repairing.settings();
+    let max_tokens = cell.training.max_tokens();
     let folder = locate_configuration(&model).with_context(context)?;
     let config = ModelConfig::read(&folder).with_context(context)?;
     let read = |path: &PathBuf| -> anyhow::Result<_> {
         Ok((
-            read_data(path, &reading.ignore_fields).with_context(context)?,
+            read_data(path, &cell.reading.ignore_fields).with_context(context)?,
             read_encoder(&folder).with_context(context)?,
         ))
     };
@@ -116,32 +91,16 @@ pub(crate) fn run(args: EstimateArgs) -> anyhow::Result<Outcome> {
         }
         None => None,
     };
-    let settings = RunSettings {
-        collect: collecting.settings(max_tokens),
-        linear_map: maps.settings(),
-        training: training.settings(finetune),
-        evaluation: evaluation.settings(max_tokens),
-        compute: compute.settings(),
+    let inputs = CellInputs {
         model: model.clone(),
         train: train.unwrap_or_default(),
         eval,
-        ignore_fields: reading.ignore_fields,
         prune,
-        keep: choosing.keep,
-        criterion: choosing.criterion,
-        refine: refining.refine,
-        choose: refining.choose,
-        repair: planning.repair,
-        merge: planning.merge,
-        density: planning.density,
+        criterion,
+        planning: repairing.settings(),
         finetune,
-        restart,
-        with_dense,
-        save_merged,
-        tensorboard: false,
-        seed: 0,
-        shard_bytes: u64::MAX,
     };
+    let settings = RunSettings { with_dense, save_merged, ..cell.settings(inputs) };
     let found =
         estimate(&settings, &config, &train_sample, eval_sample.as_ref()).with_context(context)?;
     Outcome::new(text(&found), &found)

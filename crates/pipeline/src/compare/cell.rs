@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ::finetune::{EvalReport, Evaluated};
+use ::finetune::{ComputeChoice, EvalReport, Evaluated};
 use checkpoint::{Checkpoint, Staging, locate, read_json, require_companions};
 use repair::Size;
 use selection::{Criterion, Plan, Repair, Share};
@@ -80,7 +80,7 @@ pub(super) struct CellRunner<'a> {
     num_layers: usize,
     digests: Digests,
     eval_digests: Vec<String>,
-    dtype: String,
+    dtype: ComputeChoice,
     /// What is held out to choose layers by; if for one cell then for all, so that all train on the same.
     held_out: Option<HeldOut>,
     _lock: RunLock,
@@ -124,7 +124,7 @@ impl<'a> CellRunner<'a> {
     /// The settings of one cell, the type of the products decided.
     fn of(&self, cell: &Cell) -> RunSettings {
         let mut settings = self.settings.of(cell);
-        settings.compute.dtype.clone_from(&self.dtype);
+        settings.compute.dtype = self.dtype;
         settings
     }
 
@@ -212,13 +212,14 @@ impl<'a> CellRunner<'a> {
 }
 
 /// The type of the products: the one the comparison began with, if it has.
-fn dtype_of(base: &RunSettings, noted: &Path) -> Result<String> {
-    if base.compute.dtype == "auto"
+fn dtype_of(base: &RunSettings, noted: &Path) -> Result<ComputeChoice> {
+    if base.compute.dtype == ComputeChoice::Auto
         && let Ok(text) = fs_err::read_to_string(noted)
+        && let Ok(dtype) = text.trim().parse()
     {
-        return Ok(text.trim().to_owned());
+        return Ok(dtype);
     }
-    let dtype = base.compute.computing()?.compute.to_string();
-    Staging::write(noted, dtype.as_bytes())?;
+    let dtype = ComputeChoice::Fixed(base.compute.resolve()?);
+    Staging::write(noted, dtype.to_string().as_bytes())?;
     Ok(dtype)
 }

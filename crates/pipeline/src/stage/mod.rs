@@ -125,7 +125,7 @@ pub fn load_adapted(
 }
 
 fn load(model: &Path, settings: &ComputeSettings) -> Result<Model> {
-    let (device, compute) = settings.parse()?;
+    let (device, compute) = (settings.device, settings.resolve()?);
     Ok(match settings.offload {
         // On the CPU the weights are read from the mapped file in either case.
         true if !device.is_cpu()? => Model::load_offloaded(model, device, compute)?,

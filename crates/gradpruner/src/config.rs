@@ -1,0 +1,242 @@
+//! `run --config FILE`: another run's settings as flags, before those that were typed.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use anyhow::Context;
+use pipeline::{EvaluationSettings, RunSettings, TrainingSettings};
+
+/// The command line with the settings of the run.toml that it names, if it names one, written out as flags. They stand
+/// before what was typed, and of a flag that stands there twice the later wins.
+pub(crate) fn expanded(typed: Vec<OsString>) -> anyhow::Result<Vec<OsString>> {
+    let Some(command) = typed.iter().position(|word| word == "run") else { return Ok(typed) };
+    let Some(path) = config_of(&typed[command..]) else { return Ok(typed) };
+    let settings = RunSettings::read(Path::new(&path))
+        .with_context(|| format!("cannot use --config `{}`", Path::new(&path).display()))?;
+    let (before, after) = typed.split_at(command + 1);
+    Ok(before.iter().cloned().chain(flags(&settings)).chain(after.iter().cloned()).collect())
+}
+
+/// What `--config` says.
+fn config_of(words: &[OsString]) -> Option<OsString> {
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        if word == "--config" {
+            return words.next().cloned();
+        }
+        if let Some(path) = word.to_str().and_then(|word| word.strip_prefix("--config=")) {
+            return Some(path.into());
+        }
+    }
+    None
+}
+
+/// Settings as the flags of `run` that give them.
+fn flags(settings: &RunSettings) -> Vec<OsString> {
+    let RunSettings {
+        model,
+        train,
+        eval,
+        ignore_fields,
+        prune,
+        keep,
+        criterion,
+        refine,
+        choose,
+        repair,
+        merge,
+        density,
+        finetune,
+        restart,
+        with_dense,
+        save_merged,
+        tensorboard,
+        seed,
+        shard_bytes,
+        compute,
+        collect,
+        linear_map,
+        training,
+        evaluation,
+    } = settings;
+    let mut flags = Flags::default();
+    flags.set("model", model);
+    flags.set_os("train", train);
+    if let Some(eval) = eval {
+        flags.set_os("eval", eval);
+    }
+    if !ignore_fields.is_empty() {
+        flags.set("ignore-fields", ignore_fields.join(","));
+    }
+    flags.set("prune", prune);
+    flags.set("keep", keep);
+    flags.set("criterion", criterion);
+    flags.set("refine", refine);
+    flags.set("choose", choose);
+    flags.set("repair", repair);
+    flags.set("merge", merge);
+    flags.set("density", density);
+    flags.set("finetune", finetune);
+    flags.switch("restart", *restart);
+    flags.switch("with-dense", *with_dense);
+    flags.switch("save-merged", *save_merged);
+    flags.switch("tensorboard", *tensorboard);
+    flags.set("seed", seed);
+    flags.set("shard-size", shard_bytes);
+    flags.set("device", compute.device);
+    flags.set("dtype", compute.dtype);
+    flags.set_some("memory", compute.memory);
+    flags.switch("offload", compute.offload);
+    match collect.auto {
+        true => flags.set("steps", "auto"),
+        false => flags.set("steps", collect.steps),
+    }
+    if *restart {
+        flags.set("collect-batch", collect.training.batch_rows);
+        flags.set("collect-lr", collect.training.learning_rate);
+        flags.set("collect-rank", collect.training.lora_rank);
+        flags.set("collect-alpha", collect.training.lora_alpha);
+    }
+    flags.set("map-tokens", linear_map.tokens);
+    flags.set("map-ridge", linear_map.ridge);
+    flags.training(training);
+    flags.evaluation(evaluation);
+    flags.0
+}
+
+/// Words of a command line.
+#[derive(Default)]
+struct Flags(Vec<OsString>);
+
+impl Flags {
+    fn set(&mut self, name: &str, value: impl ToString) {
+        self.0.extend([format!("--{name}={}", value.to_string()).into()]);
+    }
+
+    fn set_os(&mut self, name: &str, value: &Path) {
+        let mut word = OsString::from(format!("--{name}="));
+        word.push(value);
+        self.0.push(word);
+    }
+
+    fn set_some(&mut self, name: &str, value: Option<impl ToString>) {
+        if let Some(value) = value {
+            self.set(name, value);
+        }
+    }
+
+    fn switch(&mut self, name: &str, on: bool) {
+        if on {
+            self.0.push(format!("--{name}").into());
+        }
+    }
+
+    fn training(&mut self, settings: &TrainingSettings) {
+        let TrainingSettings {
+            epochs,
+            max_steps,
+            batch_rows,
+            accumulate,
+            max_tokens,
+            learning_rate,
+            warmup,
+            decay,
+            weight_decay,
+            max_grad_norm,
+            lora_rank,
+            lora_alpha,
+            lora_targets,
+            lora_layers,
+            remat,
+            save_every,
+        } = settings;
+        self.set("epochs", epochs);
+        self.set_some("max-steps", *max_steps);
+        self.set("batch", batch_rows);
+        self.set("accumulate", accumulate);
+        self.set("max-length", max_tokens);
+        self.set("lr", learning_rate);
+        self.set("warmup", warmup);
+        self.set("decay", decay);
+        self.set("weight-decay", weight_decay);
+        self.set("max-grad-norm", max_grad_norm);
+        self.set("rank", lora_rank);
+        self.set("alpha", lora_alpha);
+        self.set("targets", Vec::<String>::from(lora_targets.clone()).join(","));
+        if let Some(layers) = lora_layers {
+            let layers: Vec<_> = layers.iter().map(usize::to_string).collect();
+            self.set("layers", layers.join(","));
+        }
+        self.switch("remat", *remat);
+        self.set_some("save-every", *save_every);
+    }
+
+    fn evaluation(&mut self, settings: &EvaluationSettings) {
+        // The longest row is that of the training.
+        let EvaluationSettings {
+            batch_tokens,
+            max_tokens: _,
+            max_rows,
+            generate_rows,
+            max_new_tokens,
+        } = settings;
+        self.set("eval-batch-tokens", batch_tokens);
+        self.set_some("eval-rows", *max_rows);
+        self.set("generate-rows", generate_rows);
+        self.set("max-new-tokens", max_new_tokens);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::Cli;
+    use crate::commands::Command;
+
+    fn parsed(words: Vec<OsString>) -> RunSettings {
+        match Cli::try_parse_from(words).unwrap().command {
+            Command::Run(args) => args.settings().0,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn words(text: &str) -> Vec<OsString> {
+        text.split_whitespace().map(Into::into).collect()
+    }
+
+    /// No flag is at its default in one of the two, and the flags that settings give are those settings.
+    #[test]
+    fn settings_survive_the_way_through_flags() {
+        for typed in [
+            "gradpruner run --model m --train t.jsonl --prune 3 --out o",
+            "gradpruner run --model m --train t.jsonl --eval e.jsonl --ignore-fields a,b --prune 40% --keep first:1 \
+             --criterion greedy --refine swap --choose 5% --repair same-sign --merge 2 --density 0.3 --finetune full \
+             --restart --with-dense --save-merged --tensorboard --seed 7 --shard-size 1GB --device cpu --dtype bf16 \
+             --memory 8GB --offload --steps 12 --collect-batch 2 --collect-lr 1e-3 --collect-rank 3 --collect-alpha 5 \
+             --map-tokens 100 --map-ridge 0.5 --epochs 1.5 --max-steps 9 --batch 3 --accumulate 2 --max-length 99 \
+             --lr 1e-5 --warmup 0.2 --decay linear --weight-decay 0.1 --max-grad-norm 2 --rank 5 --alpha 3 \
+             --targets q_proj,v_proj --layers 1,2 --remat --save-every 4 --eval-batch-tokens 77 --eval-rows 8 \
+             --generate-rows 2 --max-new-tokens 6 --out o",
+        ] {
+            let settings = parsed(words(typed));
+            let head = words("gradpruner run").into_iter();
+            let again = head.chain(flags(&settings)).chain(words("--out o")).collect();
+            assert_eq!(parsed(again), settings);
+        }
+    }
+
+    #[test]
+    fn typed_flags_win() {
+        let settings =
+            parsed(words("gradpruner run --model m --train t --prune 3 --lr 0.5 --out o"));
+        let head = words("gradpruner run").into_iter();
+        let again = head.chain(flags(&settings)).chain(words("--lr 0.25 --prune 4 --out p"));
+        let again = parsed(again.collect());
+        assert_eq!((again.training.learning_rate, again.prune.to_string()), (0.25, "4".into()));
+        assert_eq!(config_of(&words("run --config=x")), Some("x".into()));
+        assert_eq!(config_of(&words("run --out y --config x")), Some("x".into()));
+        assert_eq!(config_of(&words("run --out y")), None);
+    }
+}
