@@ -13,7 +13,7 @@ fn command(out: &str) -> String {
     )
 }
 
-/// Every file of a finished run but those that hold times.
+/// Every file of a finished run but those that hold times or the command.
 fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     let mut waiting = vec![folder.to_owned()];
@@ -23,7 +23,8 @@ fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
             let name = path.strip_prefix(folder).unwrap().to_string_lossy().into_owned();
             if path.is_dir() && name != "stages" {
                 waiting.push(path);
-            } else if !path.is_dir() && !["eval.json", "metrics.jsonl", "report.html", ".lock"].contains(&name.as_str())
+            } else if !path.is_dir()
+                && !["eval.json", "metrics.jsonl", "report.html", "command.txt", ".lock"].contains(&name.as_str())
                 // PEFT's configuration names the base model by its path.
                 && !name.ends_with("adapter_config.json")
             {
@@ -57,11 +58,26 @@ fn a_run_leaves_what_it_promises() {
     ] {
         assert!(desk.at("r").join(name).exists(), "{name}");
     }
-    let card = fs_err::read_to_string(desk.at("r/merged/README.md")).unwrap();
-    assert!(
-        card.contains("# model, 4 of 6 layers") && card.contains("pruned, fine-tuned"),
-        "{card}"
-    );
+    let read = |name: &str| fs_err::read_to_string(desk.at(name)).unwrap();
+    let digest = testkit::json(&desk.at("r/record/manifest.json"))["data"]["sha256"].clone();
+    for (name, loading) in [
+        ("merged", "AutoModelForCausalLM.from_pretrained(\"merged\")"),
+        ("pruned", "AutoModelForCausalLM.from_pretrained(\"pruned\")"),
+        ("adapter", "PeftModel.from_pretrained(pruned, \"adapter\")"),
+    ] {
+        let card = read(&format!("r/{name}/README.md"));
+        for part in [
+            "# model, 4 of 6 layers",
+            "from `model`: layers ",
+            "chosen by `igia`; layers ",
+            "| pruned, fine-tuned |",
+            "On `test.jsonl`.",
+            digest.as_str().unwrap(),
+            loading,
+        ] {
+            assert!(card.contains(part), "{name} lacks {part}: {card}");
+        }
+    }
     let names: Vec<_> =
         outcome["comparison"].as_array().unwrap().iter().map(|row| &row["name"]).collect();
     assert_eq!(
@@ -95,10 +111,30 @@ fn a_run_leaves_what_it_promises() {
     assert_eq!(by_stage("anew"), [vec![1, 2, 3], six.clone(), six]);
     assert!(adapter("anew/dense-adapter") == adapter("alone"));
     assert!(adapter("anew/adapter") != adapter("r/adapter"));
-    let report = fs_err::read_to_string(desk.at("r/report.html")).unwrap();
+    let report = read("r/report.html");
     assert!(
         report.contains("majority class") && report.contains("<svg") && !report.contains("http")
     );
+    for part in [
+        "<title>r</title>",
+        "first steps, before pruning",
+        "dense, evaluation loss",
+        "<h3>Learning rate</h3>",
+        "<h3>Gradient norm</h3>",
+        "<h2>Answers to the first rows</h2>",
+        "Repair: <code>same-sign</code>",
+        "<details><summary>Settings</summary>",
+        " of memory</td>",
+    ] {
+        assert!(report.contains(part), "{part}");
+    }
+    // The table of the card is that of the report, but for speeds.
+    let cells = |line: &str| line.split(" | ").map(str::to_owned).collect::<Vec<_>>();
+    let card = read("r/merged/README.md");
+    let tuned = card.lines().find(|line| line.starts_with("| pruned, fine-tuned")).unwrap();
+    for cell in &cells(tuned)[1..] {
+        assert!(report.contains(&format!("<td>{}</td>", cell.trim_end_matches(" |"))), "{cell}");
+    }
 
     // Again: nothing is left to do, and the result is the same.
     let before = contents(&desk.at("r"));
@@ -116,6 +152,13 @@ fn a_run_leaves_what_it_promises() {
     );
     fs_err::write(&plan, old).unwrap();
     desk.run(&command("r"));
+
+    // The command is kept once, and with what may differ when a run goes on.
+    let command_kept = format!("gradpruner {} --json\n", command("r"));
+    assert_eq!(read("r/command.txt"), command_kept);
+    desk.run(&format!("{} --remat", command("r")));
+    let other = format!("gradpruner {} --remat\n", command("r"));
+    assert_eq!(read("r/command.txt"), format!("{command_kept}{other}"));
 
     // Rows that were trained on are told.
     let leaky = desk.output(&command("s").replace("--eval test.jsonl", "--eval train.jsonl"));

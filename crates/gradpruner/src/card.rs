@@ -3,71 +3,134 @@
 use std::path::Path;
 
 use checkpoint::{Staging, locate};
-use pipeline::{FinetuneMethod, RunOutcome, RunSettings, digest_data, table_text};
-use selection::{Plan, Repair};
+use pipeline::{RunOutcome, RunSettings, digest_data};
+use selection::Repair;
+
+use crate::models::{ModelRow, model_table};
+use crate::units::layers_text;
+
+/// A folder of a run that holds weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// The pruned checkpoint.
+    Pruned,
+    /// The pruned checkpoint with all or some weights fine-tuned.
+    Tuned,
+    /// The pruned checkpoint with the adapter merged in.
+    Merged,
+    /// The adapter, which belongs on the pruned checkpoint.
+    Adapter,
+}
+
+impl Kind {
+    const ALL: [Self; 4] = [Self::Pruned, Self::Tuned, Self::Merged, Self::Adapter];
+
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Pruned => "pruned",
+            Self::Tuned => "tuned",
+            Self::Merged => "merged",
+            Self::Adapter => "adapter",
+        }
+    }
+
+    fn library(self) -> &'static str {
+        match self {
+            Self::Adapter => "peft",
+            Self::Pruned | Self::Tuned | Self::Merged => "transformers",
+        }
+    }
+
+    /// How it is loaded, in Python.
+    fn loading(self) -> String {
+        let folder = self.folder();
+        match self {
+            Self::Adapter => "from peft import PeftModel\n\
+                 from transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
+                 pruned = AutoModelForCausalLM.from_pretrained(\"pruned\")\n\
+                 model = PeftModel.from_pretrained(pruned, \"adapter\")\n\
+                 tokenizer = AutoTokenizer.from_pretrained(\"pruned\")"
+                .into(),
+            Self::Pruned | Self::Tuned | Self::Merged => format!(
+                "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
+                 model = AutoModelForCausalLM.from_pretrained(\"{folder}\")\n\
+                 tokenizer = AutoTokenizer.from_pretrained(\"{folder}\")"
+            ),
+        }
+    }
+}
 
 /// Writes a card into each folder of a run that holds weights.
-pub(crate) fn write(settings: &RunSettings, found: &RunOutcome) -> anyhow::Result<()> {
-    let digest = digest_data(&settings.train)?;
-    for (name, library, load) in [
-        ("pruned", "transformers", "AutoModelForCausalLM.from_pretrained(\"THIS FOLDER\")"),
-        ("merged", "transformers", "AutoModelForCausalLM.from_pretrained(\"THIS FOLDER\")"),
-        ("tuned", "transformers", "AutoModelForCausalLM.from_pretrained(\"THIS FOLDER\")"),
-        (
-            "adapter",
-            "peft",
-            "PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(\"../pruned\"), \"THIS FOLDER\")",
-        ),
-    ] {
-        let folder = found.run.join(name);
+pub(crate) fn write(found: &RunOutcome, rows: &[ModelRow]) -> anyhow::Result<()> {
+    let digest = digest_data(&found.settings.train)?;
+    for kind in Kind::ALL {
+        let folder = found.run.join(kind.folder());
         if folder.is_dir() {
-            let tuned = match (name, settings.finetune) {
-                ("pruned", FinetuneMethod::None) => "Not fine-tuned.".to_owned(),
-                ("pruned", _) => "Not fine-tuned yet: see the folders beside this one.".to_owned(),
-                _ => format!(
-                    "Fine-tuned by {} on `{}` (SHA-256 `{digest}`), seed {}.",
-                    settings.finetune,
-                    name_of(&settings.train.display().to_string()),
-                    settings.seed
-                ),
-            };
-            let text = card(settings, found, &tuned, (library, load));
+            let text = card(kind, found, rows, &digest);
             Staging::write(&folder.join("README.md"), text.as_bytes())?;
         }
     }
     Ok(())
 }
 
-fn card(
-    settings: &RunSettings,
-    found: &RunOutcome,
-    tuned: &str,
-    (library, load): (&str, &str),
-) -> String {
-    let RunOutcome { plan, comparison, .. } = found;
-    let kept = plan.num_layers - plan.pruned.len();
+fn card(kind: Kind, found: &RunOutcome, rows: &[ModelRow], digest: &str) -> String {
+    let RunOutcome { plan, settings, .. } = found;
     // Speeds are the machine's, not the model's.
-    let mut rows = comparison.clone();
+    let mut rows = rows.to_vec();
     for row in &mut rows {
         row.tokens_per_second = None;
     }
-    let model = name_of(&settings.model);
+    let evaluated = settings.eval.as_deref().map_or_else(String::new, |data| {
+        format!("\n\nOn `{}`.", name_of(&data.display().to_string()))
+    });
     format!(
         "---\n{base_line}{license}library_name: {library}\ntags:\n- gradpruner\n- pruned\n---\n\n\
-         # {model}, {kept} of {all} layers\n\n\
-         Made by gradpruner {version} from `{base}`: layers {pruned:?} removed, chosen by `{criterion}`; {repair}. {tuned}\n\n\
-         ```text\n{table}\n```\n\n\
-         ```python\n{load}\n```\n",
-        base = settings.model,
+         # {model}, {kept} of {all} layers{what}\n\n\
+         Made by gradpruner {version} from `{base}`: layers {pruned} (counted from 0) are removed, chosen by \
+         `{criterion}`; {repair}.\n\n{data}\n\n\
+         {table}{evaluated}\n\n\
+         ```python\n{loading}\n```\n",
+        base = match Path::new(&settings.model).exists() {
+            true => name_of(&settings.model),
+            false => settings.model.clone(),
+        },
         base_line = base_line(settings),
         license = license(settings),
+        library = kind.library(),
+        model = name_of(&settings.model),
+        kept = plan.num_layers - plan.pruned.len(),
         all = plan.num_layers,
+        what = if kind == Kind::Adapter { ": LoRA adapter" } else { "" },
         version = env!("CARGO_PKG_VERSION"),
-        pruned = plan.pruned,
+        pruned = layers_text(&plan.pruned),
         criterion = settings.criterion.name(),
-        repair = repair_text(plan),
-        table = table_text(&rows),
+        repair = repair_text(found),
+        data = data_text(kind, settings, digest),
+        table = model_table(&rows).markdown(),
+        loading = kind.loading(),
     )
+}
+
+/// What the rows were used for.
+fn data_text(kind: Kind, settings: &RunSettings, digest: &str) -> String {
+    let train = name_of(&settings.train.display().to_string());
+    let data = format!("`{train}` (SHA-256 `{digest}`), seed {}", settings.seed);
+    let how = settings.finetune;
+    match kind {
+        Kind::Pruned => format!(
+            "The layers were chosen on {data}. Not fine-tuned: the folders beside this one, if any, are."
+        ),
+        Kind::Tuned => format!("Chosen and fine-tuned ({how}) on {data}."),
+        Kind::Merged => {
+            format!(
+                "Chosen and fine-tuned ({how}) on {data}; the adapter is merged into the weights."
+            )
+        }
+        Kind::Adapter => format!(
+            "Chosen and fine-tuned ({how}) on {data}. The adapter belongs on the pruned checkpoint in the folder \
+             `pruned` beside this one, not on the base model."
+        ),
+    }
 }
 
 /// The line that names the base model, if it is one of the hub: a path means nothing elsewhere.
@@ -88,15 +151,17 @@ fn license(settings: &RunSettings) -> String {
         .map_or_else(String::new, |line| format!("{line}\n"))
 }
 
-fn repair_text(plan: &Plan) -> String {
+fn repair_text(found: &RunOutcome) -> String {
+    let plan = &found.plan;
     match plan.repair() {
-        Repair::Drop => "the others are as they were before fine-tuning".into(),
+        Repair::Drop => "the remaining weights were left as they were before fine-tuning".into(),
         Repair::LinearMap => {
-            "a linear map in the place of each run of them is folded into the layer before it"
+            "a linear map in place of each run of removed layers is folded into the layer before it"
                 .into()
         }
         Repair::SameSign => {
-            format!("layers {:?} merged into the layers before them", plan.donors())
+            let donors: Vec<usize> = plan.donors().into_iter().collect();
+            format!("layers {} are merged into the layers before them", layers_text(&donors))
         }
     }
 }

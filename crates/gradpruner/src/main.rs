@@ -3,14 +3,22 @@
 mod allocator;
 mod arguments;
 mod card;
+mod command_line;
 mod commands;
 mod comparison;
 mod config;
 #[cfg(target_os = "linux")]
 mod cut_short;
 mod interrupt;
+mod machine;
+mod models;
+mod page;
 mod printer;
+mod report;
+mod stages;
+mod table;
 mod texts;
+mod units;
 
 use std::process::ExitCode;
 

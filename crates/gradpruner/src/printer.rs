@@ -14,7 +14,9 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::allocator;
 use crate::comparison::cell_text;
+use crate::stages::{done_text, figures_text, stage_text};
 use crate::texts::{computing_text, fitted_text, needs_text, rows_text};
+use crate::units::elapsed_text;
 
 /// A command's result, for people and for programs.
 #[derive(Debug)]
@@ -147,15 +149,15 @@ impl Printer {
                 self.last_line = Instant::now();
             }
             Event::Found(_) | Event::Done(..) if self.comparing => clear(),
-            Event::Found(stage) => self.note(&format!("  {stage}: there already")),
-            Event::Done(stage, text) => {
+            Event::Found(stage) => self.note(&format!("  {}: there already", stage_text(stage))),
+            Event::Done(stage, came_to) => {
                 clear();
                 let seconds = self.stage.map(|(_, started)| started.elapsed().as_secs());
                 let time = match seconds {
-                    Some(seconds) if seconds > 0 => format!(" [{}]", time_text(seconds)),
+                    Some(seconds) if seconds > 0 => format!(" [{}]", elapsed_text(seconds)),
                     _ => String::new(),
                 };
-                self.note(&format!("✓ {stage}: {text}{time}"));
+                self.note(&format!("✓ {}: {}{time}", stage_text(stage), done_text(&came_to)));
             }
             Event::Encoded(counts) => self.rows(counts),
             Event::Fitted(run) => self.note(&format!("  {}", fitted_text(&run))),
@@ -176,13 +178,8 @@ impl Printer {
             Event::CellDone(result) => {
                 clear();
                 for on in &result.evaluations {
-                    let acc = on
-                        .after
-                        .acc
-                        .map_or_else(String::new, |acc| format!("accuracy {:.1} %, ", 100.0 * acc));
-                    let perplexity =
-                        on.after.perplexity.map_or("not finite".into(), |x| format!("{x:.4}"));
-                    self.note(&format!("  ✓ {}: {acc}perplexity {perplexity}", on.data));
+                    let figures = figures_text(on.after.acc, on.after.perplexity);
+                    self.note(&format!("  ✓ {}: {figures}", on.data));
                 }
             }
             Event::Rows { done, total } => self.progress(done, total, "row", ""),
@@ -206,7 +203,8 @@ impl Printer {
     }
 
     fn progress(&mut self, done: usize, total: usize, unit: &str, text: &str) {
-        let stage = self.stage.map_or_else(String::new, |(stage, _)| format!("{stage}: "));
+        let stage =
+            self.stage.map_or_else(String::new, |(stage, _)| format!("{}: ", stage_text(stage)));
         if self.screen {
             let mut bar = lock();
             let bar = bar.get_or_insert_with(|| new_bar(total));
@@ -259,14 +257,6 @@ fn new_bar(total: usize) -> ProgressBar {
         bar.set_style(style.progress_chars("█▌ "));
     }
     bar
-}
-
-fn time_text(seconds: u64) -> String {
-    if seconds < 60 {
-        format!("{seconds} s")
-    } else {
-        format!("{} min {:02} s", seconds / 60, seconds % 60)
-    }
 }
 
 /// Standard error, above the bar.

@@ -1,8 +1,10 @@
 //! Sentences about what a run computes, needs and reads, which several commands print.
 
 use dataset::RowCounts;
-use pipeline::{Computing, Estimate, bytes_text, time_text};
+use pipeline::{Computing, Estimate};
 use repair::FittedRun;
+
+use crate::units::{bytes_text, time_text};
 
 /// Seconds of a day.
 const DAY: f64 = 86_400.0;
@@ -35,15 +37,21 @@ pub(crate) fn gigaflops(rate: f64) -> String {
     if rate < 10.0 { format!("{rate:.1}") } else { format!("{rate:.0}") }
 }
 
-/// A run of pruned layers and the map in its place, in one line.
-pub(crate) fn fitted_text(run: &FittedRun) -> String {
-    let FittedRun { receiver, first, last, error_before, error_after } = run;
-    let layers = match first == last {
+/// A run of pruned layers.
+pub(crate) fn run_text(run: &FittedRun) -> String {
+    let FittedRun { first, last, .. } = run;
+    match first == last {
         true => format!("layer {first}"),
         false => format!("layers {first}–{last}"),
-    };
+    }
+}
+
+/// A run of pruned layers and the map in its place, in one line.
+pub(crate) fn fitted_text(run: &FittedRun) -> String {
+    let FittedRun { receiver, error_before, error_after, .. } = run;
     format!(
-        "{layers} as a map in layer {receiver}: relative error {error_before:.3} → {error_after:.3}"
+        "{} as a map in layer {receiver}: relative error {error_before:.3} → {error_after:.3}",
+        run_text(run)
     )
 }
 

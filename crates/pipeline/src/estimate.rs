@@ -483,20 +483,11 @@ pub(crate) fn require_disk(folder: &Path, needed: u64) -> Result<()> {
     }
 }
 
-/// Bytes for people, `1.3 GB`.
-pub fn bytes_text(bytes: u64) -> String {
+/// Bytes as errors and warnings give them, `1.3 GB`.
+fn bytes_text(bytes: u64) -> String {
     match bytes {
         1_000_000_000.. => format!("{:.1} GB", bytes as f64 / 1e9),
         _ => format!("{:.0} MB", bytes as f64 / 1e6),
-    }
-}
-
-/// A span of time for people, roughly.
-pub fn time_text(seconds: f64) -> String {
-    match seconds {
-        ..90.0 => format!("{seconds:.0} s"),
-        ..5400.0 => format!("{:.0} min", seconds / 60.0),
-        _ => format!("{:.1} h", seconds / 3600.0),
     }
 }
 
@@ -564,14 +555,5 @@ mod tests {
         assert!(refused.to_string().contains("--batch 1 --accumulate 8 --max-length"), "{refused}");
         let refused = fitted(1).unwrap_err().to_string();
         assert!(refused.contains("a smaller model"), "{refused}");
-    }
-
-    #[test]
-    fn sizes_and_times_for_people() {
-        assert_eq!(
-            (bytes_text(1_250_000_000), bytes_text(71_000_000)),
-            ("1.2 GB".into(), "71 MB".into())
-        );
-        assert_eq!([30.0, 600.0, 7200.0].map(time_text), ["30 s", "10 min", "2.0 h"]);
     }
 }

@@ -1,13 +1,12 @@
 //! What a run tells whoever watches it.
 
-use std::fmt;
-
 use dataset::RowCounts;
-use finetune::StepMetrics;
-use repair::FittedRun;
+use finetune::{EvalReport, StepMetrics, TrainReport};
+use repair::{FittedRun, Size};
+use selection::{Criterion, Plan, Selection};
 use serde::{Deserialize, Serialize};
 
-use crate::{Cell, CellResult, Computing, Estimate};
+use crate::{Cell, CellResult, Computing, Estimate, Stability};
 
 /// A part of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,28 +26,45 @@ pub enum Stage {
     EvaluatePruned,
     EvaluateTuned,
     EvaluateDenseTuned,
-    Report,
 }
 
-impl fmt::Display for Stage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Convert => "convert",
-            Self::Collect => "collect gradients",
-            Self::Score => "score layers",
-            Self::Plan => "plan",
-            Self::Fit => "fit linear maps",
-            Self::Prune => "prune and repair",
-            Self::Finetune => "fine-tune",
-            Self::DenseFinetune => "fine-tune dense",
-            Self::Evaluate => "evaluate",
-            Self::EvaluateDense => "evaluate dense",
-            Self::EvaluatePruned => "evaluate pruned",
-            Self::EvaluateTuned => "evaluate pruned, tuned",
-            Self::EvaluateDenseTuned => "evaluate dense, tuned",
-            Self::Report => "report",
-        })
-    }
+/// What a stage came to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Done {
+    /// Gradients are collected.
+    Collected {
+        /// How many steps were taken.
+        steps: usize,
+        /// How far scores of them can be trusted, if layers are chosen by them.
+        stability: Option<Stability>,
+    },
+    /// The layers to go are chosen.
+    Chosen {
+        /// By what.
+        criterion: Criterion,
+        /// Which, and every layer's score if they were chosen by scores.
+        selection: Selection,
+    },
+    /// It is decided what becomes of them.
+    Planned(Plan),
+    /// Linear maps are fitted.
+    Fitted {
+        /// How many.
+        maps: usize,
+        /// On how many tokens.
+        tokens: usize,
+    },
+    /// The pruned checkpoint is written.
+    Pruned {
+        /// The dense model.
+        before: Size,
+        /// The pruned one.
+        after: Size,
+    },
+    /// A model is fine-tuned.
+    Trained(TrainReport),
+    /// A model is evaluated.
+    Evaluated(Box<EvalReport>),
 }
 
 /// Something that happened in a run.
@@ -62,8 +78,8 @@ pub enum Event {
     Started(Stage),
     /// A stage was complete already.
     Found(Stage),
-    /// A stage is complete; the text sums it up.
-    Done(Stage, String),
+    /// A stage is complete, and came to this.
+    Done(Stage, Done),
     /// The rows to train on are tokens now.
     Encoded(RowCounts),
     /// A linear map was fitted.

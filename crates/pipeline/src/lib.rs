@@ -1,11 +1,10 @@
 //! The stages a model goes through, each complete or absent, and runs made of them.
 //!
 //! [`run`] does all of it into one folder: collect, score, plan, repair, prune, fine-tune,
-//! evaluate, report. The stages stand alone too ([`collect_record`], [`finetune_model`], [`evaluate_model`]),
+//! evaluate. The stages stand alone too ([`collect_record`], [`finetune_model`], [`evaluate_model`]),
 //! which is what the single commands call.
 
 mod cell;
-mod chart;
 mod choice;
 mod compare;
 mod data;
@@ -16,27 +15,25 @@ mod held_out;
 mod lock;
 mod log;
 mod outputs;
-mod report;
 mod run;
 mod run_file;
 mod settings;
 mod stability;
 mod stage;
 mod store;
-mod table;
 mod tensorboard;
+mod timing;
 
 pub use choice::Choice;
 pub use compare::{Cell, CellResult, CompareSettings, Comparison, EvaluatedOn, Way, compare};
 pub use data::{digest_data, read_data};
 pub use error::PipelineError;
-pub use estimate::{Estimate, FasterType, Sample, StageEstimate, bytes_text, estimate, time_text};
-pub use event::{Event, Stage};
+pub use estimate::{Estimate, FasterType, Sample, StageEstimate, estimate};
+pub use event::{Done, Event, Stage};
 pub use held_out::HeldOut;
-pub use log::LogTargets;
+pub use log::{LogTargets, LoggedStep, read_steps};
 pub use outputs::{Named, beside, check_outputs};
-pub use report::write_report;
-pub use run::{Evaluations, RunOutcome, run};
+pub use run::{Evaluations, FirstAnswers, RunOutcome, run};
 pub use settings::{
     CollectSettings, ComputeSettings, Computing, EvaluationSettings, FinetuneMethod,
     LinearMapSettings, LoraTargets, RunSettings, TrainingSettings,
@@ -47,7 +44,7 @@ pub use stage::{
     StageContext, StateOf, collect_record, evaluate_model, finetune_model, fit_maps, load_adapted,
     read_encoder, with_losses,
 };
-pub use table::{ComparisonRow, comparison, layer_strip, table_text};
+pub use timing::{StageTime, read_timings};
 
 /// What every function here returns.
 pub type Result<T, E = PipelineError> = std::result::Result<T, E>;

@@ -10,11 +10,13 @@ use crate::tensorboard::EventFile;
 use crate::{Result, Stage};
 
 /// A line of the file.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Line {
-    pub(crate) stage: Stage,
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct LoggedStep {
+    /// The stage that took the step.
+    pub stage: Stage,
+    /// What the step did.
     #[serde(flatten)]
-    pub(crate) metrics: StepMetrics,
+    pub metrics: StepMetrics,
 }
 
 /// Appends a stage's steps.
@@ -61,7 +63,7 @@ impl<'a> Log<'a> {
                 Some(file) => file,
                 None => self.begin_at(path, metrics.step)?,
             };
-            let line = Line { stage: self.stage, metrics: *metrics };
+            let line = LoggedStep { stage: self.stage, metrics: *metrics };
             writeln!(file, "{}", serde_json::json!(line))?;
             self.lines = Some(file);
         }
@@ -78,7 +80,7 @@ impl<'a> Log<'a> {
 
     /// Rewrites the file without this stage's lines from `step` on, and opens it to append.
     fn begin_at(&self, path: &Path, step: usize) -> Result<fs_err::File> {
-        let kept = read(path)?
+        let kept = read_steps(path)?
             .into_iter()
             .filter(|line| line.stage != self.stage || line.metrics.step < step);
         let text: String = kept.map(|line| format!("{}\n", serde_json::json!(line))).collect();
@@ -87,8 +89,13 @@ impl<'a> Log<'a> {
     }
 }
 
-/// The lines so far; one that was cut off by an interruption is left out.
-pub(crate) fn read(path: &Path) -> Result<Vec<Line>> {
+/// The steps in `metrics.jsonl` so far, none if there is no such file; a line that was cut off by an interruption is left
+/// out.
+///
+/// # Errors
+///
+/// If the file cannot be read.
+pub fn read_steps(path: &Path) -> Result<Vec<LoggedStep>> {
     if !path.exists() {
         return Ok(Vec::new());
     }
@@ -124,7 +131,7 @@ mod tests {
         add(Stage::Finetune, 1..=3);
         add(Stage::Finetune, 2..=4);
         let found: Vec<_> =
-            read(&path).unwrap().iter().map(|line| (line.stage, line.metrics.step)).collect();
+            read_steps(&path).unwrap().iter().map(|line| (line.stage, line.metrics.step)).collect();
         let (c, f) = (Stage::Collect, Stage::Finetune);
         assert_eq!(found, [(c, 1), (c, 2), (f, 1), (f, 2), (f, 3), (f, 4)]);
     }

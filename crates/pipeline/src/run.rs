@@ -2,26 +2,26 @@
 
 use std::path::{Path, PathBuf};
 
-use ::finetune::{ComputeChoice, EvalReport};
+use ::finetune::{Answer, ComputeChoice, EvalReport, Evaluated};
 use checkpoint::{
     Checkpoint, Staging, locate, read_json, remove_if_there, require_companions, sha256_file,
 };
-use repair::Size;
-use selection::{Plan, Scores};
+use repair::{LinearMaps, MapsHeader, Size};
+use selection::{Plan, Repair, Scores};
 use serde::{Deserialize, Serialize};
 
 use crate::cell::{Base, CollectedSlots, Digests, Stages, Subject, TestSet, digest_model};
 use crate::data::{digest_data, read_data, rows_in_common};
 use crate::estimate::require_disk;
 use crate::lock::RunLock;
-use crate::log::LogTargets;
+use crate::log::{LogTargets, LoggedStep, read_steps};
 use crate::run_file::{Inputs, RunFile};
 use crate::stage::{StageContext, read_encoder};
 use crate::store::{Slot, Store};
-use crate::table::{ComparisonRow, comparison, no_better_than_majority};
+use crate::timing::{StageTime, read_timings};
 use crate::{
-    Computing, Event, FinetuneMethod, Named, Result, RunSettings, Sample, Stage, check_outputs,
-    estimate, write_report,
+    Computing, Done, Event, FinetuneMethod, Named, Result, RunSettings, Sample, Stage,
+    check_outputs, estimate,
 };
 
 /// `eval.json` of a run: every evaluation it made.
@@ -39,25 +39,47 @@ pub struct Evaluations {
     pub pruned_tuned: Option<EvalReport>,
     /// The dense and the pruned model's sizes.
     pub sizes: (Size, Size),
+    /// What they answered to the first rows.
+    #[serde(default)]
+    pub answers: FirstAnswers,
     /// How many of the evaluated rows were trained on too; the figures are honest at 0.
     pub rows_trained_on: usize,
 }
 
+/// What each model answered to the first rows with choices, for a person to look at.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "they are those of `Evaluations`")]
+pub struct FirstAnswers {
+    pub dense: Vec<Answer>,
+    pub dense_tuned: Vec<Answer>,
+    pub pruned: Vec<Answer>,
+    pub pruned_tuned: Vec<Answer>,
+}
+
+/// How many answers are kept.
+const FIRST_ANSWERS: usize = 5;
+
 /// What a finished run holds.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct RunOutcome {
     /// The run's folder.
     pub run: PathBuf,
+    /// The settings in force, the type of the products decided.
+    pub settings: RunSettings,
     /// The plan it carried out.
     pub plan: Plan,
     /// The layers' scores, if they were chosen by scores.
     pub scores: Option<Scores>,
-    /// The models side by side.
-    pub comparison: Vec<ComparisonRow>,
+    /// How well linear maps fit, if the plan repairs by them.
+    pub maps: Option<MapsHeader>,
+    /// Every step that was taken.
+    pub steps: Vec<LoggedStep>,
+    /// How long stages took, where the folder says so.
+    pub timings: Vec<StageTime>,
+    /// The models' figures.
+    pub evaluations: Evaluations,
     /// The result to use: a checkpoint, or the adapter that belongs on `pruned/`.
     pub result: PathBuf,
-    /// The report.
-    pub report: PathBuf,
 }
 
 /// Runs every stage that is not complete yet.
@@ -89,26 +111,19 @@ pub fn run(
     };
     let models = [(&dense, dense_tuned.as_ref()), (&pruned, tuned.as_ref())];
     let evaluations = run.evaluate(&stages, models, observe)?;
-    if evaluations.pruned_tuned.as_ref().is_some_and(no_better_than_majority) {
-        tracing::warn!(
-            "the result may be no better than always giving the most frequent answer; train longer \
-             or on more rows, raise --lr, or prune fewer layers"
-        );
-    }
     if let Some(state) = &collected.state {
         remove_if_there(&state.path)?;
     }
-    let report = run.at("report.html");
-    observe(Event::Started(Stage::Report));
-    write_report(folder, &run.settings, scores.as_ref(), &plan, &evaluations)?;
-    observe(Event::Done(Stage::Report, report.display().to_string()));
     Ok(RunOutcome {
         run: folder.to_owned(),
-        comparison: comparison(&evaluations),
+        maps: run.maps(&plan)?,
+        steps: read_steps(&lines)?,
+        timings: read_timings(folder)?,
         result: run.result(tuned.as_ref(), &pruned),
+        settings: run.settings,
         plan,
         scores,
-        report,
+        evaluations,
     })
 }
 
@@ -255,8 +270,18 @@ impl Run {
         observe(Event::Started(Stage::Plan));
         let plan = Plan::of(self.num_layers, &selection, &self.settings.planning())?;
         plan.write(&plan_path)?;
-        observe(Event::Done(Stage::Plan, crate::layer_strip(&plan)));
+        observe(Event::Done(Stage::Plan, Done::Planned(plan.clone())));
         Ok((selection.scores, plan))
+    }
+
+    /// How well the plan's linear maps fit, if it has any and they are still there.
+    fn maps(&self, plan: &Plan) -> Result<Option<MapsHeader>> {
+        let folder = self.at("maps");
+        if plan.repair() != Repair::LinearMap || !folder.exists() {
+            return Ok(None);
+        }
+        let header = LinearMaps::open(&folder)?.header().clone();
+        Ok((header.pruned == plan.pruned).then_some(header))
     }
 
     fn evaluate(
@@ -281,6 +306,7 @@ impl Run {
             pruned: None,
             pruned_tuned: None,
             sizes: (size(&dense.0.folder)?, size(&pruned.0.folder)?),
+            answers: FirstAnswers::default(),
             rows_trained_on: 0,
         };
         let RunSettings { train, eval, ignore_fields, .. } = &self.settings;
@@ -288,13 +314,23 @@ impl Run {
             found.rows_trained_on = rows_in_common(train, eval, ignore_fields)?;
             let digest = digest_data(eval)?;
             let set = TestSet { path: eval, digest: &digest };
-            let mut of = |base, tuned| -> Result<EvalReport> {
-                Ok(stages.evaluate(Subject { base, tuned }, set, observe)?.report)
+            let mut of = |base, tuned, answered: &mut Vec<Answer>| -> Result<EvalReport> {
+                let Evaluated { report, mut answers } =
+                    stages.evaluate(Subject { base, tuned }, set, observe)?;
+                answers.truncate(FIRST_ANSWERS);
+                *answered = answers;
+                Ok(report)
             };
-            found.dense = Some(of(dense.0, None)?);
-            found.pruned = Some(of(pruned.0, None)?);
-            found.pruned_tuned = pruned.1.map(|tuned| of(pruned.0, Some(tuned))).transpose()?;
-            found.dense_tuned = dense.1.map(|tuned| of(dense.0, Some(tuned))).transpose()?;
+            let answers = &mut found.answers;
+            found.dense = Some(of(dense.0, None, &mut answers.dense)?);
+            found.pruned = Some(of(pruned.0, None, &mut answers.pruned)?);
+            if let Some(tuned) = pruned.1 {
+                let report = of(pruned.0, Some(tuned), &mut answers.pruned_tuned)?;
+                found.pruned_tuned = Some(report);
+            }
+            if let Some(tuned) = dense.1 {
+                found.dense_tuned = Some(of(dense.0, Some(tuned), &mut answers.dense_tuned)?);
+            }
         }
         write_json(&path, &found)?;
         remove_if_there(&self.at("evaluations"))?;

@@ -37,21 +37,6 @@ impl Stability {
     }
 }
 
-impl std::fmt::Display for Stability {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let tau = |tau: Option<f64>| tau.map_or("unknown".into(), |tau| format!("{tau:.2}"));
-        write!(
-            f,
-            "layer order: τ {} between halves of the data, {} since the middle; the lowest layers \
-             are the same since step {} of {}",
-            tau(self.between_halves),
-            tau(self.since_middle),
-            self.settled_since,
-            self.steps
-        )
-    }
-}
-
 /// Follows the layers' scores step by step, and keeps what they are made of.
 #[derive(Debug)]
 pub(crate) struct StabilityMeter {

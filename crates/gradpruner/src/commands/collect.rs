@@ -16,6 +16,7 @@ use crate::arguments::{ChoosingArgs, CollectingArgs, ComputeArgs, DataArgs, leng
 use crate::commands::{ranking_text, require_scores};
 use crate::interrupt;
 use crate::printer::{Outcome, Printer};
+use crate::stages::stability_text;
 
 /// Collect the gradients of the first steps of a LoRA fine-tune.
 ///
@@ -100,7 +101,7 @@ pub(crate) fn run(args: CollectArgs, printer: &mut Printer) -> anyhow::Result<Ou
         text.push_str(&format!(" in {}", out.display()));
     }
     if let Some(stability) = found.stability {
-        text.push_str(&format!("\n{stability}"));
+        text.push_str(&format!("\n{}", stability_text(&stability)));
     }
     let (steps, stability) = (json!(found.steps), found.stability);
     let block_influence = found.activations.block_influence.clone();

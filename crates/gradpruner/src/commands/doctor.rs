@@ -4,11 +4,11 @@ use finetune::{
     ComputeType, DeviceChoice, ProductRates, available_memory_bytes, num_threads, product_rate,
     product_rates, usable_gpus,
 };
-use pipeline::bytes_text;
 use serde_json::json;
 
 use crate::printer::{Outcome, Printer};
 use crate::texts::{gigaflops, threads_text};
+use crate::units::bytes_text;
 
 /// Say what this machine offers, and why a GPU is not used.
 #[derive(Debug, clap::Args)]

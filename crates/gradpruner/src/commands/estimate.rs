@@ -4,15 +4,14 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use checkpoint::{ModelConfig, locate_configuration};
-use pipeline::{
-    Estimate, FinetuneMethod, RunSettings, Sample, bytes_text, estimate, read_data, read_encoder,
-    time_text,
-};
+use pipeline::{Estimate, FinetuneMethod, RunSettings, Sample, estimate, read_data, read_encoder};
 use selection::{Criterion, Share};
 
 use crate::arguments::{CellArgs, CellInputs, RepairArgs, criterion, positive};
 use crate::printer::Outcome;
+use crate::stages::stage_text;
 use crate::texts::needs_text;
+use crate::units::{bytes_text, time_text};
 
 /// Tell what a run would need: memory, disk, floating-point operations and time.
 ///
@@ -115,7 +114,7 @@ fn text(found: &Estimate) -> String {
         let or_none = |there: bool, text: String| if there { text } else { "–".into() };
         text.push_str(&format!(
             "{:28}{:>8}{:>12}{:>10}{:>10}{:>10}{:>10}\n",
-            stage.stage.to_string() + if stage.remat { ", --remat" } else { "" },
+            stage_text(stage.stage).to_owned() + if stage.remat { ", --remat" } else { "" },
             or_none(stage.steps > 0, stage.steps.to_string()),
             or_none(stage.tokens > 0.0, format!("{:.0}", stage.tokens)),
             or_none(stage.memory.total() > 0, bytes_text(stage.memory.total())),

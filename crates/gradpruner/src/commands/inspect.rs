@@ -5,7 +5,6 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use checkpoint::gguf::GgufFile;
 use checkpoint::{Adapter, Checkpoint, Record, locate, read_json};
-use pipeline::layer_strip;
 use repair::{LinearMaps, Size};
 use selection::{Plan, Scores};
 use serde_json::{Value, json};
@@ -14,6 +13,7 @@ use crate::arguments::{DataArgs, length, positive};
 use crate::commands::inspect_rows::RowsView;
 use crate::commands::ranking_text;
 use crate::printer::Outcome;
+use crate::stages::layer_strip;
 use crate::texts::fitted_text;
 
 /// Say what a model, record, adapter, scores, plan, GGUF or data file holds.

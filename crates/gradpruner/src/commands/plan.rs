@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow, bail};
 use checkpoint::{Checkpoint, Record, locate};
 use evidence::LossProbe;
-use pipeline::{Choice, LossesOf, Named, StageContext, check_outputs, layer_strip, with_losses};
+use pipeline::{Choice, LossesOf, Named, StageContext, check_outputs, with_losses};
 use selection::{Criterion, Keep, Plan, Refine, Scores, Share};
 
 use crate::arguments::{ComputeArgs, DataArgs, RepairArgs, criterion, length};
 use crate::printer::{Outcome, Printer};
+use crate::stages::layer_strip;
 
 /// Decide which layers to prune, and what is done to the others.
 ///

@@ -1,15 +1,22 @@
 //! `gradpruner run`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use pipeline::{FinetuneMethod, RunSettings, layer_strip, run as run_all, table_text};
+use checkpoint::Staging;
+use pipeline::{FinetuneMethod, RunOutcome, RunSettings, read_data, run as run_all};
 use selection::{Criterion, Share};
+use serde_json::json;
 
 use crate::arguments::{CellArgs, CellInputs, RepairArgs, criterion};
 use crate::card;
+use crate::command_line::{keep, kept, this_command};
 use crate::interrupt;
+use crate::machine::Machine;
+use crate::models::{model_rows, model_table, no_better_than_majority};
 use crate::printer::{Outcome, Printer};
+use crate::report::{self, Surroundings};
+use crate::stages::layer_strip;
 
 /// Collect gradients, score, plan, prune and repair, fine-tune, evaluate and report.
 ///
@@ -96,15 +103,53 @@ impl RunArgs {
 pub(crate) fn run(args: RunArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
     interrupt::stop_after_the_step();
     let (settings, out) = args.settings();
-    let found = run_all(&settings, &out, &mut |event| printer.stage_event(event))
+    let command = this_command();
+    let mut kept = None;
+    let observe = &mut |event| {
+        // By the first event the folder is this run's.
+        kept.get_or_insert_with(|| keep(&out, &command));
+        printer.stage_event(event);
+    };
+    let found = run_all(&settings, &out, observe)
         .with_context(|| format!("the run in `{}` stopped", out.display()))?;
-    card::write(&settings, &found).with_context(|| format!("`{}`", out.display()))?;
+    let context = || format!("`{}`", out.display());
+    kept.transpose().with_context(context)?;
+    if found.evaluations.pruned_tuned.as_ref().and_then(no_better_than_majority).is_some() {
+        tracing::warn!(
+            "the result may be no better than always giving the most frequent answer; train longer \
+             or on more rows, raise --lr, or prune fewer layers"
+        );
+    }
+    let rows = model_rows(&found.evaluations);
+    card::write(&found, &rows).with_context(context)?;
+    let report = found.run.join("report.html");
+    write_report(&found, &report).with_context(context)?;
     let text = format!(
         "layers {}\n\n{}\n\nresult  {}\nreport  {}",
         layer_strip(&found.plan),
-        table_text(&found.comparison),
+        model_table(&rows).text(),
         found.result.display(),
-        found.report.display(),
+        report.display(),
     );
-    Outcome::new(text, &found)
+    Outcome::new(
+        text,
+        &json!({
+            "run": found.run, "plan": found.plan, "scores": found.scores, "comparison": rows,
+            "result": found.result, "report": report,
+        }),
+    )
+}
+
+/// Writes the page beside what it is about.
+fn write_report(found: &RunOutcome, target: &Path) -> anyhow::Result<()> {
+    let RunSettings { eval, ignore_fields, compute, .. } = &found.settings;
+    let rows = eval.as_deref().map(|data| read_data(data, ignore_fields)).transpose()?;
+    let around = Surroundings {
+        settings: &fs_err::read_to_string(found.run.join("run.toml"))?,
+        commands: &kept(&found.run)?,
+        machine: &Machine::this(),
+        device: &compute.computing()?.device,
+        rows: &rows.unwrap_or_default(),
+    };
+    Ok(Staging::write(target, report::html(found, &around).as_bytes())?)
 }

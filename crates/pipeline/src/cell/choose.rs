@@ -9,7 +9,7 @@ use super::{CollectedSlots, Stages, found};
 use crate::run::write_json;
 use crate::stage::{LossesOf, with_losses};
 use crate::store::Slot;
-use crate::{Event, Result, Stage};
+use crate::{Done, Event, Result, Stage};
 
 /// Layers chosen, and where that is written.
 #[derive(Debug, Clone)]
@@ -52,9 +52,8 @@ impl Stages<'_> {
             write_json(&slot.path, &selection)?;
             Ok(selection)
         })?;
-        let lowest: Vec<_> = selection.removed.iter().take(5).map(usize::to_string).collect();
-        let text = format!("by {}; lowest: {} …", choice.criterion.name(), lowest.join(" "));
-        observe(Event::Done(Stage::Score, text));
+        let (criterion, selected) = (choice.criterion, selection.clone());
+        observe(Event::Done(Stage::Score, Done::Chosen { criterion, selection: selected }));
         Ok(Chosen { selection, slot })
     }
 }

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::{Stages, found};
 use crate::stage::{CollectTargets, collect_record};
 use crate::store::Slot;
-use crate::{Event, Result, Stage};
+use crate::{Done, Event, Result, Stage};
 
 /// What a collection left.
 #[derive(Debug, Clone)]
@@ -50,11 +50,8 @@ impl Stages<'_> {
         let settings = self.settings.collecting();
         let found = record
             .make(|| collect_record(self.context(self.model), &settings, targets, observe))?;
-        let text = match found.stability {
-            Some(stability) => format!("{} steps; {stability}", found.steps.len()),
-            None => format!("{} steps", found.steps.len()),
-        };
-        observe(Event::Done(Stage::Collect, text));
+        let (steps, stability) = (found.steps.len(), found.stability);
+        observe(Event::Done(Stage::Collect, Done::Collected { steps, stability }));
         Ok(collected)
     }
 }

@@ -10,7 +10,7 @@ use super::{Base, Stages, found};
 use crate::run::write_json;
 use crate::stage::{StageContext, evaluate_model};
 use crate::store::Slot;
-use crate::{Event, Result, RunSettings, Stage};
+use crate::{Done, Event, Result, RunSettings, Stage};
 
 /// A model, tuned or not.
 #[derive(Debug, Clone, Copy)]
@@ -63,12 +63,7 @@ impl Stages<'_> {
             write_json(&slot.path, &found)?;
             Ok(found)
         })?;
-        let report = &found.report;
-        let acc =
-            report.acc.map_or_else(String::new, |acc| format!("accuracy {:.1} %, ", acc * 100.0));
-        let perplexity =
-            report.perplexity.map_or("not finite".into(), |value| format!("{value:.4}"));
-        observe(Event::Done(stage, format!("{acc}perplexity {perplexity}")));
+        observe(Event::Done(stage, Done::Evaluated(Box::new(found.report.clone()))));
         Ok(found)
     }
 }

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{Base, CollectedSlots, Stages, found};
 use crate::stage::{MapsTarget, fit_maps};
 use crate::store::Slot;
-use crate::{Event, Result, Stage};
+use crate::{Done, Event, Result, Stage};
 
 impl Stages<'_> {
     /// Prunes and repairs by a plan.
@@ -67,8 +67,8 @@ impl Stages<'_> {
         };
         let (context, settings) = (self.context(self.model), &self.settings.linear_map);
         let found = slot.make(|| fit_maps(context, settings, target, observe))?;
-        let text = format!("{} fitted on {} tokens", found.runs.len(), found.tokens);
-        observe(Event::Done(Stage::Fit, text));
+        let (maps, tokens) = (found.runs.len(), found.tokens);
+        observe(Event::Done(Stage::Fit, Done::Fitted { maps, tokens }));
         Ok(())
     }
 
@@ -91,16 +91,8 @@ impl Stages<'_> {
         };
         let mut tensors = |done, total| observe(Event::Tensors { done, total });
         let report = slot.make(|| Ok(apply(&settings, &mut tensors)?))?;
-        let (before, after) = (report.before, report.after);
-        let less = |before: u64, after: u64| 100.0 * (1.0 - after as f64 / before as f64);
-        let text = format!(
-            "{} of {} layers left; {:.1} % fewer parameters, {:.1} % fewer FLOPs a token",
-            after.num_layers,
-            before.num_layers,
-            less(before.parameters, after.parameters),
-            less(before.flops_per_token, after.flops_per_token),
-        );
-        observe(Event::Done(Stage::Prune, text));
+        let done = Done::Pruned { before: report.before, after: report.after };
+        observe(Event::Done(Stage::Prune, done));
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{Base, CollectedSlots, Stages, found, lasting};
 use crate::stage::{FinetuneSettings, FinetuneTarget, finetune_model};
 use crate::store::Slot;
-use crate::{Event, FinetuneMethod, Result, Stage};
+use crate::{Done, Event, FinetuneMethod, Result, Stage};
 
 impl Stages<'_> {
     /// Fine-tunes a model; `None` if nothing is tuned. `merged` is a folder for the checkpoint with the adapter merged
@@ -51,11 +51,7 @@ impl Stages<'_> {
         };
         let (context, settings) = (self.context(&base.folder), self.finetuning());
         let report = slot.make(|| finetune_model(context, settings, &target, observe))?;
-        let text = format!(
-            "{} steps, {} tokens, last loss {:.4}",
-            report.steps, report.tokens, report.last_loss
-        );
-        observe(Event::Done(stage, text));
+        observe(Event::Done(stage, Done::Trained(report)));
         Ok(Some(slot))
     }
 

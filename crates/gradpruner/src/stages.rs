@@ -1,0 +1,146 @@
+//! Sentences about stages: what they are called, and what they came to.
+
+use pipeline::{Done, Stability, Stage};
+use selection::Plan;
+
+use crate::units::{percent, perplexity_text};
+
+/// What a stage is called.
+pub(crate) fn stage_text(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Convert => "convert",
+        Stage::Collect => "collect gradients",
+        Stage::Score => "score layers",
+        Stage::Plan => "plan",
+        Stage::Fit => "fit linear maps",
+        Stage::Prune => "prune and repair",
+        Stage::Finetune => "fine-tune",
+        Stage::DenseFinetune => "fine-tune dense",
+        Stage::Evaluate => "evaluate",
+        Stage::EvaluateDense => "evaluate dense",
+        Stage::EvaluatePruned => "evaluate pruned",
+        Stage::EvaluateTuned => "evaluate pruned, tuned",
+        Stage::EvaluateDenseTuned => "evaluate dense, tuned",
+    }
+}
+
+/// What a stage came to, in one line.
+pub(crate) fn done_text(done: &Done) -> String {
+    match done {
+        Done::Collected { steps, stability: Some(stability) } => {
+            format!("{steps} steps; {}", stability_text(stability))
+        }
+        Done::Collected { steps, stability: None } => format!("{steps} steps"),
+        Done::Chosen { criterion, selection } => {
+            let first: Vec<_> = selection.removed.iter().take(5).map(usize::to_string).collect();
+            let what = if selection.scores.is_some() { "lowest" } else { "first to go" };
+            let more = if selection.removed.len() > first.len() { " …" } else { "" };
+            format!("by {}; {what}: {}{more}", criterion.name(), first.join(" "))
+        }
+        Done::Planned(plan) => layer_strip(plan),
+        Done::Fitted { maps, tokens } => format!("{maps} fitted on {tokens} tokens"),
+        Done::Pruned { before, after } => {
+            let less = |after: u64, before: u64| percent(1.0 - after as f64 / before as f64);
+            format!(
+                "{} of {} layers left; {} fewer parameters, {} fewer FLOPs per token",
+                after.num_layers,
+                before.num_layers,
+                less(after.parameters, before.parameters),
+                less(after.flops_per_token, before.flops_per_token),
+            )
+        }
+        Done::Trained(report) => format!(
+            "{} steps, {} tokens, last loss {:.4}",
+            report.steps, report.tokens, report.last_loss
+        ),
+        Done::Evaluated(report) => figures_text(report.acc, report.perplexity),
+    }
+}
+
+/// An evaluation's two main figures, the accuracy where there are choices.
+pub(crate) fn figures_text(accuracy: Option<f64>, perplexity: Option<f64>) -> String {
+    let accuracy =
+        accuracy.map_or_else(String::new, |share| format!("accuracy {}, ", percent(share)));
+    let perplexity = perplexity.map_or_else(|| "not finite".into(), perplexity_text);
+    format!("{accuracy}perplexity {perplexity}")
+}
+
+/// How far the order of layers can be trusted.
+pub(crate) fn stability_text(stability: &Stability) -> String {
+    let Stability { steps, between_halves, since_middle, settled_since } = stability;
+    let tau = |tau: &Option<f64>| tau.map_or_else(|| "unknown".into(), |tau| format!("{tau:.2}"));
+    format!(
+        "layer order: τ {} between halves of the data, {} since the middle; the lowest layers are \
+         the same since step {settled_since} of {steps}",
+        tau(between_halves),
+        tau(since_middle),
+    )
+}
+
+/// The layers in a row: `█` kept, `·` dropped, `◂` merged into the kept layer before it.
+pub(crate) fn layer_strip(plan: &Plan) -> String {
+    let donors = plan.donors();
+    let strip: String = (0..plan.num_layers)
+        .map(|layer| match layer {
+            _ if donors.contains(&layer) => '◂',
+            _ if plan.pruned.contains(&layer) => '·',
+            _ => '█',
+        })
+        .collect();
+    let kept = plan.num_layers - plan.pruned.len();
+    let mut text = format!(
+        "0 {strip} {}   {kept} kept (█), {} dropped (·)",
+        plan.num_layers - 1,
+        plan.pruned.len() - donors.len()
+    );
+    if !donors.is_empty() {
+        text.push_str(&format!(", {} merged into the layer before (◂)", donors.len()));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use repair::Size;
+    use selection::Merge;
+
+    use super::*;
+
+    #[test]
+    fn strip() {
+        let merges = vec![Merge { into: 1, from: vec![2] }];
+        let plan = Plan::new(5, vec![2, 3], merges, 0.2);
+        assert_eq!(
+            layer_strip(&plan),
+            "0 ██◂·█ 4   3 kept (█), 1 dropped (·), 1 merged into the layer before (◂)"
+        );
+    }
+
+    #[test]
+    fn a_line_for_what_a_stage_came_to() {
+        let stability = Stability {
+            steps: 40,
+            between_halves: Some(0.912),
+            since_middle: None,
+            settled_since: 12,
+        };
+        let collected = Done::Collected { steps: 40, stability: Some(stability) };
+        assert_eq!(
+            done_text(&collected),
+            "40 steps; layer order: τ 0.91 between halves of the data, unknown since the middle; \
+             the lowest layers are the same since step 12 of 40"
+        );
+        let size = |num_layers, parameters| Size {
+            num_layers,
+            parameters,
+            flops_per_token: 2 * parameters,
+            size_bytes: 4 * parameters,
+        };
+        let pruned = Done::Pruned { before: size(6, 1000), after: size(4, 700) };
+        assert_eq!(
+            done_text(&pruned),
+            "4 of 6 layers left; 30.0 % fewer parameters, 30.0 % fewer FLOPs per token"
+        );
+        assert_eq!(figures_text(Some(0.5), None), "accuracy 50.0 %, perplexity not finite");
+    }
+}

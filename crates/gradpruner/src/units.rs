@@ -1,0 +1,86 @@
+//! Figures with their units, as people read them.
+
+/// Bytes, `1.3 GB`.
+pub(crate) fn bytes_text(bytes: u64) -> String {
+    match bytes {
+        1_000_000_000.. => format!("{:.1} GB", bytes as f64 / 1e9),
+        _ => format!("{:.0} MB", bytes as f64 / 1e6),
+    }
+}
+
+/// A span of time, roughly: `10 min`.
+pub(crate) fn time_text(seconds: f64) -> String {
+    match seconds {
+        ..90.0 => format!("{seconds:.0} s"),
+        ..5400.0 => format!("{:.0} min", seconds / 60.0),
+        _ => format!("{:.1} h", seconds / 3600.0),
+    }
+}
+
+/// A span of time to the second: `2 min 05 s`.
+pub(crate) fn elapsed_text(seconds: u64) -> String {
+    if seconds < 60 {
+        format!("{seconds} s")
+    } else {
+        format!("{} min {:02} s", seconds / 60, seconds % 60)
+    }
+}
+
+/// A share, `81.7 %`.
+pub(crate) fn percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
+}
+
+/// A count in millions, `134 M`.
+pub(crate) fn millions(count: u64, suffix: &str) -> String {
+    let value = count as f64 / 1e6;
+    if value < 100.0 { format!("{value:.1}{suffix}") } else { format!("{value:.0}{suffix}") }
+}
+
+/// A perplexity, which may be astronomical.
+pub(crate) fn perplexity_text(value: f64) -> String {
+    if value < 1000.0 { format!("{value:.3}") } else { format!("{value:.2e}") }
+}
+
+/// So many of something: `1 layer`, `3 layers`.
+pub(crate) fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
+/// Layers by their runs: `4, 6, 19–28`.
+pub(crate) fn layers_text(layers: &[usize]) -> String {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for &layer in layers {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == layer => *last = layer,
+            _ => runs.push((layer, layer)),
+        }
+    }
+    let run = |&(first, last): &(usize, usize)| match last - first {
+        0 => first.to_string(),
+        1 => format!("{first}, {last}"),
+        _ => format!("{first}–{last}"),
+    };
+    runs.iter().map(run).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_for_people() {
+        assert_eq!([1_250_000_000, 71_000_000].map(bytes_text), ["1.2 GB", "71 MB"]);
+        assert_eq!([30.0, 600.0, 7200.0].map(time_text), ["30 s", "10 min", "2.0 h"]);
+        assert_eq!([59, 125].map(elapsed_text), ["59 s", "2 min 05 s"]);
+        assert_eq!(millions(134_515_008, " M"), "135 M");
+        assert_eq!([12.3456, 41_000.0].map(perplexity_text), ["12.346", "4.10e4"]);
+        assert_eq!([0, 1, 2].map(|n| counted(n, "row")), ["0 rows", "1 row", "2 rows"]);
+    }
+
+    #[test]
+    fn layers_stand_in_runs() {
+        assert_eq!(layers_text(&[]), "");
+        assert_eq!(layers_text(&[1, 4, 5, 19, 20, 21, 28]), "1, 4, 5, 19–21, 28");
+    }
+}
