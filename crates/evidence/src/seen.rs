@@ -5,7 +5,9 @@ use std::path::Path;
 
 use checkpoint::{Activations, Checkpoint, Record};
 
-use crate::{EvidenceError, GradientNorms, HIDDEN, Hidden, LossProbe, Result};
+use crate::{
+    EvidenceError, GradientNorms, HIDDEN, Hidden, LossProbe, Result, SENSITIVITY, Sensitivity,
+};
 
 /// A kind of evidence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +18,8 @@ pub enum Need {
     Activations,
     /// How alike hidden states are: a record's `hidden.json`.
     Hidden,
+    /// How the loss answers to each layer: a record's `sensitivity.json`.
+    Sensitivity,
     /// The model's weights.
     Weights,
     /// Losses with layers skipped.
@@ -26,7 +30,7 @@ impl Need {
     /// What to do when it is missing.
     pub(crate) fn remedy(self) -> &'static str {
         match self {
-            Self::Gradients | Self::Activations | Self::Hidden => {
+            Self::Gradients | Self::Activations | Self::Hidden | Self::Sensitivity => {
                 "collect a record with this version"
             }
             Self::Weights => "name the model (--model)",
@@ -41,6 +45,7 @@ impl fmt::Display for Need {
             Self::Gradients => "the first steps' gradients",
             Self::Activations => "block influence",
             Self::Hidden => "how alike hidden states are",
+            Self::Sensitivity => "how the loss answers to each layer",
             Self::Weights => "the model's weights",
             Self::Loss => "losses with layers skipped",
         })
@@ -60,6 +65,8 @@ pub struct Evidence<'a> {
     pub activations: Option<Activations>,
     /// How alike hidden states are.
     pub hidden: Option<Hidden>,
+    /// How the loss answers to each layer.
+    pub sensitivity: Option<Sensitivity>,
     /// The model.
     pub model: Option<&'a Checkpoint>,
     /// Losses with layers skipped.
@@ -87,12 +94,22 @@ impl<'a> Evidence<'a> {
             true => Hidden::read(record.folder())?,
             false => None,
         };
+        let sensitivity = match wants(Need::Sensitivity) {
+            true => Sensitivity::read(record.folder())?,
+            false => None,
+        };
         let num_layers = record.num_layers();
-        if let Some(found) = hidden.as_ref().filter(|found| found.num_layers() != num_layers) {
-            let what = format!("it has {} layers, the gradients {num_layers}", found.num_layers());
-            return Err(EvidenceError::File { path: record.folder().join(HIDDEN), what });
+        let files = [
+            (HIDDEN, hidden.as_ref().map(Hidden::num_layers)),
+            (SENSITIVITY, sensitivity.as_ref().map(Sensitivity::num_layers)),
+        ];
+        for (name, found) in files {
+            if let Some(found) = found.filter(|&found| found != num_layers) {
+                let what = format!("it has {found} layers, the gradients {num_layers}");
+                return Err(EvidenceError::File { path: record.folder().join(name), what });
+            }
         }
-        Ok(Self { num_layers, gradients, activations, hidden, ..Self::default() })
+        Ok(Self { num_layers, gradients, activations, hidden, sensitivity, ..Self::default() })
     }
 
     /// As [`Evidence::of_record`], from the record's folder.
@@ -131,6 +148,15 @@ impl<'a> Evidence<'a> {
         self.hidden.as_ref().ok_or(missing(selector, Need::Hidden))
     }
 
+    /// How the loss answers to each layer, for `selector`.
+    ///
+    /// # Errors
+    ///
+    /// [`EvidenceError::Missing`] if it is not there.
+    pub fn sensitivity(&self, selector: &'static str) -> Result<&Sensitivity> {
+        self.sensitivity.as_ref().ok_or(missing(selector, Need::Sensitivity))
+    }
+
     /// The model, for `selector`.
     ///
     /// # Errors
@@ -152,4 +178,35 @@ impl<'a> Evidence<'a> {
 
 fn missing(selector: &'static str, need: Need) -> EvidenceError {
     EvidenceError::Missing { selector, need }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{LayerSensitivity, WeightSensitivity};
+
+    /// A file that passes over another model left is no evidence of this one.
+    #[test]
+    fn files_of_another_model_are_refused() {
+        let folder = testkit::temporary_folder();
+        testkit::copy_folder(&testkit::fixture("tiny_qwen2/record"), folder.path());
+        let layer = LayerSensitivity {
+            state_gradient: 0.0,
+            modules: checkpoint::Module::ALL
+                .map(|module| (module, WeightSensitivity::default()))
+                .into(),
+        };
+        let write = |layers: usize| {
+            let text = Sensitivity::new(1, 1, vec![layer.clone(); layers]);
+            let text = serde_json::to_string(&text).unwrap();
+            fs_err::write(folder.path().join(SENSITIVITY), text).unwrap();
+            Evidence::open(folder.path(), &[Need::Sensitivity])
+        };
+        assert_eq!(write(6).unwrap().sensitivity("exact").unwrap().num_layers(), 6);
+        let error = write(5).unwrap_err().to_string();
+        assert!(
+            error.contains("sensitivity.json: not usable evidence: it has 5 layers"),
+            "{error}"
+        );
+    }
 }
