@@ -8,8 +8,8 @@ use evidence::Hidden;
 use tch::{Kind, Tensor};
 
 use crate::bridge::number;
-use crate::decoder::LayerPass;
 use crate::hidden::HiddenMeter;
+use crate::observer::{LayerPass, Observer};
 use crate::stop;
 use crate::{
     FinetuneError, GradientSink, Method, Model, Result, StepMetrics, TrainSettings, Trainer,
@@ -56,8 +56,12 @@ pub fn collect(
     if settings.steps == 0 {
         return Err(FinetuneError::Settings("at least one step must be collected".into()));
     }
-    let mut influence = BlockInfluence::new(model.config().num_layers);
-    let mut hidden = HiddenMeter::new(model.config().num_layers);
+    let num_layers = model.config().num_layers;
+    let mut seen = FirstPasses {
+        is_first_step: true,
+        influence: BlockInfluence::new(num_layers),
+        hidden: HiddenMeter::new(num_layers),
+    };
     let mut trainer = Trainer::new(model, settings.train.clone(), data)?;
     let all = trainer.total_steps();
     let most = if settings.state.is_some() { all.div_ceil(2) } else { all };
@@ -71,13 +75,8 @@ pub fn collect(
     let mut steps = Vec::new();
     let most = most.min(settings.steps);
     for step in 0..most {
-        let mut watch = |seen: &LayerPass<'_>| {
-            if step == 0 {
-                influence.see(seen)?;
-            }
-            hidden.see(seen)
-        };
-        let mut metrics = trainer.step(Some(sink), &mut watch)?;
+        let mut metrics = trainer.step(Some(sink), &mut seen)?;
+        seen.is_first_step = false;
         metrics.total_steps = most;
         observe(&metrics);
         steps.push(metrics);
@@ -91,7 +90,24 @@ pub fn collect(
     if let Some(folder) = &settings.state {
         trainer.save(folder)?;
     }
+    let FirstPasses { influence, hidden, .. } = seen;
     Ok(Collected { activations: influence.finish(), hidden: hidden.finish()?, steps })
+}
+
+/// What is seen of the steps' forward passes.
+struct FirstPasses {
+    is_first_step: bool,
+    influence: BlockInfluence,
+    hidden: HiddenMeter,
+}
+
+impl Observer for FirstPasses {
+    fn layer(&mut self, seen: &LayerPass<'_>) -> Result<()> {
+        if self.is_first_step {
+            self.influence.layer(seen)?;
+        }
+        self.hidden.layer(seen)
+    }
 }
 
 /// Means over tokens of the cosine between each layer's input and output.
@@ -105,16 +121,6 @@ impl BlockInfluence {
         Self { tokens: vec![0; num_layers], cosines: vec![0.0; num_layers] }
     }
 
-    fn see(&mut self, seen: &LayerPass<'_>) -> Result<()> {
-        let LayerPass { layer, input, output, .. } = *seen;
-        let _guard = tch::no_grad_guard();
-        let wide = |x: &Tensor| x.f_detach()?.f_to_kind(Kind::Float);
-        let cosine = Tensor::f_cosine_similarity(&wide(input)?, &wide(output)?, -1, 1e-8)?;
-        self.tokens[layer] += cosine.numel();
-        self.cosines[layer] += number(&cosine.f_sum(Kind::Double)?)?;
-        Ok(())
-    }
-
     fn finish(self) -> Activations {
         let tokens = self.tokens.first().copied().unwrap_or(0);
         let influence = self
@@ -124,6 +130,18 @@ impl BlockInfluence {
             .map(|(sum, &count)| 1.0 - sum / count.max(1) as f64)
             .collect();
         Activations::new(tokens, influence)
+    }
+}
+
+impl Observer for BlockInfluence {
+    fn layer(&mut self, seen: &LayerPass<'_>) -> Result<()> {
+        let LayerPass { layer, input, output, .. } = *seen;
+        let _guard = tch::no_grad_guard();
+        let wide = |x: &Tensor| x.f_detach()?.f_to_kind(Kind::Float);
+        let cosine = Tensor::f_cosine_similarity(&wide(input)?, &wide(output)?, -1, 1e-8)?;
+        self.tokens[layer] += cosine.numel();
+        self.cosines[layer] += number(&cosine.f_sum(Kind::Double)?)?;
+        Ok(())
     }
 }
 
@@ -148,7 +166,7 @@ mod tests {
             // The same row twice, in two batches: means are over all tokens.
             for _ in 0..2 {
                 let batch = Packed::examples(&[&example], model.device).unwrap();
-                let _ = model.hidden(&batch, &mut |seen| influence.see(seen)).unwrap();
+                let _ = model.hidden(&batch, &mut influence).unwrap();
             }
             let found = influence.finish();
             assert_eq!(found.tokens, 2 * example.tokens.len());

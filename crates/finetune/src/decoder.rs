@@ -11,10 +11,11 @@ use tch::{Device, Kind, Tensor};
 use crate::attention::{Attention, Heads, attend_cached};
 use crate::bridge::{kind as stored_kind, load};
 use crate::head::Head;
-use crate::layer::{Layer, Saved};
+use crate::layer::{Descent, Layer, Saved};
 use crate::linear::Linear;
 use crate::lora::Lora;
 use crate::norm::Norm;
+use crate::observer::{LayerPass, Nobody, Observer, StateGradient};
 use crate::offload::Passage;
 use crate::pack::Packed;
 use crate::parameter::Parameter;
@@ -55,21 +56,6 @@ pub(crate) enum Keep {
     /// Each layer's input; the rest is computed again, a layer at a time.
     LayerInputs,
 }
-
-/// What a watcher of a forward pass sees: one layer, once it is done.
-pub(crate) struct LayerPass<'a> {
-    /// The rows that pass.
-    pub(crate) rows: &'a Packed,
-    /// The layer's number.
-    pub(crate) layer: usize,
-    /// Its input, `[n, hidden]`, of the rows' tokens alone.
-    pub(crate) input: &'a Tensor,
-    /// Its output, likewise.
-    pub(crate) output: &'a Tensor,
-}
-
-/// Watches forward passes.
-pub(crate) type Watch<'a> = dyn FnMut(&LayerPass<'_>) -> Result<()> + 'a;
 
 /// Keys and values of the tokens so far, for one row.
 #[derive(Debug, Default)]
@@ -342,18 +328,18 @@ impl Model {
     /// The sum of the negative log-likelihoods of a batch's labelled tokens; the gradient of
     /// `scale` times it is added to what trains.
     ///
-    /// `watch` sees each layer. No graph is recorded: the passes are
+    /// `observer` sees each layer, and the gradients if it wants them. No graph is recorded: the passes are
     /// each other's mirror, written out.
     pub(crate) fn loss_and_gradients(
         &self,
         batch: &Packed,
         (scale, keep): (f64, Keep),
-        watch: &mut Watch<'_>,
+        observer: &mut dyn Observer,
     ) -> Result<f64> {
         let _guard = tch::no_grad_guard();
         let (rotation, attention) = self.prepare(batch)?;
         let attention = |layer: usize| &attention[&self.config.windows[layer]];
-        let lowest = match self.embedding.trains() {
+        let lowest = match self.embedding.trains() || observer.wants_gradients() {
             true => 0,
             false => self.layers.iter().position(Layer::trains).unwrap_or(self.layers.len()),
         };
@@ -367,7 +353,8 @@ impl Model {
                 layer.forward(&x, &rotation, |heads| attention(number).forward(heads))?;
             let real = batch.num_tokens() as i64;
             let (input, output) = (x.f_narrow(0, 0, real)?, out.f_narrow(0, 0, real)?);
-            watch(&LayerPass { rows: batch, layer: number, input: &input, output: &output })?;
+            let seen = LayerPass { rows: batch, layer: number, input: &input, output: &output };
+            observer.layer(&seen)?;
             if number >= lowest {
                 kept.push((x, (keep == Keep::Activations).then_some(saved)));
             }
@@ -383,9 +370,20 @@ impl Model {
                 Some(saved) => saved,
                 None => layer.forward(&x, &rotation, |heads| attention(number).forward(heads))?.1,
             };
-            let below = number > lowest || self.embedding.trains();
-            let with = (&rotation, attention(number));
-            gradient = layer.backward((&x, &saved), with, &of_output, below)?;
+            if observer.wants_gradients() {
+                let of_rows = of_output.f_narrow(0, 0, batch.num_tokens() as i64)?;
+                observer.state_gradient(&StateGradient { layer: number, gradient: &of_rows })?;
+            }
+            let descent = Descent {
+                number,
+                input: &x,
+                saved: &saved,
+                rotation: &rotation,
+                attention: attention(number),
+                gradient: &of_output,
+                below: number > lowest || self.embedding.trains(),
+            };
+            gradient = layer.backward(&descent, observer)?;
         }
         if let Some(gradient) = gradient {
             self.embedding.gather(|| {
@@ -416,12 +414,12 @@ impl Model {
 
     /// The last layer's output of every token, before the final norm, `[n, hidden]`.
     ///
-    /// `watch` sees each layer.
+    /// `observer` sees each layer.
     ///
     /// # Errors
     ///
     /// If libtorch refuses, as when memory runs out.
-    pub(crate) fn hidden(&self, batch: &Packed, watch: &mut Watch<'_>) -> Result<Tensor> {
+    pub(crate) fn hidden(&self, batch: &Packed, observer: &mut dyn Observer) -> Result<Tensor> {
         let (rotation, attention) = self.prepare(batch)?;
         let mut x = self.embed(batch)?;
         let mut passage = Passage::new(self, 0..self.layers.len());
@@ -429,7 +427,8 @@ impl Model {
             let layer = passage.next()?;
             let attention = &attention[&self.config.windows[number]];
             let (out, _) = layer.forward(&x, &rotation, |heads| attention.forward(heads))?;
-            watch(&LayerPass { rows: batch, layer: number, input: &x, output: &out })?;
+            let seen = LayerPass { rows: batch, layer: number, input: &x, output: &out };
+            observer.layer(&seen)?;
             x = out;
         }
         Ok(x)
@@ -489,7 +488,7 @@ impl Model {
     /// The log-likelihood of each labelled token of a batch, `[m]`, f32.
     pub(crate) fn log_likelihoods(&self, batch: &Packed) -> Result<Tensor> {
         let _guard = tch::no_grad_guard();
-        self.head().log_likelihoods(&self.hidden(batch, &mut ignore)?, batch)
+        self.head().log_likelihoods(&self.hidden(batch, &mut Nobody)?, batch)
     }
 
     /// Logits of every token of rows given as token ids, `[n, vocabulary]` in f32, row after row.
@@ -507,14 +506,8 @@ impl Model {
         let examples: Vec<_> = examples.iter().collect();
         let batch = Packed::examples(&examples, self.device)?;
         let _guard = tch::no_grad_guard();
-        crate::bridge::values(&self.head().logits(&self.hidden(&batch, &mut ignore)?)?)
+        crate::bridge::values(&self.head().logits(&self.hidden(&batch, &mut Nobody)?)?)
     }
-}
-
-/// For forward passes nobody watches.
-#[expect(clippy::unnecessary_wraps, reason = "it stands where a watcher may fail")]
-pub(crate) fn ignore(_: &LayerPass<'_>) -> Result<()> {
-    Ok(())
 }
 
 #[cfg(test)]
@@ -577,7 +570,7 @@ mod tests {
                     .iter()
                     .map(|(_, weight)| weight.value.set_requires_grad(true))
                     .collect();
-                let hidden = model.hidden(&batch, &mut ignore).unwrap();
+                let hidden = model.hidden(&batch, &mut Nobody).unwrap();
                 let logits = model.head().logits(&hidden.index_select(0, &batch.predict)).unwrap();
                 let loss = logits.cross_entropy_for_logits(&batch.targets);
                 loss.backward();
@@ -587,7 +580,7 @@ mod tests {
                         let _ = weight.gradient.as_ref().unwrap().shallow_clone().zero_();
                     }
                     let found =
-                        model.loss_and_gradients(&batch, (1.0 / count, keep), &mut ignore).unwrap();
+                        model.loss_and_gradients(&batch, (1.0 / count, keep), &mut Nobody).unwrap();
                     let expected = loss.double_value(&[]);
                     assert!((found / count / expected - 1.0).abs() < 1e-5, "{name}");
                     for ((weight_name, weight), leaf) in model.trained().iter().zip(&leaves) {

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 
 use crate::Result;
 use crate::bridge::number;
-use crate::decoder::LayerPass;
+use crate::observer::{LayerPass, Observer};
 
 /// Rows that are looked at.
 const ROWS: usize = 160;
@@ -40,28 +40,6 @@ impl HiddenMeter {
             looked_at: None,
             pass: Vec::new(),
         }
-    }
-
-    /// Looks at a layer of a pass, unless there were rows enough before it.
-    pub(crate) fn see(&mut self, seen: &LayerPass<'_>) -> Result<()> {
-        if self.rows >= ROWS {
-            return Ok(());
-        }
-        let _guard = tch::no_grad_guard();
-        if seen.layer == 0 {
-            let (tokens, width) = seen.input.size2()?;
-            let bytes = (self.num_layers + 1) * tokens as usize * width as usize * size_of::<f32>();
-            let stride = bytes.div_ceil(HELD_BYTES).max(1) as i64;
-            let at = (Kind::Int64, seen.input.device());
-            self.looked_at = Some(Tensor::f_arange_start_step(0, tokens, stride, at)?);
-            self.keep(seen, seen.input)?;
-        }
-        self.keep(seen, seen.output)?;
-        if seen.layer + 1 == self.num_layers {
-            self.finish_pass()?;
-            self.rows += seen.rows.ends().len();
-        }
-        Ok(())
     }
 
     fn keep(&mut self, seen: &LayerPass<'_>, states: &Tensor) -> Result<()> {
@@ -131,6 +109,30 @@ impl HiddenMeter {
     }
 }
 
+impl Observer for HiddenMeter {
+    /// Looks at the layer, unless there were rows enough before it.
+    fn layer(&mut self, seen: &LayerPass<'_>) -> Result<()> {
+        if self.rows >= ROWS {
+            return Ok(());
+        }
+        let _guard = tch::no_grad_guard();
+        if seen.layer == 0 {
+            let (tokens, width) = seen.input.size2()?;
+            let bytes = (self.num_layers + 1) * tokens as usize * width as usize * size_of::<f32>();
+            let stride = bytes.div_ceil(HELD_BYTES).max(1) as i64;
+            let at = (Kind::Int64, seen.input.device());
+            self.looked_at = Some(Tensor::f_arange_start_step(0, tokens, stride, at)?);
+            self.keep(seen, seen.input)?;
+        }
+        self.keep(seen, seen.output)?;
+        if seen.layer + 1 == self.num_layers {
+            self.finish_pass()?;
+            self.rows += seen.rows.ends().len();
+        }
+        Ok(())
+    }
+}
+
 /// `Σ cos(x_i, x_j)` over tokens, of states `[n, hidden]` a layer; `[layers, layers]`, f64.
 fn cosines(states: &[Tensor]) -> Result<Tensor> {
     let units = states
@@ -167,6 +169,31 @@ mod tests {
     use crate::pack::Packed;
     use crate::train::tests::{golden_model, rows};
 
+    /// Keeps the states of a pass's rows, which a meter sees too.
+    struct Copies<'a> {
+        real: i64,
+        states: &'a mut [Vec<Vec<f64>>],
+        meter: &'a mut HiddenMeter,
+    }
+
+    impl Observer for Copies<'_> {
+        fn layer(&mut self, seen: &LayerPass<'_>) -> Result<()> {
+            let rows = |x: &Tensor| x.narrow(0, 0, self.real);
+            let (input, output) = (rows(seen.input), rows(seen.output));
+            let mut add = |at: usize, x: &Tensor| {
+                let width = x.size()[1] as usize;
+                let x = values(x).unwrap();
+                let tokens = x.chunks(width);
+                self.states[at].extend(tokens.map(|x| x.iter().map(|&x| f64::from(x)).collect()));
+            };
+            if seen.layer == 0 {
+                add(0, &input);
+            }
+            add(seen.layer + 1, &output);
+            self.meter.layer(&LayerPass { input: &input, output: &output, ..*seen })
+        }
+    }
+
     /// Against plain loops over the states in f64, rows in two passes.
     #[test]
     fn means_are_those_of_the_states() {
@@ -183,24 +210,9 @@ mod tests {
                 count += row.tokens.len();
                 ends.push(count - 1);
             }
-            let real = batch.num_tokens() as i64;
-            let mut see = |seen: &LayerPass<'_>| {
-                let (input, output) =
-                    (seen.input.narrow(0, 0, real), seen.output.narrow(0, 0, real));
-                let seen = &LayerPass { input: &input, output: &output, ..*seen };
-                let mut add = |at: usize, x: &Tensor| {
-                    let width = x.size()[1] as usize;
-                    let x = values(x).unwrap();
-                    let tokens = x.chunks(width);
-                    states[at].extend(tokens.map(|x| x.iter().map(|&x| f64::from(x)).collect()));
-                };
-                if seen.layer == 0 {
-                    add(0, seen.input);
-                }
-                add(seen.layer + 1, seen.output);
-                meter.see(seen)
-            };
-            let _ = model.hidden(&batch, &mut see).unwrap();
+            let mut seen =
+                Copies { real: batch.num_tokens() as i64, states: &mut states, meter: &mut meter };
+            let _ = model.hidden(&batch, &mut seen).unwrap();
         }
         let found = meter.finish().unwrap();
         assert_eq!((found.rows, found.tokens), (examples.len(), states[0].len()));

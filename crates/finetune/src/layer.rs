@@ -10,6 +10,7 @@ use crate::attention::{Attention, Heads};
 use crate::linear::{Linear, Siblings};
 use crate::lora::Lora;
 use crate::norm::Norm;
+use crate::observer::{Observer, WeightPass};
 use crate::parameter::Parameter;
 use crate::product;
 use crate::rope::Rotation;
@@ -40,6 +41,22 @@ pub(crate) struct Saved {
     inner: [Option<Tensor>; 4],
 }
 
+/// A layer's turn in a backward pass.
+pub(crate) struct Descent<'a> {
+    /// The layer's number.
+    pub(crate) number: usize,
+    /// What it was applied to, `[n, hidden]`.
+    pub(crate) input: &'a Tensor,
+    /// What its forward pass left.
+    pub(crate) saved: &'a Saved,
+    pub(crate) rotation: &'a Rotation,
+    pub(crate) attention: &'a Attention,
+    /// The gradient of its output, `[n, hidden]`.
+    pub(crate) gradient: &'a Tensor,
+    /// Whether something below the layer wants the gradient of its input.
+    pub(crate) below: bool,
+}
+
 impl Layer {
     /// The layer's output of `x`, `[n, hidden]`, with attention as the caller has it.
     pub(crate) fn forward(
@@ -62,13 +79,13 @@ impl Layer {
         let heads =
             Heads { queries: rotation.forward(&queries)?, keys: rotation.forward(&keys)?, values };
         let attended = attend(&heads)?;
-        let ([output], inner_o) = self.siblings([Module::OProj]).forward(&attended)?;
+        let ([output], inner_o) = self.siblings(OUTPUT).forward(&attended)?;
         let middle = x.f_add(&output)?;
 
         let normed = self.post_norm.forward(&middle)?;
         let ([gate, up], inner_gate_up) = self.siblings(GATE_UP).forward(&normed)?;
         let active = gate.f_silu()?.f_mul(&up)?;
-        let ([output], inner_down) = self.siblings([Module::DownProj]).forward(&active)?;
+        let ([output], inner_down) = self.siblings(DOWN).forward(&active)?;
         let out = middle.f_add(&output)?;
         let inner = [inner_qkv, inner_o, inner_gate_up, inner_down];
         Ok((out, Saved { unnormed, heads, attended, middle, gate, up, inner }))
@@ -82,40 +99,50 @@ impl Layer {
     }
 
     /// Gathers the gradients of what trains in the layer from the output's, and returns the
-    /// input's if something `below` the layer trains.
+    /// input's if something below the layer wants it.
+    ///
+    /// `observer` sees each linear weight, if it wants gradients.
     pub(crate) fn backward(
         &self,
-        (x, saved): (&Tensor, &Saved),
-        (rotation, attention): (&Rotation, &Attention),
-        gradient: &Tensor,
-        below: bool,
+        descent: &Descent<'_>,
+        observer: &mut dyn Observer,
     ) -> Result<Option<Tensor>> {
+        let &Descent { number, input: x, saved, rotation, attention, gradient, below } = descent;
         let Saved { unnormed, heads, attended, middle, gate, up, inner } = saved;
         let [inner_qkv, inner_o, inner_gate_up, inner_down] = inner.each_ref().map(Option::as_ref);
         let by_token = |x: &Tensor| {
             let (tokens, heads, head_dim) = x.size3()?;
             x.f_reshape([tokens, heads * head_dim])
         };
+        let mut show = |modules: &[Module], input: &Tensor, gradients: &[Tensor]| -> Result<()> {
+            if !observer.wants_gradients() {
+                return Ok(());
+            }
+            modules.iter().zip(gradients).try_for_each(|(&module, gradient)| {
+                let weight = &self.linears[&module].weight.value;
+                observer.weight(&WeightPass { layer: number, module, weight, input, gradient })
+            })
+        };
 
         let (of_gate, of_up) = {
             let silu = gate.f_silu()?;
-            let of_active = self.siblings([Module::DownProj]).backward(
-                &silu.f_mul(up)?,
-                inner_down,
-                &[gradient.shallow_clone()],
-            )?;
+            let (active, gradients) = (silu.f_mul(up)?, [gradient.shallow_clone()]);
+            show(&DOWN, &active, &gradients)?;
+            let of_active = self.siblings(DOWN).backward(&active, inner_down, &gradients)?;
             (gate.f_silu_backward(&of_active.f_mul(up)?)?, of_active.f_mul(&silu)?)
         };
-        let normed = self.post_norm.forward(middle)?;
-        let of_normed =
-            self.siblings(GATE_UP).backward(&normed, inner_gate_up, &[of_gate, of_up])?;
+        let of_normed = {
+            let (normed, gradients) = (self.post_norm.forward(middle)?, [of_gate, of_up]);
+            show(&GATE_UP, &normed, &gradients)?;
+            self.siblings(GATE_UP).backward(&normed, inner_gate_up, &gradients)?
+        };
         let of_middle = gradient.f_add(&self.post_norm.backward(middle, &of_normed)?)?;
 
-        let of_attended = self.siblings([Module::OProj]).backward(
-            attended,
-            inner_o,
-            &[of_middle.shallow_clone()],
-        )?;
+        let of_attended = {
+            let gradients = [of_middle.shallow_clone()];
+            show(&OUTPUT, attended, &gradients)?;
+            self.siblings(OUTPUT).backward(attended, inner_o, &gradients)?
+        };
         let of_heads = attention.backward(heads, &of_attended)?;
         let mut queries = rotation.backward(&of_heads.queries)?;
         let mut keys = rotation.backward(&of_heads.keys)?;
@@ -124,6 +151,7 @@ impl Layer {
         }
         let gradients = [by_token(&queries)?, by_token(&keys)?, by_token(&of_heads.values)?];
         let normed = self.input_norm.forward(x)?;
+        show(&QKV, &normed, &gradients)?;
         let siblings = self.siblings(QKV);
         let of_inner = siblings.gather(&normed, inner_qkv, &gradients)?;
         if !below && !self.input_norm.weight.trains() {
@@ -173,4 +201,6 @@ impl Layer {
 }
 
 const QKV: [Module; 3] = [Module::QProj, Module::KProj, Module::VProj];
+const OUTPUT: [Module; 1] = [Module::OProj];
 const GATE_UP: [Module; 2] = [Module::GateProj, Module::UpProj];
+const DOWN: [Module; 1] = [Module::DownProj];

@@ -22,6 +22,7 @@ mod linear_map;
 mod lora;
 mod memory;
 mod norm;
+mod observer;
 mod offload;
 mod optimizer;
 mod pack;
@@ -33,6 +34,7 @@ mod record_sink;
 mod rope;
 mod save;
 mod schedule;
+mod sensitivity;
 mod state;
 mod stop;
 mod train;
@@ -54,6 +56,7 @@ pub use rate::{ProductRates, product_rate, product_rates};
 pub use record_sink::RecordSink;
 pub use save::{save_adapter, save_checkpoint, trained_adapter};
 pub use schedule::{Decay, Schedule};
+pub use sensitivity::{SensitivitySettings, sensitivity};
 pub use stop::stop_flag;
 pub use train::{
     Continuation, GradientSink, Gradients, Method, StepMetrics, TrainReport, TrainSettings, Trainer,

@@ -103,7 +103,8 @@ fn stage(weight: &Tensor, device: Device) -> Result<Tensor> {
 mod tests {
     use super::*;
     use crate::bridge::values;
-    use crate::decoder::{Keep, Trainable, ignore};
+    use crate::decoder::{Keep, Trainable};
+    use crate::observer::Nobody;
     use crate::pack::Packed;
     use crate::train::tests::{golden_model, rows};
     use crate::{ComputeType, DeviceChoice};
@@ -129,7 +130,7 @@ mod tests {
                         }
                         _ => model.make_trainable(Trainable::HeadAndLast(2)).unwrap(),
                     }
-                    let loss = model.loss_and_gradients(&batch, (1.0, keep), &mut ignore).unwrap();
+                    let loss = model.loss_and_gradients(&batch, (1.0, keep), &mut Nobody).unwrap();
                     let gradients: Vec<_> = model
                         .trained()
                         .iter()

@@ -169,7 +169,7 @@ impl LossProbe for SkipProbe<'_> {
 mod tests {
     use super::*;
     use crate::bridge::values;
-    use crate::decoder::ignore;
+    use crate::observer::Nobody;
     use crate::pack::Packed;
     use crate::train::tests::{golden_model, rows};
 
@@ -183,7 +183,7 @@ mod tests {
         let (mut divergence, mut answers, mut error, mut tokens) = (0.0, 0, 0.0, 0);
         for row in &rows("tiny_llama").examples {
             let batch = Packed::examples(&[row], whole.device).unwrap();
-            let states = |model: &Model| model.hidden(&batch, &mut ignore).unwrap();
+            let states = |model: &Model| model.hidden(&batch, &mut Nobody).unwrap();
             let (x, y) = (states(&whole), states(&rest));
             let logits = |x: &Tensor| {
                 let logits = whole.head().logits(&x.index_select(0, &batch.predict)).unwrap();

@@ -9,7 +9,8 @@ use dataset::{Encoded, Example, Sampler};
 use serde::{Deserialize, Serialize};
 
 use crate::bridge::matrix;
-use crate::decoder::{Keep, Trainable, Watch, ignore};
+use crate::decoder::{Keep, Trainable};
+use crate::observer::{Nobody, Observer};
 use crate::optimizer::AdamW;
 use crate::pack::Packed;
 use crate::parameter::Parameter;
@@ -218,7 +219,7 @@ impl Trainer {
         while self.step < self.total_steps() {
             // Reborrowed for each step.
             let sink = sink.as_mut().map(|sink| &mut **sink as &mut dyn GradientSink);
-            let metrics = match (self.step(sink, &mut ignore), saves) {
+            let metrics = match (self.step(sink, &mut Nobody), saves) {
                 (Err(error @ FinetuneError::NotFinite { .. }), Some(folder)) => {
                     // Nothing was updated yet: this is the last good state, unless the update before
                     // it broke the weights; then the older one stays. The error says more than
@@ -328,13 +329,13 @@ impl Trainer {
     pub(crate) fn step(
         &mut self,
         sink: Option<&mut dyn GradientSink>,
-        watch: &mut Watch<'_>,
+        observer: &mut dyn Observer,
     ) -> Result<StepMetrics> {
         let started = Instant::now();
         let rows = self.sampler.batch(self.step);
         let examples: Vec<&Example> = rows.iter().map(|&row| &self.data.examples[row]).collect();
         let passes = (self.settings.batch_rows, self.settings.keep());
-        let (loss, tokens) = backward(&self.model, &examples, passes, watch)?;
+        let (loss, tokens) = backward(&self.model, &examples, passes, observer)?;
         self.require_finite("loss", loss, &rows)?;
         let grad_norm = self.adamw.grad_norm()?;
         self.require_finite("gradient's norm", grad_norm, &rows)?;
@@ -373,7 +374,7 @@ pub(crate) fn backward(
     model: &Model,
     examples: &[&Example],
     (batch_rows, keep): (usize, Keep),
-    watch: &mut Watch<'_>,
+    observer: &mut dyn Observer,
 ) -> Result<(f64, usize)> {
     let labels: usize = examples
         .iter()
@@ -386,7 +387,7 @@ pub(crate) fn backward(
         let mut rows = rows.to_vec();
         rows.sort_by_key(|row| std::cmp::Reverse(row.tokens.len()));
         let batch = Packed::examples_rounded(&rows, model.device)?;
-        loss += model.loss_and_gradients(&batch, (scale, keep), watch)? * scale;
+        loss += model.loss_and_gradients(&batch, (scale, keep), observer)? * scale;
         tokens += batch.num_tokens();
     }
     Ok((loss, tokens))
@@ -420,7 +421,7 @@ pub(crate) mod tests {
     use crate::{ComputeType, Decay, DeviceChoice};
 
     /// One golden batch, its padding stripped.
-    fn golden_batch(name: &str, step: usize) -> Vec<Example> {
+    pub(crate) fn golden_batch(name: &str, step: usize) -> Vec<Example> {
         let file = testkit::fixture(&format!("{name}/batches.safetensors"));
         let read = |what: &str| testkit::tensor_i64(&file, &format!("step{step}.{what}"));
         let (shape, ids) = read("input_ids");
@@ -488,7 +489,7 @@ pub(crate) mod tests {
                     &model,
                     &examples.iter().collect::<Vec<_>>(),
                     (1, Keep::Activations),
-                    &mut ignore,
+                    &mut Nobody,
                 )
                 .unwrap();
                 let norm = adamw.grad_norm().unwrap();
@@ -536,7 +537,7 @@ pub(crate) mod tests {
             let mut model = golden_model(name);
             model.add_adapter(&adapter, Path::new("")).unwrap();
             let (loss, _) =
-                backward(&model, &examples, (8, Keep::Activations), &mut ignore).unwrap();
+                backward(&model, &examples, (8, Keep::Activations), &mut Nobody).unwrap();
             let gradients = adapter_gradients(&model).unwrap();
             let (_, pair) = gradients.into_iter().find(|(found, _)| *found == place).unwrap();
             (loss, f64::from(pair.b[element]))
@@ -625,7 +626,7 @@ pub(crate) mod tests {
 
         let mut first = trainer();
         for _ in 0..4 {
-            first.step(None, &mut ignore).unwrap();
+            first.step(None, &mut Nobody).unwrap();
         }
         first.save(&saves).unwrap();
         let (mut second, mut steps) = (trainer(), Vec::new());
