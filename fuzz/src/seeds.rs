@@ -185,6 +185,7 @@ pub(crate) fn manifest() -> Vec<Seed> {
         changed("manifest.json", Form::Json(manifest_tree())),
         changed("activations.json", Form::Json(activations())),
         changed("hidden.json", Form::Json(hidden())),
+        changed("sensitivity.json", Form::Json(sensitivity())),
         fixed("step-00001.safetensors", step("F32", "", "")),
         fixed("step-00002.safetensors", step("F32", "", "")),
     ]
@@ -194,6 +195,17 @@ fn hidden() -> Value {
     let square = vec![vec![0.5; 3]; 3];
     json!({"format": "gradpruner-hidden", "version": 1, "rows": 3, "tokens": 70, "cosines": square,
            "last_cosines": square, "cka": [0.25, 0.5], "relative_step": [0.5, 0.1]})
+}
+
+fn sensitivity() -> Value {
+    let weight = json!({"gradient_squared": 1e-6, "weight_times_gradient": 0.25});
+    let names = ["q_proj", "k_proj", "v_proj", "o_proj"].map(|name| format!("self_attn.{name}"));
+    let names =
+        names.into_iter().chain(["gate_proj", "up_proj", "down_proj"].map(|x| format!("mlp.{x}")));
+    let modules: Map<String, Value> = names.map(|name| (name, weight.clone())).collect();
+    let layer = json!({"state_gradient": 1e-3, "modules": modules});
+    json!({"format": "gradpruner-sensitivity", "version": 1, "rows": 8, "batches": 2,
+           "layers": [layer, layer]})
 }
 
 pub(crate) fn scores() -> Vec<Seed> {

@@ -3,6 +3,7 @@
 mod angular;
 mod bi;
 mod cka;
+mod exact;
 mod greedy;
 pub(crate) mod igia;
 mod igia_fro;
@@ -12,6 +13,7 @@ mod magnitude;
 mod max_rm_bi;
 mod perplexity;
 mod random;
+mod taylor;
 
 use crate::Selector;
 
@@ -20,6 +22,8 @@ pub const SELECTORS: &[&dyn Selector] = &[
     &igia::Igia,
     &igia_fro::IgiaFro,
     &igia_mean::IgiaMean,
+    &exact::Exact,
+    &taylor::Taylor,
     &bi::BlockInfluence,
     &angular::Angular,
     &cka::Cka,
@@ -35,8 +39,11 @@ pub const SELECTORS: &[&dyn Selector] = &[
 pub(crate) mod tests {
     use std::collections::BTreeSet;
 
-    use checkpoint::{Activations, Checkpoint};
-    use evidence::{Evidence, EvidenceError, Hidden, HiddenMeans, LossProbe, Need};
+    use checkpoint::{Activations, Checkpoint, Module};
+    use evidence::{
+        Evidence, EvidenceError, Hidden, HiddenMeans, LayerSensitivity, LossProbe, Need,
+        Sensitivity, WeightSensitivity,
+    };
 
     use super::*;
     use crate::{Criterion, Keep, SelectionError, Share};
@@ -52,6 +59,22 @@ pub(crate) mod tests {
             cka: vec![0.5; num_layers],
             relative_step: vec![0.5; num_layers],
         })
+    }
+
+    /// Evidence of layers whose module `m` has the squared gradient `(value · (m + 1))²`, and `(m + 1) / value` of
+    /// weight times gradient.
+    pub(crate) fn sensitivity(values: &[f64]) -> Sensitivity {
+        let layer = |value: &f64| {
+            let weight = |(m, module): (usize, Module)| {
+                let m = m as f64 + 1.0;
+                let gradient_squared = (value * m).powi(2);
+                let weight_times_gradient = m / value;
+                (module, WeightSensitivity { gradient_squared, weight_times_gradient })
+            };
+            let modules = Module::ALL.into_iter().enumerate().map(weight).collect();
+            LayerSensitivity { state_gradient: *value, modules }
+        };
+        Sensitivity::new(1, 1, values.iter().map(layer).collect())
     }
 
     /// Losses by a formula, and the sets that were asked for.
@@ -97,6 +120,7 @@ pub(crate) mod tests {
                     let influence = vec![0.5, 0.1, 0.4, 0.4, 0.2, 0.3];
                     seen.activations = Some(Activations::new(9, influence));
                     seen.hidden = Some(hidden(6));
+                    seen.sensitivity = Some(sensitivity(&[5.0, 2.0, 4.0, 4.0, 1.0, 3.0]));
                     seen.model = Some(&model);
                     let mut losses =
                         Formula::new(|set| set.iter().map(|l| l * 5 % 6).sum::<usize>() as f64);
