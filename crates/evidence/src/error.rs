@@ -26,4 +26,6 @@ pub enum EvidenceError {
     Missing { selector: &'static str, need: Need },
     #[error("the loss without layers {without:?} could not be computed")]
     Loss { without: Vec<usize>, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("{what} could not be computed")]
+    Probe { what: String, source: Box<dyn std::error::Error + Send + Sync> },
 }

@@ -15,7 +15,7 @@ mod sensitivity;
 pub use error::EvidenceError;
 pub use gradients::{GradientNorms, WeightNorms, require_single_precision, step_pairs};
 pub use hidden::{HIDDEN, Hidden, HiddenMeans};
-pub use loss::LossProbe;
+pub use loss::{GateSettings, LossProbe};
 pub use magnitudes::magnitudes;
 pub use seen::{Evidence, Need};
 pub use sensitivity::{LayerSensitivity, SENSITIVITY, Sensitivity, WeightSensitivity};

@@ -195,6 +195,24 @@ impl Layer {
         }
     }
 
+    /// The same layer with handles on the same weights, none of which trains: a backward pass leaves no gradients
+    /// in it.
+    pub(crate) fn untrained(&self) -> Self {
+        let linears = self.linears.iter().map(|(&module, linear)| {
+            let (weight, bias) = (&linear.weight, linear.bias.as_ref());
+            let lora = linear.lora.as_ref().map(Lora::untrained);
+            let (weight, bias) = (weight.untrained(), bias.map(Parameter::untrained));
+            (module, Linear { weight, bias, lora })
+        });
+        Self {
+            input_norm: self.input_norm.untrained(),
+            post_norm: self.post_norm.untrained(),
+            qk_norms: self.qk_norms.as_ref().map(|(q, k)| (q.untrained(), k.untrained())),
+            linears: linears.collect(),
+            head_dim: self.head_dim,
+        }
+    }
+
     fn siblings<const N: usize>(&self, modules: [Module; N]) -> Siblings<'_, N> {
         Siblings(modules.map(|module| &self.linears[&module]))
     }

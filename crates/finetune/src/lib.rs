@@ -13,6 +13,8 @@ mod device;
 mod error;
 mod estimate;
 mod evaluate;
+mod gated;
+mod gates;
 mod generate;
 mod head;
 mod hidden;

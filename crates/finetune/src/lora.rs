@@ -69,6 +69,11 @@ impl Lora {
         Self { a: self.a.share(), b: self.b.share(), scale: self.scale }
     }
 
+    /// Another handle on the same matrices, which do not train.
+    pub(crate) fn untrained(&self) -> Self {
+        Self { a: self.a.untrained(), b: self.b.untrained(), scale: self.scale }
+    }
+
     /// The inner dimension `r`.
     pub(crate) fn rank(&self) -> i64 {
         self.a.value.size().first().copied().unwrap_or(0)

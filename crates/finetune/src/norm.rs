@@ -19,6 +19,11 @@ impl Norm {
         Self { weight: self.weight.share(), epsilon: self.epsilon }
     }
 
+    /// Another handle on the same weight, which does not train.
+    pub(crate) fn untrained(&self) -> Self {
+        Self { weight: self.weight.untrained(), epsilon: self.epsilon }
+    }
+
     /// In f32, rounded to `x`'s type before the weight as the families' reference code does.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let kind = x.f_kind()?;

@@ -45,6 +45,11 @@ impl Parameter {
         Self { value: self.value.shallow_clone(), gradient }
     }
 
+    /// Another handle on the same value, which does not train.
+    pub(crate) fn untrained(&self) -> Self {
+        Self::frozen(self.value.shallow_clone())
+    }
+
     /// Whether it trains.
     pub(crate) fn trains(&self) -> bool {
         self.gradient.is_some()

@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 
 use dataset::Example;
-use evidence::{EvidenceError, LossProbe};
+use evidence::{EvidenceError, GateSettings, LossProbe};
 use tch::{Kind, Tensor};
 
 use crate::bridge::number;
+use crate::gated::{Gated, GatedPass};
+use crate::gates::train_gates;
 use crate::head::LOGIT_BYTES;
 use crate::offload::Passage;
+use crate::sensitivity::norm_sum;
 use crate::stop;
 use crate::walk::{Pack, Walk};
 use crate::{FinetuneError, Model, Result};
@@ -75,8 +78,7 @@ impl<'a> SkipProbe<'a> {
 
     /// The last states without some layers.
     fn pass(&mut self, without: &[usize]) -> Result<Vec<Tensor>> {
-        let kept: Vec<usize> =
-            (0..self.model.config.num_layers).filter(|layer| !without.contains(layer)).collect();
+        let kept = self.kept(without);
         let common = self.path.iter().zip(&kept).take_while(|(x, y)| x == y).count();
         self.states.retain(|&place, _| place <= common);
         let held = self.states.last_key_value();
@@ -103,6 +105,35 @@ impl<'a> SkipProbe<'a> {
         drop(passage);
         self.path = kept;
         Ok(states)
+    }
+
+    /// The layers that are left without some.
+    fn kept(&self, without: &[usize]) -> Vec<usize> {
+        (0..self.model.config.num_layers).filter(|layer| !without.contains(layer)).collect()
+    }
+
+    /// `mean ‖∂L/∂x_{l+1}‖` over tokens without some layers, by layer.
+    fn gradient_norms(&self, without: &[usize]) -> Result<BTreeMap<usize, f64>> {
+        let path: Vec<Gated> =
+            self.kept(without).into_iter().map(|layer| Gated { layer, gate: 1.0 }).collect();
+        let packs = &self.walk.packs;
+        let labels: usize = packs.iter().map(|pack| pack.rows.num_predicted()).sum();
+        let tokens: usize = packs.iter().map(|pack| pack.rows.num_tokens()).sum();
+        let mut norms = vec![0.0; path.len()];
+        // Where nothing is labelled, nothing has a gradient.
+        for pack in packs.iter().filter(|pack| pack.rows.num_predicted() > 0) {
+            let scale = 1.0 / labels as f64;
+            let pass = GatedPass { walk: &self.walk, pack, path: &path, scale };
+            pass.forth_and_back(&mut |turn| {
+                norms[turn.place] += norm_sum(turn.gradient)?;
+                Ok(())
+            })?;
+        }
+        if norms.iter().any(|norm| !norm.is_finite()) {
+            return Err(FinetuneError::NotANumber);
+        }
+        let mean = |(at, sum): (&Gated, f64)| (at.layer, sum / tokens.max(1) as f64);
+        Ok(path.iter().zip(norms).map(mean).collect())
     }
 
     fn distance(&self, states: &[Tensor]) -> Result<f64> {
@@ -163,15 +194,36 @@ impl LossProbe for SkipProbe<'_> {
             Err(error) => Err(fail(error.into())),
         }
     }
+
+    fn state_gradients(
+        &mut self,
+        without: &[usize],
+    ) -> Result<BTreeMap<usize, f64>, EvidenceError> {
+        let _guard = tch::no_grad_guard();
+        self.gradient_norms(without).map_err(|error| EvidenceError::Probe {
+            what: format!("the gradients of states without layers {without:?}"),
+            source: error.into(),
+        })
+    }
+
+    fn gates(&mut self, settings: &GateSettings) -> Result<Vec<f64>, EvidenceError> {
+        let _guard = tch::no_grad_guard();
+        train_gates(&self.walk, settings).map_err(|error| EvidenceError::Probe {
+            what: "the layers' gates".into(),
+            source: error.into(),
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Trainer;
     use crate::bridge::values;
     use crate::observer::Nobody;
+    use crate::observer::tests::Outputs;
     use crate::pack::Packed;
-    use crate::train::tests::{golden_model, rows};
+    use crate::train::tests::{golden_model, lora, rows, settings};
 
     /// By a model that really lacks the layers, and plain loops in f64.
     fn expected(without: &[usize]) -> f64 {
@@ -228,6 +280,70 @@ mod tests {
                 assert!((found / expected - 1.0).abs() < 1e-4, "{without:?}: {found}, {expected}");
             }
         }
+    }
+
+    /// By a model that really lacks the layers, through libtorch's automatic gradients.
+    #[test]
+    fn gradients_of_states_are_automatic_ones() {
+        let model = golden_model("tiny_qwen2");
+        let data = rows("tiny_qwen2");
+        let silent = Example::whole(vec![5, 6, 7], vec![false; 3]);
+        let examples: Vec<&Example> = data.examples.iter().chain([&silent]).collect();
+        for without in [vec![], vec![2], vec![0, 3, 5]] {
+            let mut rest = golden_model("tiny_qwen2");
+            for &layer in without.iter().rev() {
+                rest.layers.remove(layer);
+                rest.config.windows.remove(layer);
+            }
+            let _ = rest.embedding.value.set_requires_grad(true);
+            let batch = Packed::examples(&examples, rest.device).unwrap();
+            let mut outputs = Outputs::default();
+            let hidden = rest.hidden(&batch, &mut outputs).unwrap();
+            let logits = rest.head().logits(&hidden.index_select(0, &batch.predict)).unwrap();
+            let loss = logits.cross_entropy_for_logits(&batch.targets);
+            let gradients = Tensor::run_backward(&[loss], &outputs.0, false, false);
+            let kept = (0..6).filter(|layer| !without.contains(layer));
+            let expected: BTreeMap<usize, f64> = kept
+                .zip(&gradients)
+                .map(|(layer, gradient)| {
+                    let values = values(gradient).unwrap();
+                    let norm =
+                        |x: &[f32]| x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+                    let norms: Vec<f64> =
+                        values.chunks(rest.config.hidden_size).map(norm).collect();
+                    (layer, norms.iter().sum::<f64>() / norms.len() as f64)
+                })
+                .collect();
+            for batch_tokens in [usize::MAX, 20] {
+                let mut probe = SkipProbe::new(&model, &examples, batch_tokens).unwrap();
+                let found = probe.state_gradients(&without).unwrap();
+                assert!(found.keys().eq(expected.keys()), "{found:?}");
+                for (layer, found) in &found {
+                    let expected = expected[layer];
+                    assert!((found / expected - 1.0).abs() < 1e-4, "{layer}: {found}, {expected}");
+                }
+            }
+        }
+    }
+
+    /// Adapters count, and what they gather for their training is not touched.
+    #[test]
+    fn adapters_gather_nothing() {
+        let data = rows("tiny_llama");
+        let examples: Vec<&Example> = data.examples.iter().collect();
+        let mut trainer =
+            Trainer::new(golden_model("tiny_llama"), settings(lora()), rows("tiny_llama")).unwrap();
+        trainer.run(None, None, &mut |_| {}).unwrap();
+        let model = trainer.into_model();
+        let mut probe = SkipProbe::new(&model, &examples, usize::MAX).unwrap();
+        let adapted = probe.state_gradients(&[1]).unwrap();
+        for (name, weight) in model.trained() {
+            let gradient = values(weight.gradient.as_ref().unwrap()).unwrap();
+            assert!(gradient.iter().all(|&x| x == 0.0), "{name}");
+        }
+        let plain = golden_model("tiny_llama");
+        let mut probe = SkipProbe::new(&plain, &examples, usize::MAX).unwrap();
+        assert_ne!(adapted, probe.state_gradients(&[1]).unwrap());
     }
 
     #[test]

@@ -146,22 +146,11 @@ mod tests {
 
     use super::*;
     use crate::bridge::{matrix, values};
-    use crate::observer::LayerPass;
+    use crate::observer::tests::Outputs;
     use crate::pack::Packed;
     use crate::train::tests::{golden_model, lora, rows};
 
     const SETTINGS: SensitivitySettings = SensitivitySettings { batch_rows: 3, remat: false };
-
-    /// Keeps the states that layers give, with the graph they are in.
-    #[derive(Default)]
-    struct Outputs(Vec<Tensor>);
-
-    impl Observer for Outputs {
-        fn layer(&mut self, seen: &LayerPass<'_>) -> Result<()> {
-            self.0.push(seen.output.shallow_clone());
-            Ok(())
-        }
-    }
 
     fn wide(x: &Tensor) -> Vec<f64> {
         values(x).unwrap().into_iter().map(f64::from).collect()

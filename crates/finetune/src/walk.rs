@@ -13,7 +13,7 @@ use crate::{Model, Result};
 
 /// Packs of rows, and what all layers share in a pass over each.
 pub(crate) struct Walk<'a> {
-    model: &'a Model,
+    pub(crate) model: &'a Model,
     pub(crate) packs: Vec<Pack>,
 }
 
@@ -23,7 +23,7 @@ pub(crate) struct Pack {
     /// Where its tokens stand that are not the first of a row: those have activations hundreds of times as
     /// large, which would drown all others.
     pub(crate) later: Tensor,
-    rotation: Rotation,
+    pub(crate) rotation: Rotation,
     attention: BTreeMap<Option<usize>, Attention>,
 }
 
@@ -68,7 +68,12 @@ impl<'a> Walk<'a> {
         (number, layer): (usize, &Layer),
         x: &Tensor,
     ) -> Result<(Tensor, Saved)> {
-        let attention = &pack.attention[&self.model.config.windows[number]];
+        let attention = self.attention(pack, number);
         layer.forward(x, &pack.rotation, |heads| attention.forward(heads))
+    }
+
+    /// How one pack's tokens attend in a layer.
+    pub(crate) fn attention<'b>(&self, pack: &'b Pack, number: usize) -> &'b Attention {
+        &pack.attention[&self.model.config.windows[number]]
     }
 }

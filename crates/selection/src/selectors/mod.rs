@@ -4,6 +4,8 @@ mod angular;
 mod bi;
 mod cka;
 mod exact;
+mod gates;
+mod gradmap;
 mod greedy;
 pub(crate) mod igia;
 mod igia_fro;
@@ -28,8 +30,10 @@ pub const SELECTORS: &[&dyn Selector] = &[
     &angular::Angular,
     &cka::Cka,
     &max_rm_bi::MaxRmBi,
+    &gradmap::GradMap,
     &perplexity::Perplexity,
     &greedy::Greedy,
+    &gates::Gates,
     &magnitude::Magnitude,
     &last::Last,
     &random::Random,
@@ -37,12 +41,12 @@ pub const SELECTORS: &[&dyn Selector] = &[
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use checkpoint::{Activations, Checkpoint, Module};
     use evidence::{
-        Evidence, EvidenceError, Hidden, HiddenMeans, LayerSensitivity, LossProbe, Need,
-        Sensitivity, WeightSensitivity,
+        Evidence, EvidenceError, GateSettings, Hidden, HiddenMeans, LayerSensitivity, LossProbe,
+        Need, Sensitivity, WeightSensitivity,
     };
 
     use super::*;
@@ -77,7 +81,8 @@ pub(crate) mod tests {
         Sensitivity::new(1, 1, values.iter().map(layer).collect())
     }
 
-    /// Losses by a formula, and the sets that were asked for.
+    /// Losses by a formula, and the sets that were asked for. Whatever else a probe says of a layer is what is lost
+    /// with it besides.
     pub(crate) struct Formula {
         of: fn(&[usize]) -> f64,
         pub(crate) asked: Vec<Vec<usize>>,
@@ -94,6 +99,21 @@ pub(crate) mod tests {
             assert!(without.is_sorted_by(|x, y| x < y), "{without:?}");
             self.asked.push(without.to_vec());
             Ok((self.of)(without))
+        }
+
+        fn state_gradients(&mut self, without: &[usize]) -> evidence::Result<BTreeMap<usize, f64>> {
+            let lost = self.loss(without)?;
+            let left = (0..30).filter(|layer| !without.contains(layer));
+            let with = |layer: usize| {
+                let mut set = [without, &[layer]].concat();
+                set.sort_unstable();
+                (layer, (self.of)(&set) - lost)
+            };
+            Ok(left.map(with).collect())
+        }
+
+        fn gates(&mut self, _: &GateSettings) -> evidence::Result<Vec<f64>> {
+            (0..6).map(|layer| self.loss(&[layer])).collect()
         }
     }
 
