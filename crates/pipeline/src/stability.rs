@@ -76,9 +76,10 @@ impl StabilityMeter {
         Ok(())
     }
 
-    /// The criterion, if what it chooses depends on how many steps there are.
+    /// The criterion, if what it chooses depends on how many steps there are, and on them alone: one that wants losses
+    /// too would run the model at every step.
     fn followed(&self) -> Option<Criterion> {
-        self.criterion.filter(|criterion| criterion.needs(Need::Gradients))
+        self.criterion.filter(|criterion| criterion.all_needs() == [Need::Gradients])
     }
 
     fn steps(&self) -> usize {

@@ -14,6 +14,7 @@ mod last;
 mod magnitude;
 mod max_rm_bi;
 mod perplexity;
+mod policy;
 mod random;
 mod taylor;
 
@@ -34,6 +35,7 @@ pub const SELECTORS: &[&dyn Selector] = &[
     &perplexity::Perplexity,
     &greedy::Greedy,
     &gates::Gates,
+    &policy::Policy,
     &magnitude::Magnitude,
     &last::Last,
     &random::Random,
