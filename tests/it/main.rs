@@ -9,5 +9,6 @@ mod data;
 mod errors;
 mod files;
 mod hub;
+mod race;
 mod run;
 mod support;

@@ -141,25 +141,6 @@ fn a_run_leaves_what_it_promises() {
     assert_eq!(desk.json(&command("r"))["plan"], outcome["plan"]);
     assert_eq!(contents(&desk.at("r")), before);
 
-    // What was made of a plan that was edited since is not taken for the new plan's.
-    let plan = desk.at("r/plan.json");
-    let old = fs_err::read_to_string(&plan).unwrap();
-    fs_err::write(&plan, old.replace("\"density\": 0.5", "\"density\": 0.25")).unwrap();
-    let failure = desk.failure(&command("r"));
-    assert!(
-        failure.contains("r/pruned: it was made with other settings (plan.density)"),
-        "{failure}"
-    );
-    fs_err::write(&plan, old).unwrap();
-    desk.run(&command("r"));
-
-    // The command is kept once, and with what may differ when a run goes on.
-    let command_kept = format!("gradpruner {} --json\n", command("r"));
-    assert_eq!(read("r/command.txt"), command_kept);
-    desk.run(&format!("{} --remat", command("r")));
-    let other = format!("gradpruner {} --remat\n", command("r"));
-    assert_eq!(read("r/command.txt"), format!("{command_kept}{other}"));
-
     // Rows that were trained on are told.
     let leaky = desk.output(&command("s").replace("--eval test.jsonl", "--eval train.jsonl"));
     assert!(text(&leaky.stderr).contains("among the rows trained on"));
@@ -170,6 +151,41 @@ fn a_run_leaves_what_it_promises() {
     // Other settings are not mixed in.
     let failure = desk.failure(&format!("{} --seed 9", command("r")));
     assert!(failure.contains("settings.seed was 0 and is 9"), "{failure}");
+}
+
+/// What was made of a plan that was edited since is not taken for the new plan's.
+#[test]
+fn a_plan_that_was_edited() {
+    let desk = Desk::new();
+    desk.run(&command("r"));
+    let plan = desk.at("r/plan.json");
+    let old = fs_err::read_to_string(&plan).unwrap();
+    fs_err::write(&plan, old.replace("\"density\": 0.5", "\"density\": 0.25")).unwrap();
+    let failure = desk.failure(&command("r"));
+    assert!(
+        failure.contains("r/pruned: it was made with other settings (plan.density)"),
+        "{failure}"
+    );
+    fs_err::write(&plan, old).unwrap();
+    desk.run(&command("r"));
+}
+
+/// The command is kept once, and with what may differ when a run goes on.
+#[test]
+fn the_command_is_kept() {
+    let desk = Desk::new();
+    let command = |rest: &str| {
+        format!("run --model model --train train.jsonl --prune 2 --out r {rest} {CHEAP}")
+    };
+    let kept = || fs_err::read_to_string(desk.at("r/command.txt")).unwrap();
+    desk.run(&command(""));
+    desk.run(&command(""));
+    let first =
+        format!("gradpruner {}\n", command("").split_whitespace().collect::<Vec<_>>().join(" "));
+    assert_eq!(kept(), first);
+    desk.run(&command("--remat"));
+    let other = command("--remat").split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!(kept(), format!("{first}gradpruner {other}\n"));
 }
 
 /// Killed as soon as a stage has left its mark, or a training has saved its state, the same command ends in the same bytes.

@@ -267,6 +267,30 @@ impl Trainer {
         })
     }
 
+    /// How many steps are taken so far.
+    pub fn steps_done(&self) -> usize {
+        self.step
+    }
+
+    /// As [`Trainer::run`], but stops after a step, counted from 1, and leaves the state there in `saves`; a later run
+    /// with these goes on as if it had never stopped.
+    ///
+    /// # Errors
+    ///
+    /// As [`Trainer::run`].
+    pub fn run_until(
+        &mut self,
+        step: usize,
+        saves: &Path,
+        observe: &mut dyn FnMut(&StepMetrics),
+    ) -> Result<()> {
+        let most = self.settings.max_steps.replace(step.min(self.total_steps()));
+        let found = self.run(None, Some(saves), observe);
+        self.settings.max_steps = most;
+        found?;
+        self.save(saves)
+    }
+
     /// Removes what [`Trainer::run`] saved.
     ///
     /// # Errors
@@ -629,6 +653,13 @@ pub(crate) mod tests {
             first.step(None, &mut Nobody).unwrap();
         }
         first.save(&saves).unwrap();
+        let (until, mut stopped) = (folder.path().join("until"), trainer());
+        stopped.run_until(4, &until, &mut |_| {}).unwrap();
+        assert_eq!(stopped.steps_done(), 4);
+        let (mut on, mut steps) = (trainer(), Vec::new());
+        on.run(None, Some(&until), &mut |metrics| steps.push(metrics.step)).unwrap();
+        assert_eq!(steps.first(), Some(&5));
+        assert_eq!(weights_of(on.model()), weights_of(whole.model()));
         let (mut second, mut steps) = (trainer(), Vec::new());
         second.settings.remat = true;
         second.run(None, Some(&saves), &mut |metrics| steps.push(metrics.step)).unwrap();

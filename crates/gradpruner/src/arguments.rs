@@ -1,12 +1,13 @@
 //! Flags that several commands share, with their defaults.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use finetune::{ComputeChoice, Decay, DeviceChoice};
 use pipeline::{
-    CollectSettings, ComputeSettings, EvaluationSettings, FinetuneMethod, HeldOut,
+    Choosing, CollectSettings, ComputeSettings, EvaluationSettings, FinetuneMethod, HeldOut,
     LinearMapSettings, LoraTargets, RunSettings, TrainingSettings,
 };
 use selection::{Criterion, Keep, PlanSettings, Refine, Repair, Share};
@@ -112,7 +113,7 @@ pub(crate) struct CellInputs {
     pub(crate) train: PathBuf,
     pub(crate) eval: Option<PathBuf>,
     pub(crate) prune: Share,
-    pub(crate) criterion: Criterion,
+    pub(crate) criterion: Choosing,
     pub(crate) planning: PlanSettings,
     pub(crate) finetune: FinetuneMethod,
 }
@@ -471,6 +472,40 @@ where
 /// Linear weights: `all`, or names between commas.
 fn targets(text: &str) -> Result<LoraTargets, String> {
     text.split(',').map(ToOwned::to_owned).collect::<Vec<_>>().try_into()
+}
+
+/// The name of a criterion, or a race of them.
+pub(crate) fn choosing() -> impl TypedValueParser<Value = Choosing> {
+    ChoosingParser
+}
+
+/// As [`criterion`], for what may also be a race.
+#[derive(Clone)]
+struct ChoosingParser;
+
+impl TypedValueParser for ChoosingParser {
+    type Value = Choosing;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        arg: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<Choosing, clap::Error> {
+        let parse = |text: &str| text.parse::<Choosing>();
+        parse.parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        let one = Criterion::all().map(|one| PossibleValue::new(one.name()).help(one.about()));
+        let races = [
+            PossibleValue::new("race").help(
+                "several criteria's choices, each fine-tuned for a few steps; race:igia+bi says which",
+            ),
+            PossibleValue::new("auto").help("a race of those that have proven themselves"),
+        ];
+        Some(Box::new(one.chain(races)))
+    }
 }
 
 /// The name of a criterion.

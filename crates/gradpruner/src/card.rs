@@ -103,7 +103,7 @@ fn card(kind: Kind, found: &RunOutcome, rows: &[ModelRow], digest: &str) -> Stri
         what = if kind == Kind::Adapter { ": LoRA adapter" } else { "" },
         version = env!("CARGO_PKG_VERSION"),
         pruned = layers_text(&plan.pruned),
-        criterion = settings.criterion.name(),
+        criterion = settings.criterion,
         repair = repair_text(found),
         data = data_text(kind, settings, digest),
         table = model_table(&rows).markdown(),

@@ -14,9 +14,11 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::allocator;
 use crate::comparison::cell_text;
-use crate::stages::{done_text, figures_text, stage_text};
+use crate::stages::{
+    collapsed_text, criteria_text, done_text, figures_text, stage_text, trial_text,
+};
 use crate::texts::{computing_text, fitted_text, needs_text, rows_text};
-use crate::units::elapsed_text;
+use crate::units::{elapsed_text, layers_text};
 
 /// A command's result, for people and for programs.
 #[derive(Debug)]
@@ -181,6 +183,19 @@ impl Printer {
                     let figures = figures_text(on.after.acc, on.after.perplexity);
                     self.note(&format!("  ✓ {}: {figures}", on.data));
                 }
+            }
+            Event::Trying { criteria, pruned } => {
+                clear();
+                let (names, layers) = (criteria_text(&criteria), layers_text(&pruned));
+                self.note(&format!("  trying layers {layers}, by {names}"));
+            }
+            Event::Tried { criteria, trial } => {
+                clear();
+                self.note(&format!("    {}: {}", criteria_text(&criteria), trial_text(&trial)));
+            }
+            Event::Collapsed { trial, pruned } => {
+                clear();
+                tracing::warn!("{}", collapsed_text(&trial, &pruned));
             }
             Event::Rows { done, total } => self.progress(done, total, "row", ""),
         }

@@ -1,9 +1,9 @@
 //! Sentences about stages: what they are called, and what they came to.
 
-use pipeline::{Done, Stability, Stage};
-use selection::Plan;
+use pipeline::{Done, Stability, Stage, Trial};
+use selection::{Criterion, Plan};
 
-use crate::units::{percent, perplexity_text};
+use crate::units::{layers_text, percent, perplexity_text};
 
 /// What a stage is called.
 pub(crate) fn stage_text(stage: Stage) -> &'static str {
@@ -11,6 +11,7 @@ pub(crate) fn stage_text(stage: Stage) -> &'static str {
         Stage::Convert => "convert",
         Stage::Collect => "collect gradients",
         Stage::Score => "score layers",
+        Stage::Race => "race",
         Stage::Plan => "plan",
         Stage::Fit => "fit linear maps",
         Stage::Prune => "prune and repair",
@@ -37,6 +38,10 @@ pub(crate) fn done_text(done: &Done) -> String {
             let more = if selection.removed.len() > first.len() { " …" } else { "" };
             format!("by {}; {what}: {}{more}", criterion.name(), first.join(" "))
         }
+        Done::Raced(race) => race.candidates.first().map_or_else(String::new, |winner| {
+            let others = race.candidates.len() - 1;
+            format!("won by {} of {} choices", criteria_text(&winner.criteria), others + 1)
+        }),
         Done::Planned(plan) => layer_strip(plan),
         Done::Fitted { maps, tokens } => format!("{maps} fitted on {tokens} tokens"),
         Done::Pruned { before, after } => {
@@ -55,6 +60,34 @@ pub(crate) fn done_text(done: &Done) -> String {
         ),
         Done::Evaluated(report) => figures_text(report.acc, report.perplexity),
     }
+}
+
+/// Criteria that chose the same layers.
+pub(crate) fn criteria_text(criteria: &[Criterion]) -> String {
+    criteria.iter().map(|criterion| criterion.name()).collect::<Vec<_>>().join(", ")
+}
+
+/// How good a model is in the middle of its training.
+pub(crate) fn trial_text(trial: &Trial) -> String {
+    let accuracy =
+        trial.acc.map_or_else(String::new, |share| format!(", accuracy {}", percent(share)));
+    let loss = trial.loss.map_or_else(|| "not finite".into(), |loss| format!("{loss:.4}"));
+    format!("held-out loss {loss}{accuracy} after step {}", trial.step)
+}
+
+/// A warning about a model that has learnt nothing a quarter of its training in.
+pub(crate) fn collapsed_text(trial: &Trial, pruned: &[usize]) -> String {
+    let share = |share: Option<f64>| share.map_or_else(|| "unknown".into(), percent);
+    format!(
+        "after step {}, a quarter of the training, the pruned model may answer no better than by always giving the most \
+         frequent answer (accuracy {}, that answer {}). Removed are layers {}; the earliest of them are the ones to \
+         suspect. It may still recover; else prune fewer layers, keep more of the first (--keep first:N,last:1), or let \
+         choices race (--criterion auto)",
+        trial.step,
+        share(trial.acc),
+        share(trial.majority),
+        layers_text(pruned),
+    )
 }
 
 /// An evaluation's two main figures, the accuracy where there are choices.

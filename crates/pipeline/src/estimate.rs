@@ -11,7 +11,9 @@ use finetune::{
 use selection::{Repair, Share};
 use serde::{Deserialize, Serialize};
 
-use crate::{ComputeSettings, FinetuneMethod, PipelineError, Result, RunSettings, Stage};
+use crate::{
+    Choice, ComputeSettings, FinetuneMethod, PipelineError, Result, RunSettings, Stage, Until,
+};
 
 /// The share of the rate of bare matrix products that whole steps reach; docs/results.md has the
 /// measurements.
@@ -193,7 +195,7 @@ pub fn estimate(
     let mut stages = vec![of.training(Stage::Collect, config, &collect, train, collected)];
     stages[0].disk_bytes =
         collected as u64 * Workload { config, train: &collect, compute }.trained_parameters() * 4;
-    if settings.choice().needs_losses() && count > 0 {
+    if settings.choices().iter().any(Choice::needs_losses) && count > 0 {
         stages.push(of.choosing(config, &collect, train));
     }
     if settings.repair == Repair::LinearMap && count > 0 {
@@ -204,6 +206,10 @@ pub fn estimate(
         let tune = settings.training.parse(settings.finetune, settings.seed)?;
         let steps = steps_of(&tune, train.count).min(tune.max_steps.unwrap_or(usize::MAX));
         let left = steps.saturating_sub(if settings.goes_on() { collected } else { 0 });
+        if settings.criterion.races() && count > 0 {
+            let extra = steps_in_vain(settings.criterion.criteria().len(), left);
+            stages.push(of.training(Stage::Race, &pruned, &tune, train, extra));
+        }
         let mut of_model = |stage, config: &ModelConfig, merged: bool| {
             let mut found = of.training(stage, config, &tune, train, left);
             let trained = Workload { config, train: &tune, compute }.trained_parameters();
@@ -242,6 +248,18 @@ pub fn estimate(
         available_memory_bytes: available,
         stages,
     })
+}
+
+/// Steps that the losers of a race have trained, where all candidates chose other layers.
+fn steps_in_vain(candidates: usize, steps: usize) -> usize {
+    let round = Until::Round(1).step(0, steps);
+    let (mut running, mut rounds, mut taken) = (candidates, 0, 0);
+    while running > 1 {
+        rounds += 1;
+        taken += running * round;
+        running = running.div_ceil(2);
+    }
+    taken - rounds * round
 }
 
 /// How many steps a schedule spans.

@@ -6,7 +6,7 @@ use repair::{FittedRun, Size};
 use selection::{Criterion, Plan, Selection};
 use serde::{Deserialize, Serialize};
 
-use crate::{Cell, CellResult, Computing, Estimate, Stability};
+use crate::{Cell, CellResult, Computing, Estimate, Race, Stability, Trial};
 
 /// A part of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +16,7 @@ pub enum Stage {
     Convert,
     Collect,
     Score,
+    Race,
     Plan,
     Fit,
     Prune,
@@ -45,6 +46,8 @@ pub enum Done {
         /// Which, and every layer's score if they were chosen by scores.
         selection: Selection,
     },
+    /// Choices have raced.
+    Raced(Race),
     /// It is decided what becomes of them.
     Planned(Plan),
     /// Linear maps are fitted.
@@ -84,6 +87,27 @@ pub enum Event {
     Encoded(RowCounts),
     /// A linear map was fitted.
     Fitted(FittedRun),
+    /// A candidate of a race is trained for a few steps.
+    Trying {
+        /// Whose choice it is.
+        criteria: Vec<Criterion>,
+        /// The layers that go.
+        pruned: Vec<usize>,
+    },
+    /// It came to this.
+    Tried {
+        /// Whose choice it is.
+        criteria: Vec<Criterion>,
+        /// How good it is by now.
+        trial: Trial,
+    },
+    /// A quarter of the training in, the model may be no better than always giving the most frequent answer.
+    Collapsed {
+        /// How good it is by now.
+        trial: Trial,
+        /// The layers that went.
+        pruned: Vec<usize>,
+    },
     /// A training step was taken.
     Step(StepMetrics),
     /// So many of so many tensors are written.

@@ -6,6 +6,7 @@
 
 mod cell;
 mod choice;
+mod choosing;
 mod compare;
 mod data;
 mod error;
@@ -24,7 +25,9 @@ mod store;
 mod tensorboard;
 mod timing;
 
+pub use cell::{Candidate, Race};
 pub use choice::Choice;
+pub use choosing::Choosing;
 pub use compare::{Cell, CellResult, CompareSettings, Comparison, EvaluatedOn, Way, compare};
 pub use data::{digest_data, read_data};
 pub use error::PipelineError;
@@ -44,6 +47,7 @@ pub use stage::{
     StageContext, StateOf, collect_record, evaluate_model, finetune_model, fit_maps, load_adapted,
     read_encoder, with_losses,
 };
+pub use stage::{Trial, TrialTarget, Until, trial};
 pub use timing::{StageTime, read_timings};
 
 /// What every function here returns.

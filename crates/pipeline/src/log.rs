@@ -89,6 +89,16 @@ impl<'a> Log<'a> {
     }
 }
 
+/// Adds the lines of another log, if there is one.
+pub(crate) fn append_lines(to: &Path, from: &Path) -> Result<()> {
+    if from.exists() {
+        let lines = fs_err::read_to_string(from)?;
+        let mut file = fs_err::OpenOptions::new().create(true).append(true).open(to)?;
+        file.write_all(lines.as_bytes())?;
+    }
+    Ok(())
+}
+
 /// The steps in `metrics.jsonl` so far, none if there is no such file; a line that was cut off by an interruption is left
 /// out.
 ///

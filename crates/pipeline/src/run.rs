@@ -6,6 +6,7 @@ use ::finetune::{Answer, ComputeChoice, EvalReport, Evaluated};
 use checkpoint::{
     Checkpoint, Staging, locate, read_json, remove_if_there, require_companions, sha256_file,
 };
+use dataset::Content;
 use repair::{LinearMaps, MapsHeader, Size};
 use selection::{Plan, Repair, Scores};
 use serde::{Deserialize, Serialize};
@@ -102,6 +103,9 @@ pub fn run(
     let collected = run.collect(&stages, observe)?;
     let (scores, plan) = run.plan(&stages, &collected, observe)?;
     let pruned = stages.prune(&collected, &plan, observe)?;
+    if run.watches {
+        stages.watch(&collected, &pruned, observe)?;
+    }
     let merged = run.settings.save_merged.then(|| run.at("merged"));
     let tuned = stages.tune(&collected, &pruned, merged, observe)?;
     let dense = stages.dense();
@@ -164,8 +168,13 @@ struct Run {
     model: PathBuf,
     num_layers: usize,
     digests: Digests,
+    /// Whether the training is looked at a quarter in: it answers by choices, and is long enough to say something then.
+    watches: bool,
     _lock: RunLock,
 }
+
+/// Fewer steps say nothing at a quarter of them.
+const WATCHED_STEPS: usize = 16;
 
 impl Run {
     fn begin(
@@ -182,8 +191,7 @@ impl Run {
         check_outputs(&[Named::of("--out", folder)], &inputs)?;
         // What would fail late is looked at early.
         let config = Checkpoint::open(&model)?.config().clone();
-        let request = settings.choice().request(config.num_layers)?;
-        settings.planning().check(request.count)?;
+        settings.check(config.num_layers)?;
         require_companions(&model)?;
         let read = |path: &Path| read_data(path, &settings.ignore_fields);
         let mut train = read(&settings.train)?;
@@ -202,7 +210,9 @@ impl Run {
         let lock = RunLock::take(folder)?;
         let (settings, computing) = in_force(settings, folder)?;
         RunFile::new(settings.clone(), inputs).claim(&folder.join("run.toml"))?;
+        let mut watches = false;
         if !folder.join(EVALUATIONS).exists() {
+            let has_choices = train.iter().any(|row| matches!(row.content, Content::Choice { .. }));
             let encoder = read_encoder(&model)?;
             let max_tokens = settings.training.max_tokens;
             let train = Sample::training(&train, &encoder, max_tokens)?;
@@ -212,12 +222,16 @@ impl Run {
             });
             let needs = estimate(&settings, &config, &train, eval.transpose()?.as_ref())?;
             require_disk(folder, needs.disk_bytes)?;
+            let steps = needs.stages.iter().find(|needs| needs.stage == Stage::Finetune);
+            watches = has_choices
+                && !settings.criterion.races()
+                && steps.is_some_and(|needs| needs.steps >= WATCHED_STEPS);
             observe(Event::Computing(computing));
             observe(Event::Needs(needs));
         }
         let (store, num_layers) = (Store::of_one(folder), config.num_layers);
         let folder = folder.to_owned();
-        Ok(Self { settings, folder, store, model, num_layers, digests, _lock: lock })
+        Ok(Self { settings, folder, store, model, num_layers, digests, watches, _lock: lock })
     }
 
     fn stages<'a>(&'a self, log: LogTargets<'a>) -> Stages<'a> {
@@ -263,7 +277,7 @@ impl Run {
             observe(Event::Found(Stage::Plan));
             return Ok((scores, Plan::read(&plan_path)?));
         }
-        let selection = stages.choose(collected, observe)?.selection;
+        let selection = stages.decide(collected, observe)?.selection;
         if let Some(scores) = &selection.scores {
             scores.write(&scores_path)?;
         }

@@ -12,7 +12,7 @@ use selection::{Criterion, Keep, PlanSettings, Refine, Repair, Share};
 use serde::{Deserialize, Serialize};
 use serde_with::{DeserializeFromStr, SerializeDisplay};
 
-use crate::{Choice, HeldOut, PipelineError, Result};
+use crate::{Choice, Choosing, HeldOut, PipelineError, Result};
 
 /// What a run does, and with what.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,8 +31,8 @@ pub struct RunSettings {
     pub prune: Share,
     /// Which layers are never pruned.
     pub keep: Keep,
-    /// What makes a layer important.
-    pub criterion: Criterion,
+    /// What decides which layers go.
+    pub criterion: Choosing,
     /// What is done to the choice before it is carried out.
     pub refine: Refine,
     /// How many training rows layers are chosen by, if they are chosen by losses; those are not trained on.
@@ -79,15 +79,35 @@ impl RunSettings {
         !self.restart && self.finetune == FinetuneMethod::Lora && everywhere
     }
 
-    /// Which layers are asked for.
-    pub fn choice(&self) -> Choice {
-        let Self { criterion, prune, keep, refine, seed, .. } = *self;
+    /// Which layers one criterion is asked for.
+    pub fn choice_by(&self, criterion: Criterion) -> Choice {
+        let Self { prune, keep, refine, seed, .. } = *self;
         Choice { criterion, prune, keep, refine, seed }
+    }
+
+    /// Which layers are asked for; of more than one choice the best is taken.
+    pub fn choices(&self) -> Vec<Choice> {
+        self.criterion.criteria().into_iter().map(|criterion| self.choice_by(criterion)).collect()
     }
 
     /// What of the training rows is held out.
     pub fn held_out(&self) -> Option<HeldOut> {
-        self.choice().needs_losses().then_some(self.choose)
+        let wanted = self.criterion.races() || self.choices().iter().any(Choice::needs_losses);
+        wanted.then_some(self.choose)
+    }
+
+    /// Checks what is asked for against a model's number of layers.
+    ///
+    /// # Errors
+    ///
+    /// If no criterion can choose so many layers, or the repair cannot be applied to them.
+    pub(crate) fn check(&self, num_layers: usize) -> Result<()> {
+        let requests = self.choices().into_iter().map(|choice| choice.request(num_layers));
+        let mut count = self.prune.layers_of(num_layers)?;
+        for request in requests {
+            count = request?.count;
+        }
+        Ok(self.planning().check(count)?)
     }
 
     /// What becomes of the layers that are chosen.

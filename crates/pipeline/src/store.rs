@@ -60,6 +60,24 @@ impl Store {
         Self { folder: folder.to_owned(), naming: Naming::Plain }
     }
 
+    /// A store for results that are compared before one is taken: the same where many cells share it, else a folder within.
+    pub(crate) fn scratch(&self, name: &str) -> Result<Self> {
+        match self.naming {
+            Naming::Digests => Ok(self.clone()),
+            Naming::Plain => Self::of_many(&self.folder.join(name)),
+        }
+    }
+
+    /// Whether it is the same as another.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        self.folder == other.folder
+    }
+
+    /// Removes it and all that is in it.
+    pub(crate) fn remove(&self) -> Result<()> {
+        Ok(remove_if_there(&self.folder)?)
+    }
+
     /// The place of a result of a kind; `kind` is its file or folder.
     pub(crate) fn slot(&self, kind: &str, recipe: impl Serialize) -> Slot {
         let recipe = json!({"kind": kind, "version": RECIPES, "recipe": recipe});
@@ -117,6 +135,16 @@ impl Slot {
             Err(PipelineError::OtherRecipe { .. }) => Ok(remove_if_there(&self.path)?),
             other => other.map(|_| ()),
         }
+    }
+
+    /// Takes a result of the same recipe over from another place.
+    pub(crate) fn adopt(&self, other: &Self) -> Result<()> {
+        let note = Note { recipe: self.recipe.clone(), seconds: other.seconds() };
+        fs_err::rename(&other.path, &self.path)?;
+        if let Some(folder) = self.note.parent() {
+            fs_err::create_dir_all(folder)?;
+        }
+        Ok(Staging::write(&self.note, format!("{:#}\n", json!(note)).as_bytes())?)
     }
 
     /// The seconds it took to make the result; 0 if that was not noted.
@@ -191,5 +219,17 @@ mod tests {
         // One that nobody noted anything of is taken as it is.
         fs_err::write(folder.path().join("pruned"), "").unwrap();
         assert!(store.slot("pruned", 1).is_there().unwrap());
+    }
+
+    #[test]
+    fn a_result_is_taken_over() {
+        let folder = testkit::temporary_folder();
+        let (from, to) =
+            (Store::of_many(&folder.path().join("race")).unwrap(), Store::of_one(folder.path()));
+        let (old, new) = (from.slot("pruned", 7), to.slot("pruned", 7));
+        old.make(|| Ok(fs_err::write(&old.path, "x")?)).unwrap();
+        new.adopt(&old).unwrap();
+        assert!(new.is_there().unwrap() && !old.path.exists() && new.seconds() > 0.0);
+        assert_eq!(new.digest, old.digest);
     }
 }

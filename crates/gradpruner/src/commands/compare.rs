@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use checkpoint::Staging;
-use pipeline::{CompareSettings, FinetuneMethod, compare};
+use pipeline::{Choosing, CompareSettings, FinetuneMethod, compare};
 use selection::{Criterion, PlanSettings, Repair, Share};
 
-use crate::arguments::{CellArgs, CellInputs, criterion, duration, share};
+use crate::arguments::{CellArgs, CellInputs, choosing, duration, share};
 use crate::comparison::{csv, html, markdown, terminal};
 use crate::interrupt;
 use crate::printer::{Outcome, Printer};
@@ -40,8 +40,8 @@ pub(crate) struct CompareArgs {
     #[arg(long, required = true, value_delimiter = ',')]
     prune: Vec<Share>,
     /// What makes a layer go
-    #[arg(long, default_value = "igia,bi,last", value_delimiter = ',', value_parser = criterion())]
-    methods: Vec<Criterion>,
+    #[arg(long, default_value = "igia,bi,last", value_delimiter = ',', value_parser = choosing())]
+    methods: Vec<Choosing>,
     /// What is done to the layers that stay: linear-map, same-sign, drop
     #[arg(long, default_value = "linear-map", value_delimiter = ',')]
     repairs: Vec<Repair>,
@@ -94,7 +94,7 @@ pub(crate) fn run(args: CompareArgs, printer: &mut Printer) -> anyhow::Result<Ou
         train,
         eval: None,
         prune: prune.first().copied().unwrap_or(Share::Percent(0.0)),
-        criterion: Criterion::IGIA,
+        criterion: Choosing::By(Criterion::IGIA),
         planning: PlanSettings { repair: Repair::Drop, merge, density },
         finetune: trained.first().copied().unwrap_or(FinetuneMethod::Lora),
     });

@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use checkpoint::{ModelConfig, locate_configuration};
-use pipeline::{Estimate, FinetuneMethod, RunSettings, Sample, estimate, read_data, read_encoder};
-use selection::{Criterion, Share};
+use pipeline::{
+    Choosing, Estimate, FinetuneMethod, RunSettings, Sample, estimate, read_data, read_encoder,
+};
+use selection::Share;
 
-use crate::arguments::{CellArgs, CellInputs, RepairArgs, criterion, positive};
+use crate::arguments::{CellArgs, CellInputs, RepairArgs, choosing, positive};
 use crate::printer::Outcome;
 use crate::stages::stage_text;
 use crate::texts::needs_text;
@@ -40,8 +42,8 @@ pub(crate) struct EstimateArgs {
     #[arg(long, visible_alias = "trainable", default_value = "lora")]
     finetune: FinetuneMethod,
     /// What makes a layer go
-    #[arg(long, default_value = "igia", value_parser = criterion(), help_heading = "Choosing layers")]
-    criterion: Criterion,
+    #[arg(long, default_value = "igia", value_parser = choosing(), help_heading = "Choosing layers")]
+    criterion: Choosing,
     /// Fine-tune the dense model alike
     #[arg(long)]
     with_dense: bool,

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use checkpoint::Staging;
-use pipeline::{FinetuneMethod, RunOutcome, RunSettings, read_data, run as run_all};
-use selection::{Criterion, Share};
+use pipeline::{Choosing, FinetuneMethod, RunOutcome, RunSettings, read_data, run as run_all};
+use selection::Share;
 use serde_json::json;
 
-use crate::arguments::{CellArgs, CellInputs, RepairArgs, criterion};
+use crate::arguments::{CellArgs, CellInputs, RepairArgs, choosing};
 use crate::card;
 use crate::command_line::{keep, kept, this_command};
 use crate::interrupt;
@@ -48,8 +48,8 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     prune: Share,
     /// What makes a layer go
-    #[arg(long, default_value = "igia", value_parser = criterion(), help_heading = "Choosing layers")]
-    criterion: Criterion,
+    #[arg(long, default_value = "igia", value_parser = choosing(), help_heading = "Choosing layers")]
+    criterion: Choosing,
     /// What of the pruned model to fine-tune: lora, full, head+last:3 or none
     #[arg(long, visible_alias = "trainable", default_value = "lora")]
     finetune: FinetuneMethod,

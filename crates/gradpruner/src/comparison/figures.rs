@@ -38,7 +38,7 @@ pub(crate) struct Line<'a> {
 /// For each ratio its lines, the dense model's first, the others by accuracy or perplexity.
 pub(crate) fn by_ratio(found: &Comparison, set: usize) -> Vec<(String, Vec<Line<'_>>)> {
     let mut ratios: Vec<String> = Vec::new();
-    for way in found.cells.iter().filter_map(|result| result.cell.way) {
+    for way in found.cells.iter().filter_map(|result| result.cell.way.as_ref()) {
         let ratio = way.prune.to_string();
         if !ratios.contains(&ratio) {
             ratios.push(ratio);
@@ -47,15 +47,15 @@ pub(crate) fn by_ratio(found: &Comparison, set: usize) -> Vec<(String, Vec<Line<
     let lines_of = |wanted: Option<&str>| {
         let mut lines: Vec<Line<'_>> = Vec::new();
         for result in &found.cells {
-            let ratio = result.cell.way.map(|way| way.prune.to_string());
+            let ratio = result.cell.way.as_ref().map(|way| way.prune.to_string());
             let Some(on) = result.evaluations.get(set) else { continue };
             if ratio.as_deref() != wanted {
                 continue;
             }
-            let name = match result.cell.way {
+            let name = match &result.cell.way {
                 None => format!("dense, {}", result.cell.finetune),
                 Some(way) => {
-                    format!("{}, {}, {}", way.criterion.name(), way.repair, result.cell.finetune)
+                    format!("{}, {}, {}", way.criterion, way.repair, result.cell.finetune)
                 }
             };
             match lines.iter_mut().find(|line| line.name == name) {

@@ -14,7 +14,7 @@ pub(crate) fn cell_text(cell: &Cell) -> String {
     let what = match way {
         None => "dense".to_owned(),
         Some(Way { prune, criterion, repair }) => {
-            format!("{prune} by {}, {repair}", criterion.name())
+            format!("{prune} by {}, {repair}", criterion)
         }
     };
     format!("{what}, {finetune}, seed {seed}")
@@ -53,11 +53,11 @@ pub(crate) fn csv(found: &Comparison) -> String {
         for on in &result.evaluations {
             let after = &on.after;
             let number = |value: Option<f64>| value.map_or_else(String::new, |x| x.to_string());
-            let way = result.cell.way;
+            let way = result.cell.way.as_ref();
             let layers: Vec<_> = result.pruned.iter().map(usize::to_string).collect();
             let fields = [
                 way.map_or_else(|| "0".into(), |way| way.prune.to_string()),
-                way.map_or_else(String::new, |way| way.criterion.name().into()),
+                way.map_or_else(String::new, |way| way.criterion.to_string()),
                 way.map_or_else(String::new, |way| way.repair.to_string()),
                 result.cell.finetune.to_string(),
                 result.cell.seed.to_string(),

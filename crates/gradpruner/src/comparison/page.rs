@@ -176,8 +176,8 @@ fn layers(found: &Comparison) -> String {
     let first = found.cells.iter().map(|result| result.cell.seed).min();
     let mut rows: Vec<(String, &[usize])> = Vec::new();
     for result in found.cells.iter().filter(|result| Some(result.cell.seed) == first) {
-        let Some(way) = result.cell.way else { continue };
-        let name = format!("{} {}", way.prune, way.criterion.name());
+        let Some(way) = &result.cell.way else { continue };
+        let name = format!("{} {}", way.prune, way.criterion);
         if !rows.iter().any(|(known, _)| *known == name) {
             rows.push((name, &result.pruned));
         }

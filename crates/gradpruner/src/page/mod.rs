@@ -2,7 +2,7 @@
 
 mod plot;
 
-pub(crate) use self::plot::{Axis, Frame, Layout, Level, Plot, Point, Series, Spread, figure};
+pub(crate) use self::plot::{Axis, Frame, Layout, Level, Plot, Point, Series, figure};
 
 const STYLE: &str = include_str!("page.css");
 

@@ -2,7 +2,7 @@
 
 use checkpoint::{Checkpoint, Record, read_json};
 use evidence::LossProbe;
-use selection::Selection;
+use selection::{Criterion, Selection};
 use serde_json::json;
 
 use super::{CollectedSlots, Stages, found};
@@ -22,10 +22,11 @@ impl Stages<'_> {
     /// Chooses the layers that go, of all repairs alike: what is done to the others has no part in it.
     pub(crate) fn choose(
         &self,
+        criterion: Criterion,
         collected: &CollectedSlots,
         observe: &mut dyn FnMut(Event),
     ) -> Result<Chosen> {
-        let choice = self.settings.choice();
+        let choice = self.settings.choice_by(criterion);
         let recipe = json!({
             "common": self.common(), "record": collected.record.digest, "criterion": choice.criterion,
             "prune": choice.prune, "keep": choice.keep, "refine": choice.refine,
@@ -52,8 +53,8 @@ impl Stages<'_> {
             write_json(&slot.path, &selection)?;
             Ok(selection)
         })?;
-        let (criterion, selected) = (choice.criterion, selection.clone());
-        observe(Event::Done(Stage::Score, Done::Chosen { criterion, selection: selected }));
+        let done = Done::Chosen { criterion, selection: selection.clone() };
+        observe(Event::Done(Stage::Score, done));
         Ok(Chosen { selection, slot })
     }
 }

@@ -45,7 +45,7 @@ impl Stages<'_> {
             state: state.as_ref().map(|slot| slot.path.as_path()),
             model_name: &self.settings.model,
             log: self.log,
-            choice: Some(self.settings.choice()),
+            choice: self.settings.criterion.criterion().map(|one| self.settings.choice_by(one)),
         };
         let settings = self.settings.collecting();
         let found = record

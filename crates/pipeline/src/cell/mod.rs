@@ -7,6 +7,7 @@ mod choose;
 mod collect;
 mod evaluate;
 mod prune;
+mod race;
 mod tune;
 
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use serde_json::{Value, json};
 
 pub(crate) use collect::CollectedSlots;
 pub(crate) use evaluate::{Subject, TestSet};
+pub use race::{Candidate, Race};
 
 use crate::log::LogTargets;
 use crate::stage::{StageContext, StateOf};

@@ -9,6 +9,20 @@ use crate::stage::{MapsTarget, fit_maps};
 use crate::store::Slot;
 use crate::{Done, Event, Result, Stage};
 
+/// The results that a plan leads to.
+#[derive(Debug, Clone)]
+pub(crate) struct PruningSlots {
+    /// What the repair is made with, if it is made with anything.
+    pub(crate) maps: Option<Slot>,
+    pub(crate) pruned: Slot,
+}
+
+impl PruningSlots {
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Slot> {
+        self.maps.iter().chain([&self.pruned])
+    }
+}
+
 impl Stages<'_> {
     /// Prunes and repairs by a plan.
     pub(crate) fn prune(
@@ -17,6 +31,27 @@ impl Stages<'_> {
         plan: &Plan,
         observe: &mut dyn FnMut(Event),
     ) -> Result<Base> {
+        let PruningSlots { maps, pruned } = self.pruning(collected, plan);
+        if !pruned.is_there()?
+            && let Some(maps) = &maps
+        {
+            self.fit(collected, plan, maps, observe)?;
+        }
+        if !found(Stage::Prune, &pruned, observe)? {
+            self.apply(collected, plan, maps.as_ref(), &pruned, observe)?;
+        }
+        Ok(self.base(collected, plan))
+    }
+
+    /// The pruned model of a plan, whether it is there or not.
+    pub(crate) fn base(&self, collected: &CollectedSlots, plan: &Plan) -> Base {
+        let PruningSlots { maps, pruned } = self.pruning(collected, plan);
+        let seconds = pruned.seconds() + maps.as_ref().map_or(0.0, Slot::seconds);
+        Base { folder: pruned.path, digest: pruned.digest, origin: plan.retained(), seconds }
+    }
+
+    /// Where what is made of a plan lies, or will.
+    pub(crate) fn pruning(&self, collected: &CollectedSlots, plan: &Plan) -> PruningSlots {
         let maps = (plan.repair() == Repair::LinearMap).then(|| self.maps(collected, plan));
         let mut recipe = json!({
             "model": self.digests.model, "plan": plan, "maps": maps.as_ref().map(|slot| &slot.digest),
@@ -24,17 +59,7 @@ impl Stages<'_> {
         if plan.repair() == Repair::SameSign {
             recipe["record"] = json!(collected.record.digest);
         }
-        let slot = self.store.slot("pruned", &recipe);
-        if !slot.is_there()?
-            && let Some(maps) = &maps
-        {
-            self.fit(collected, plan, maps, observe)?;
-        }
-        if !found(Stage::Prune, &slot, observe)? {
-            self.apply(collected, plan, maps.as_ref(), &slot, observe)?;
-        }
-        let seconds = slot.seconds() + maps.as_ref().map_or(0.0, Slot::seconds);
-        Ok(Base { folder: slot.path, digest: slot.digest, origin: plan.retained(), seconds })
+        PruningSlots { pruned: self.store.slot("pruned", &recipe), maps }
     }
 
     /// Where the linear maps of a plan lie, or will.

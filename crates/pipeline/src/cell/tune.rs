@@ -27,7 +27,7 @@ impl Stages<'_> {
         let slot = self.tuned(collected, base);
         let is_dense = base.origin.len() == self.num_layers;
         let stage = if is_dense { Stage::DenseFinetune } else { Stage::Finetune };
-        let saves = slot.path.with_extension("state");
+        let saves = Self::saves(&slot);
         if found(stage, &slot, observe)? {
             remove_if_there(&saves)?; // A kill between the two leaves it.
             return Ok(Some(slot));
@@ -40,11 +40,7 @@ impl Stages<'_> {
             target: slot.path.clone(),
             merged,
             saves,
-            from: collected.state.as_ref().map(|state| Continuation {
-                folder: state.path.clone(),
-                num_layers: self.num_layers,
-                origin: base.origin.clone(),
-            }),
+            from: self.continuation(collected, base),
             shard_bytes: self.settings.shard_bytes,
             log: self.log,
             stage,
@@ -72,7 +68,23 @@ impl Stages<'_> {
         self.store.slot(kind, &recipe)
     }
 
-    fn finetuning(&self) -> FinetuneSettings<'_> {
+    /// Where the state of an unfinished training lies, or will.
+    pub(super) fn saves(tuned: &Slot) -> PathBuf {
+        tuned.path.with_extension("state")
+    }
+
+    /// What a training goes on from, if it does not begin.
+    pub(super) fn continuation(
+        &self,
+        collected: &CollectedSlots,
+        base: &Base,
+    ) -> Option<Continuation> {
+        let state = collected.state.as_ref()?;
+        let (folder, origin) = (state.path.clone(), base.origin.clone());
+        Some(Continuation { folder, num_layers: self.num_layers, origin })
+    }
+
+    pub(super) fn finetuning(&self) -> FinetuneSettings<'_> {
         FinetuneSettings { method: self.settings.finetune, training: &self.settings.training }
     }
 }

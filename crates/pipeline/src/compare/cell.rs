@@ -5,26 +5,26 @@ use std::path::{Path, PathBuf};
 use ::finetune::{ComputeChoice, EvalReport, Evaluated};
 use checkpoint::{Checkpoint, Staging, locate, read_json, require_companions};
 use repair::Size;
-use selection::{Criterion, Plan, Repair, Share};
+use selection::{Repair, Share};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::CompareSettings;
-use crate::cell::{Digests, Stages, Subject, TestSet, digest_model, lasting};
+use crate::cell::{Digests, Race, Stages, Subject, TestSet, digest_model, lasting};
 use crate::data::digest_data;
 use crate::lock::RunLock;
 use crate::log::LogTargets;
 use crate::run::write_json;
 use crate::store::{Slot, Store};
-use crate::{Event, FinetuneMethod, HeldOut, Named, Result, RunSettings, check_outputs};
+use crate::{Choosing, Event, FinetuneMethod, HeldOut, Named, Result, RunSettings, check_outputs};
 
 /// How a model is pruned.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Way {
     /// How much.
     pub prune: Share,
     /// By what.
-    pub criterion: Criterion,
+    pub criterion: Choosing,
     /// What is done to the layers that stay.
     pub repair: Repair,
 }
@@ -63,6 +63,9 @@ pub struct CellResult {
     /// Every layer's score, if they were chosen by scores.
     #[serde(default)]
     pub scores: Option<Vec<f64>>,
+    /// How the choices of several criteria came out, if they raced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub race: Option<Race>,
     /// How large the model is.
     pub size: Size,
     /// On each set.
@@ -98,8 +101,7 @@ impl<'a> CellRunner<'a> {
         for cell in settings.cells() {
             // What would fail late is looked at early.
             let settings = settings.of(&cell);
-            let request = settings.choice().request(num_layers)?;
-            settings.planning().check(request.count)?;
+            settings.check(num_layers)?;
         }
         fs_err::create_dir_all(folder)?;
         let lock = RunLock::take(folder)?;
@@ -173,14 +175,13 @@ impl<'a> CellRunner<'a> {
         observe: &mut dyn FnMut(Event),
     ) -> Result<CellResult> {
         let collected = stages.collect(observe)?;
-        let (mut base, mut scores) = (stages.dense(), None);
+        let (mut base, mut scores, mut race) = (stages.dense(), None, None);
         if cell.way.is_some() {
-            let chosen = stages.choose(&collected, observe)?;
-            let planning = stages.settings.planning();
-            let plan = Plan::of(self.num_layers, &chosen.selection, &planning)?;
+            let decision = stages.decide(&collected, observe)?;
+            let plan = stages.plan_of(&decision.selection)?;
             base = stages.prune(&collected, &plan, observe)?;
-            base.seconds += chosen.slot.seconds();
-            scores = chosen.selection.scores;
+            base.seconds += decision.seconds;
+            (scores, race) = (decision.selection.scores, decision.race);
         }
         let tuned = stages.tune(&collected, &base, None, observe)?;
         let mut evaluations = Vec::new();
@@ -202,6 +203,7 @@ impl<'a> CellRunner<'a> {
             cell: cell.clone(),
             pruned: (0..self.num_layers).filter(|layer| !base.origin.contains(layer)).collect(),
             scores: scores.map(|scores| scores.layers.iter().map(|layer| layer.score).collect()),
+            race,
             size: Size::of(checkpoint.config(), checkpoint.weights()),
             evaluations,
             seconds: collected.record.seconds()

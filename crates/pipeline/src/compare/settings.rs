@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use selection::{Criterion, Repair, Share};
+use selection::{Repair, Share};
 
 use super::cell::{Cell, Way};
-use crate::{FinetuneMethod, RunSettings, TrainingSettings};
+use crate::{Choosing, FinetuneMethod, RunSettings, TrainingSettings};
 
 /// What a comparison does, and with what.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,7 +17,7 @@ pub struct CompareSettings {
     /// How much to prune.
     pub prunes: Vec<Share>,
     /// What makes layers go.
-    pub criteria: Vec<Criterion>,
+    pub criteria: Vec<Choosing>,
     /// What is done to the layers that stay.
     pub repairs: Vec<Repair>,
     /// How to fine-tune; the base's training stands for nothing either.
@@ -39,8 +39,9 @@ impl CompareSettings {
             }
             for &prune in &self.prunes {
                 for &repair in &self.repairs {
-                    for &criterion in &self.criteria {
+                    for criterion in &self.criteria {
                         for &(finetune, _) in &self.trainings {
+                            let criterion = criterion.clone();
                             let way = Some(Way { prune, criterion, repair });
                             cells.push(Cell { way, finetune, seed });
                         }
@@ -59,8 +60,9 @@ impl CompareSettings {
         if let Some((_, training)) = training {
             settings.training.clone_from(training);
         }
-        if let Some(Way { prune, criterion, repair }) = cell.way {
-            (settings.prune, settings.criterion, settings.repair) = (prune, criterion, repair);
+        if let Some(Way { prune, criterion, repair }) = &cell.way {
+            (settings.prune, settings.repair) = (*prune, *repair);
+            settings.criterion.clone_from(criterion);
         }
         if settings.repair == Repair::SameSign {
             settings.merge = settings.merge.max(1);

@@ -49,7 +49,7 @@ pub fn finetune_model(
     target: &FinetuneTarget<'_>,
     observe: &mut dyn FnMut(Event),
 ) -> Result<TrainReport> {
-    let FinetuneSettings { method, training } = settings;
+    let method = settings.method;
     if let Some(taken) = [Some(&target.target), target.merged.as_ref()]
         .into_iter()
         .flatten()
@@ -57,21 +57,11 @@ pub fn finetune_model(
     {
         return Err(CheckpointError::Exists { path: taken.clone() }.into());
     }
-    let StageContext { model, compute, seed, .. } = context;
+    let model = context.model;
     if target.merged.is_some() || method.trains_weights() {
         require_companions(model)?;
     }
-    let encoder = read_encoder(model)?;
-    let examples = encoder.examples(&context.rows()?.0, training.max_tokens)?;
-    let mut train_settings = training.parse(method, seed)?;
-    fit(&ModelConfig::read(model)?, &mut train_settings, compute, &examples.examples)?;
-    let loaded = context.load()?;
-    observe(Event::Computing(compute.computing()?));
-    observe(Event::Encoded(examples.counts));
-    let mut trainer = Trainer::new(loaded, train_settings, examples)?;
-    if let Some(from) = &target.from {
-        trainer.go_on(from)?;
-    }
+    let mut trainer = trainer(context, settings, target.from.as_ref(), observe)?;
     let mut log = Log::new(target.log, target.stage);
     let report = trainer.run(None, Some(&target.saves), &mut |metrics| {
         log.add(metrics);
@@ -91,4 +81,27 @@ pub fn finetune_model(
     }
     Trainer::forget_saves(&target.saves)?;
     Ok(report)
+}
+
+/// A training as it begins, or as it goes on from what a longer model's left.
+pub(super) fn trainer(
+    context: StageContext<'_>,
+    settings: FinetuneSettings<'_>,
+    from: Option<&Continuation>,
+    observe: &mut dyn FnMut(Event),
+) -> Result<Trainer> {
+    let StageContext { model, compute, seed, .. } = context;
+    let FinetuneSettings { method, training } = settings;
+    let encoder = read_encoder(model)?;
+    let examples = encoder.examples(&context.rows()?.0, training.max_tokens)?;
+    let mut train_settings = training.parse(method, seed)?;
+    fit(&ModelConfig::read(model)?, &mut train_settings, compute, &examples.examples)?;
+    let loaded = context.load()?;
+    observe(Event::Computing(compute.computing()?));
+    observe(Event::Encoded(examples.counts));
+    let mut trainer = Trainer::new(loaded, train_settings, examples)?;
+    if let Some(from) = from {
+        trainer.go_on(from)?;
+    }
+    Ok(trainer)
 }

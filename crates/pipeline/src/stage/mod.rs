@@ -5,6 +5,7 @@ mod evaluate;
 mod finetune;
 mod fit;
 mod losses;
+mod trial;
 
 use std::path::Path;
 
@@ -18,6 +19,7 @@ pub use finetune::{FinetuneSettings, FinetuneTarget, finetune_model};
 pub use fit::{MapsTarget, fit_maps};
 pub(crate) use losses::LOSS_ROWS;
 pub use losses::{LossesOf, with_losses};
+pub use trial::{Trial, TrialTarget, Until, trial};
 
 use crate::data::{digest_data, read_data};
 use crate::{ComputeSettings, FinetuneMethod, HeldOut, PipelineError, Result, TrainingSettings};

@@ -8,6 +8,7 @@ mod gates;
 mod gradmap;
 mod greedy;
 pub(crate) mod igia;
+mod igia_bi;
 mod igia_fro;
 mod igia_mean;
 mod last;
@@ -28,6 +29,7 @@ pub const SELECTORS: &[&dyn Selector] = &[
     &exact::Exact,
     &taylor::Taylor,
     &bi::BlockInfluence,
+    &igia_bi::IgiaBi,
     &angular::Angular,
     &cka::Cka,
     &max_rm_bi::MaxRmBi,

@@ -1,0 +1,309 @@
+//! A race: the choices of several criteria, each fine-tuned for a few steps, the worse half dropped round by round.
+//!
+//! All begin at the collected steps, with the same seed, rate and batches. What a candidate has trained is its training's
+//! own beginning: the winner goes on from there, and only what the others trained is spent on top.
+
+use std::path::PathBuf;
+
+use checkpoint::{read_json, remove_if_there};
+use selection::{Criterion, Plan, Selection};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::{Base, CollectedSlots, Stages, found, lasting};
+use crate::log::{LogTargets, append_lines};
+use crate::run::write_json;
+use crate::stage::{Trial, TrialTarget, Until, trial};
+use crate::store::Slot;
+use crate::{Choosing, Done, Event, FinetuneMethod, PipelineError, Result, Stage};
+
+/// How a race went; `race.json` of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Race {
+    format: String,
+    version: u64,
+    /// Those who ran, the winner first, then by how far they came.
+    pub candidates: Vec<Candidate>,
+    /// Whether no candidate was clearly better than always giving the most frequent answer, a quarter of the training in.
+    pub collapsed: bool,
+}
+
+/// One choice of layers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Candidate {
+    /// Whose choice it is; of several, if they chose the same layers.
+    pub criteria: Vec<Criterion>,
+    /// The layers that go.
+    pub pruned: Vec<usize>,
+    /// How good it was, by the steps it had trained.
+    pub trials: Vec<Trial>,
+}
+
+/// What layers are pruned by, and how that was found.
+#[derive(Debug, Clone)]
+pub(crate) struct Decision {
+    pub(crate) selection: Selection,
+    /// `None` if one criterion chose.
+    pub(crate) race: Option<Race>,
+    /// Seconds it took.
+    pub(crate) seconds: f64,
+}
+
+/// A candidate under way.
+struct Runner {
+    candidate: Candidate,
+    selection: Selection,
+    base: Base,
+}
+
+/// What a race leaves.
+#[derive(Serialize, Deserialize)]
+struct RaceResult {
+    selection: Selection,
+    race: Race,
+}
+
+/// Others that take over, at most, where the winner has collapsed a quarter of the training in.
+const TAKE_OVERS: usize = 2;
+
+impl Stages<'_> {
+    /// Chooses the layers that go: by a criterion, or by a race.
+    pub(crate) fn decide(
+        &self,
+        collected: &CollectedSlots,
+        observe: &mut dyn FnMut(Event),
+    ) -> Result<Decision> {
+        if let Some(criterion) = self.settings.criterion.criterion() {
+            let chosen = self.choose(criterion, collected, observe)?;
+            let seconds = chosen.slot.seconds();
+            return Ok(Decision { selection: chosen.selection, race: None, seconds });
+        }
+        let slot = self.race_slot(collected);
+        let scratch = self.store.scratch("race")?;
+        let within = Stages { store: &scratch, ..*self };
+        if !found(Stage::Race, &slot, observe)? {
+            let won = slot.make(|| {
+                let won = within.race(collected, observe)?;
+                write_json(&slot.path, &won)?;
+                Ok(won)
+            })?;
+            observe(Event::Done(Stage::Race, Done::Raced(won.race)));
+        }
+        let RaceResult { selection, race } = read_json(&slot.path)?;
+        let plan = self.plan_of(&selection)?;
+        self.adopt(&within, collected, &plan)?;
+        Ok(Decision { selection, race: Some(race), seconds: slot.seconds() })
+    }
+
+    fn race_slot(&self, collected: &CollectedSlots) -> Slot {
+        let settings = self.settings;
+        let recipe = json!({
+            "common": self.common(), "record": collected.record.digest, "choosing": settings.criterion,
+            "prune": settings.prune, "keep": settings.keep, "refine": settings.refine,
+            "repair": settings.repair, "merge": settings.merge, "density": settings.density, "linear_map": settings.linear_map, "finetune": settings.finetune,
+            "training": lasting(&settings.training), "evaluation": settings.evaluation,
+        });
+        self.store.slot("race.json", &recipe)
+    }
+
+    pub(crate) fn plan_of(&self, selection: &Selection) -> Result<Plan> {
+        Ok(Plan::of(self.num_layers, selection, &self.settings.planning())?)
+    }
+
+    fn race(
+        &self,
+        collected: &CollectedSlots,
+        observe: &mut dyn FnMut(Event),
+    ) -> Result<RaceResult> {
+        let mut running = self.candidates(collected, observe)?;
+        let mut fallen: Vec<Runner> = Vec::new();
+        let mut round = 0;
+        while running.len() > 1 && self.settings.finetune != FinetuneMethod::None {
+            round += 1;
+            for runner in &mut running {
+                self.try_out(runner, collected, Until::Round(round), observe)?;
+            }
+            // Stable: of equals the one that was named first stays.
+            running.sort_by(|one, other| rank(one).total_cmp(&rank(other)));
+            let mut worse = running.split_off(running.len().div_ceil(2));
+            worse.append(&mut fallen);
+            fallen = worse;
+        }
+        running.append(&mut fallen);
+        let collapsed = match self.settings.criterion {
+            Choosing::Auto => self.take_over(&mut running, collected, observe)?,
+            Choosing::By(_) | Choosing::Race(_) => false,
+        };
+        let selection = match running.first() {
+            Some(winner) => winner.selection.clone(),
+            None => return Err(PipelineError::Settings("no criterion could choose layers".into())),
+        };
+        let candidates = running.into_iter().map(|runner| runner.candidate).collect();
+        let race = Race { format: "gradpruner-race".into(), version: 1, candidates, collapsed };
+        Ok(RaceResult { selection, race })
+    }
+
+    /// Every criterion's choice, equal ones once, pruned and repaired.
+    fn candidates(
+        &self,
+        collected: &CollectedSlots,
+        observe: &mut dyn FnMut(Event),
+    ) -> Result<Vec<Runner>> {
+        let mut found: Vec<(Candidate, Selection)> = Vec::new();
+        for criterion in self.settings.criterion.criteria() {
+            let selection = match self.choose(criterion, collected, observe) {
+                Ok(chosen) => chosen.selection,
+                // Such as one that takes layers in a row, where the guard leaves none.
+                Err(PipelineError::Selection(error)) => {
+                    tracing::warn!(criterion = criterion.name(), %error, "it has no choice to race with");
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let mut pruned = selection.removed.clone();
+            pruned.sort_unstable();
+            let same = found.iter_mut().find(|(candidate, _)| candidate.pruned == pruned);
+            if let Some((candidate, _)) = same {
+                candidate.criteria.push(criterion);
+            } else {
+                let criteria = vec![criterion];
+                found.push((Candidate { criteria, pruned, trials: Vec::new() }, selection));
+            }
+        }
+        found
+            .into_iter()
+            .map(|(candidate, selection)| {
+                let base = self.prune(collected, &self.plan_of(&selection)?, observe)?;
+                Ok(Runner { candidate, selection, base })
+            })
+            .collect()
+    }
+
+    /// Trains a candidate further and notes how good it is then.
+    fn try_out(
+        &self,
+        runner: &mut Runner,
+        collected: &CollectedSlots,
+        until: Until,
+        observe: &mut dyn FnMut(Event),
+    ) -> Result<()> {
+        let criteria = runner.candidate.criteria.clone();
+        observe(Event::Trying {
+            criteria: criteria.clone(),
+            pruned: runner.candidate.pruned.clone(),
+        });
+        let found = self.trial(&runner.base, collected, until, observe)?;
+        observe(Event::Tried { criteria, trial: found });
+        runner.candidate.trials.push(found);
+        Ok(())
+    }
+
+    /// How good a pruned model is a part of its training in.
+    pub(crate) fn trial(
+        &self,
+        base: &Base,
+        collected: &CollectedSlots,
+        until: Until,
+        observe: &mut dyn FnMut(Event),
+    ) -> Result<Trial> {
+        let tuned = self.tuned(collected, base);
+        let slot = self.store.slot("trial.json", json!({"tuned": tuned.digest, "until": until}));
+        if slot.is_there()? {
+            return Ok(read_json(&slot.path)?);
+        }
+        let own = trial_lines(&tuned);
+        // A run's own steps are logged with the others.
+        let lines =
+            if self.settings.criterion.races() { Some(own.as_path()) } else { self.log.lines };
+        let target = TrialTarget {
+            saves: Self::saves(&tuned),
+            from: self.continuation(collected, base),
+            until,
+            log: LogTargets { lines, events: None },
+        };
+        let (context, settings) = (self.context(&base.folder), self.finetuning());
+        slot.make(|| {
+            let found = trial(context, settings, &target, &self.settings.evaluation, observe)?;
+            write_json(&slot.path, &found)?;
+            Ok(found)
+        })
+    }
+
+    /// Looks at a pruned model a quarter of its training in, and says if it has collapsed. What it trained for that is
+    /// the training's own beginning.
+    pub(crate) fn watch(
+        &self,
+        collected: &CollectedSlots,
+        base: &Base,
+        observe: &mut dyn FnMut(Event),
+    ) -> Result<()> {
+        if self.tuned(collected, base).is_there()? {
+            return Ok(());
+        }
+        observe(Event::Started(Stage::Finetune));
+        let trial = self.trial(base, collected, Until::Quarter, observe)?;
+        if trial.has_collapsed() {
+            let gone = |layer: &usize| !base.origin.contains(layer);
+            let pruned = (0..self.num_layers).filter(gone).collect();
+            observe(Event::Collapsed { trial, pruned });
+        }
+        Ok(())
+    }
+
+    /// Trains the winner on to a quarter of its training and, where it has collapsed, the next ones; the first that has
+    /// not comes first, or else the one with the lowest loss. Returns whether all that were looked at have collapsed.
+    fn take_over(
+        &self,
+        runners: &mut [Runner],
+        collected: &CollectedSlots,
+        observe: &mut dyn FnMut(Event),
+    ) -> Result<bool> {
+        if self.settings.finetune == FinetuneMethod::None {
+            return Ok(false);
+        }
+        let looked_at = runners.len().min(1 + TAKE_OVERS);
+        for place in 0..looked_at {
+            self.try_out(&mut runners[place], collected, Until::Quarter, observe)?;
+            let stands = runners[place].candidate.trials.last().is_some_and(|x| !x.has_collapsed());
+            if stands {
+                runners[..=place].rotate_right(1);
+                return Ok(false);
+            }
+        }
+        runners[..looked_at].sort_by(|one, other| rank(one).total_cmp(&rank(other)));
+        Ok(true)
+    }
+
+    /// Takes the winner's results over from where the race was run, and removes the others.
+    fn adopt(&self, within: &Stages<'_>, collected: &CollectedSlots, plan: &Plan) -> Result<()> {
+        if within.store.is(self.store) {
+            return Ok(());
+        }
+        let (old, new) = (within.pruning(collected, plan), self.pruning(collected, plan));
+        for (old, new) in old.all().zip(new.all()) {
+            if old.is_there()? && !new.is_there()? {
+                new.adopt(old)?;
+            }
+        }
+        let old = within.tuned(collected, &within.base(collected, plan));
+        let new = self.tuned(collected, &self.base(collected, plan));
+        let (saves, to) = (Self::saves(&old), Self::saves(&new));
+        if saves.exists() && !new.path.exists() {
+            remove_if_there(&to)?;
+            fs_err::rename(&saves, &to)?;
+            if let Some(lines) = self.log.lines {
+                append_lines(lines, &trial_lines(&old))?;
+            }
+        }
+        within.store.remove()
+    }
+}
+
+/// Where a candidate's steps are logged.
+fn trial_lines(tuned: &Slot) -> PathBuf {
+    tuned.path.with_extension("trial.jsonl")
+}
+
+fn rank(runner: &Runner) -> f64 {
+    runner.candidate.trials.last().map_or(f64::INFINITY, Trial::rank)
+}

@@ -1,0 +1,159 @@
+//! A part of a fine-tuning, and how good the model is by then.
+
+use std::path::PathBuf;
+
+use ::finetune::{Continuation, EvalReport, evaluate};
+use dataset::{Row, Sampler};
+use metrics::Interval;
+use serde::{Deserialize, Serialize};
+
+use super::finetune::trainer;
+use super::{FinetuneSettings, StageContext, read_encoder};
+use crate::log::{Log, LogTargets};
+use crate::{EvaluationSettings, Event, HeldOut, Result, Stage};
+
+/// How far a trial goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Until {
+    /// The end of a round of a race, counted from 1: a twelfth of the training each, twelve steps at most.
+    Round(usize),
+    /// A quarter of the training.
+    Quarter,
+}
+
+/// Rounds that a training has at least, if all were run.
+const ROUNDS: usize = 12;
+/// Steps of a round at most.
+const ROUND_STEPS: usize = 12;
+
+impl Until {
+    /// The step it ends after, of a training that takes the steps after `first` up to `last`.
+    pub(crate) fn step(self, first: usize, last: usize) -> usize {
+        let all = last.saturating_sub(first);
+        let taken = match self {
+            Self::Round(number) => number * (all / ROUNDS).clamp(1, ROUND_STEPS),
+            Self::Quarter => all.div_ceil(4),
+        };
+        first + taken.min(all)
+    }
+}
+
+/// Where a trial goes on from and what it leaves.
+#[derive(Debug, Clone)]
+pub struct TrialTarget<'a> {
+    /// Folder of the training's state, to go on from and to leave.
+    pub saves: PathBuf,
+    /// What the training goes on from, if it does not begin.
+    pub from: Option<Continuation>,
+    /// How far it goes.
+    pub until: Until,
+    /// Where its steps are logged.
+    pub log: LogTargets<'a>,
+}
+
+/// How good a model is in the middle of its training, on rows held out.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Trial {
+    /// Steps behind it.
+    pub step: usize,
+    /// Mean loss of the assistant's tokens; `None` if it is not finite.
+    pub loss: Option<f64>,
+    /// Accuracy, of rows with choices.
+    pub acc: Option<f64>,
+    /// Its 95 % interval.
+    pub acc_interval: Option<Interval>,
+    /// What always giving the most frequent answer would get.
+    pub majority: Option<f64>,
+}
+
+impl Trial {
+    fn new(step: usize, report: &EvalReport) -> Self {
+        let EvalReport { acc, acc_interval, majority, perplexity, .. } = *report;
+        Self { step, loss: perplexity.map(f64::ln), acc, acc_interval, majority }
+    }
+
+    /// What is compared: the loss, infinite if it is not finite.
+    pub(crate) fn rank(&self) -> f64 {
+        self.loss.unwrap_or(f64::INFINITY)
+    }
+
+    /// Whether its accuracy may be no better than that of always giving the most frequent answer.
+    pub fn has_collapsed(&self) -> bool {
+        let found = self.acc_interval.zip(self.majority);
+        found.is_some_and(|(accuracy, majority)| accuracy.low <= majority)
+    }
+}
+
+/// Trains a model's folder for a part of its training, and evaluates it on the rows held out; if none are, on 128 of
+/// those to train on.
+///
+/// # Errors
+///
+/// If the model, the data or the settings cannot be used, training fails, or the disk refuses.
+pub fn trial(
+    context: StageContext<'_>,
+    settings: FinetuneSettings<'_>,
+    target: &TrialTarget<'_>,
+    evaluation: &EvaluationSettings,
+    observe: &mut dyn FnMut(Event),
+) -> Result<Trial> {
+    let mut trainer = trainer(context, settings, target.from.as_ref(), observe)?;
+    let until = target.until.step(trainer.steps_done(), trainer.total_steps());
+    let mut log = Log::new(target.log, Stage::Finetune);
+    trainer.run_until(until, &target.saves, &mut |metrics| {
+        log.add(metrics);
+        observe(Event::Step(*metrics));
+    })?;
+    log.finish()?;
+    let encoder = read_encoder(context.model)?;
+    // Generated replies would say little so early, and take long.
+    let evaluation = EvaluationSettings { generate_rows: 0, ..evaluation.clone() };
+    let rows = rows_to_try(context)?;
+    let total = rows.len();
+    let found = evaluate(trainer.model(), &encoder, &rows, &evaluation.parse(), &mut |done| {
+        observe(Event::Rows { done, total });
+    })?;
+    Ok(Trial::new(until, &found.report))
+}
+
+fn rows_to_try(context: StageContext<'_>) -> Result<Vec<Row>> {
+    let (train, held_out) = context.rows()?;
+    if !held_out.is_empty() {
+        return Ok(held_out);
+    }
+    let order = Sampler::new(train.len(), train.len(), context.seed).epoch(usize::MAX);
+    let mut rows: Vec<Option<Row>> = train.into_iter().map(Some).collect();
+    Ok(order.into_iter().take(HeldOut::MOST).filter_map(|row| rows[row].take()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_are_short_and_end() {
+        let steps = |until: Until, first, last| until.step(first, last);
+        // 107 steps after 40: rounds of 8.
+        assert_eq!([1, 2, 3].map(|round| steps(Until::Round(round), 40, 147)), [48, 56, 64]);
+        assert_eq!(steps(Until::Quarter, 40, 147), 67);
+        // Twelve steps at most, one at least, and never beyond the last.
+        assert_eq!(steps(Until::Round(1), 0, 10_000), 12);
+        assert_eq!([1, 2, 3].map(|round| steps(Until::Round(round), 3, 5)), [4, 5, 5]);
+        assert_eq!(steps(Until::Quarter, 5, 5), 5);
+    }
+
+    #[test]
+    fn collapse_is_an_interval_that_holds_the_majority() {
+        let trial = |low, majority| Trial {
+            step: 1,
+            loss: None,
+            acc: Some(0.6),
+            acc_interval: Some(Interval { low, high: 0.7 }),
+            majority,
+        };
+        assert!(trial(0.5, Some(0.55)).has_collapsed());
+        assert!(!trial(0.56, Some(0.55)).has_collapsed() && !trial(0.5, None).has_collapsed());
+        assert_eq!(trial(0.5, None).rank(), f64::INFINITY);
+    }
+}

@@ -1,0 +1,121 @@
+//! Races of several criteria's choices, in a run and in a comparison.
+
+use std::process::Stdio;
+
+use crate::support::{CHEAP, Desk, text};
+
+/// Nine steps after the three collected ones.
+fn run(rest: &str, out: &str) -> String {
+    format!(
+        "run --model model --train train.jsonl --eval test.jsonl --prune 2 --choose 4 --out {out} {rest} {}",
+        CHEAP.replace("--epochs 1", "--epochs 3")
+    )
+}
+
+fn adapter(desk: &Desk, out: &str) -> Vec<u8> {
+    fs_err::read(desk.at(out).join("adapter/adapter_model.safetensors")).unwrap()
+}
+
+/// The race's winner is what its criterion alone, on the same rows, would have come to, to the bit.
+#[test]
+fn a_winner_goes_on_from_its_own_trial() {
+    let desk = Desk::new();
+    let found = desk.json(&run("--criterion race:igia+last+magnitude+random --seed 5", "r"));
+    let race = testkit::json(&desk.at("r/race.json"));
+    let race = &race["race"];
+    let candidates = race["candidates"].as_array().unwrap();
+    assert_eq!(found["plan"]["pruned"], candidates[0]["pruned"]);
+    let criteria: usize =
+        candidates.iter().map(|one| one["criteria"].as_array().unwrap().len()).sum();
+    assert_eq!(criteria, 4);
+    assert!(candidates.len() > 1, "all chose the same: {candidates:?}");
+    // The winner ran all rounds, and was the best in its last one.
+    let rounds = |one: &serde_json::Value| one["trials"].as_array().unwrap().len();
+    let most = candidates.iter().map(rounds).max().unwrap();
+    assert_eq!(rounds(&candidates[0]), most);
+    let loss = |one: &serde_json::Value| one["trials"][most - 1]["loss"].as_f64();
+    let others = candidates[1..].iter().filter_map(loss);
+    assert!(others.fold(f64::INFINITY, f64::min) >= loss(&candidates[0]).unwrap());
+    assert!(!desk.at("r/race").exists() && !desk.at("r/adapter.state").exists());
+    // Its steps are logged once, those of its trial among them.
+    let lines = fs_err::read_to_string(desk.at("r/metrics.jsonl")).unwrap();
+    let steps: Vec<u64> = lines
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .filter(|line| line["stage"] == "finetune")
+        .map(|line| line["step"].as_u64().unwrap())
+        .collect();
+    assert_eq!(steps, (4..=u64::try_from(steps.len()).unwrap() + 3).collect::<Vec<_>>());
+
+    // The same plan by hand, on the same rows: those held out are so because one criterion wants losses.
+    let fitted = desk.at("r/maps/maps.safetensors");
+    let winner = candidates[0]["criteria"][0].as_str().unwrap();
+    desk.run(&format!(
+        "compare --model model --train train.jsonl --eval test.jsonl --prune 2 --choose 4 --seed 5 --out c \
+         --methods {winner},race:igia+last+magnitude+random {}",
+        CHEAP.replace("--epochs 1", "--epochs 3")
+    ));
+    let compared = testkit::json(&desk.at("c/compare.json"));
+    let cells = compared["cells"].as_array().unwrap();
+    let after = |cell: &serde_json::Value| cell["evaluations"][0]["after"]["perplexity"].clone();
+    assert_eq!((cells.len(), after(&cells[1])), (3, after(&cells[2])));
+    let evaluated = testkit::json(&desk.at("r/eval.json"));
+    assert_eq!(after(&cells[2]), evaluated["pruned_tuned"]["perplexity"]);
+    let store = fs_err::read_dir(desk.at("c/store")).unwrap().map(|entry| entry.unwrap().path());
+    let name = |path: &std::path::Path| path.file_name().unwrap().to_string_lossy().into_owned();
+    let adapters = store.filter(|path| {
+        name(path).starts_with("adapter-") && path.join("adapter_config.json").exists()
+    });
+    let trained: Vec<Vec<u8>> = adapters
+        .map(|path| fs_err::read(path.join("adapter_model.safetensors")).unwrap())
+        .collect();
+    assert!(trained.len() == 1 && trained[0] == adapter(&desk, "r"));
+    assert!(fitted.exists());
+}
+
+/// Killed in the middle of a race, the same command ends in the same bytes.
+#[test]
+fn a_killed_race_goes_on() {
+    let desk = Desk::new();
+    let command = |out: &str| run("--criterion race:last+magnitude+random", out);
+    desk.run(&command("whole"));
+    for mark in
+        ["race", "race/adapter-", "race/trial-", "race.json", "pruned", "adapter.state", "adapter"]
+    {
+        let out = format!("at-{}", mark.replace(['/', '.'], "-"));
+        let mut child = desk
+            .command(&command(&out))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the program starts");
+        let (folder, start) = mark.rsplit_once('/').unwrap_or((".", mark));
+        let there = || {
+            let Ok(entries) = fs_err::read_dir(desk.at(&out).join(folder)) else { return false };
+            entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with(start))
+        };
+        while !there() && child.try_wait().unwrap().is_none() {
+            std::thread::yield_now();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        desk.run(&command(&out));
+        assert!(adapter(&desk, &out) == adapter(&desk, "whole"), "killed at {mark}");
+        assert!(!desk.at(&out).join("race").exists());
+    }
+}
+
+#[test]
+fn auto_looks_at_the_winner_again() {
+    let desk = Desk::new();
+    let output = desk.output(&run("--criterion auto", "r"));
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let race = testkit::json(&desk.at("r/race.json"))["race"].clone();
+    assert!(race["collapsed"].is_boolean());
+    let trials = race["candidates"][0]["trials"].as_array().unwrap();
+    assert!(!trials.is_empty() && desk.at("r/adapter").exists());
+    // A race takes rows that are not trained on.
+    assert_eq!(testkit::json(&desk.at("r/record/manifest.json"))["data"]["rows"], 20);
+    let failure = desk.failure(&run("--criterion race:igia", "s"));
+    assert!(failure.contains("`race:igia` is no race"), "{failure}");
+}
