@@ -58,26 +58,6 @@ fn a_run_leaves_what_it_promises() {
     ] {
         assert!(desk.at("r").join(name).exists(), "{name}");
     }
-    let read = |name: &str| fs_err::read_to_string(desk.at(name)).unwrap();
-    let digest = testkit::json(&desk.at("r/record/manifest.json"))["data"]["sha256"].clone();
-    for (name, loading) in [
-        ("merged", "AutoModelForCausalLM.from_pretrained(\"merged\")"),
-        ("pruned", "AutoModelForCausalLM.from_pretrained(\"pruned\")"),
-        ("adapter", "PeftModel.from_pretrained(pruned, \"adapter\")"),
-    ] {
-        let card = read(&format!("r/{name}/README.md"));
-        for part in [
-            "# model, 4 of 6 layers",
-            "from `model`: layers ",
-            "chosen by `igia`; layers ",
-            "| pruned, fine-tuned |",
-            "On `test.jsonl`.",
-            digest.as_str().unwrap(),
-            loading,
-        ] {
-            assert!(card.contains(part), "{name} lacks {part}: {card}");
-        }
-    }
     let names: Vec<_> =
         outcome["comparison"].as_array().unwrap().iter().map(|row| &row["name"]).collect();
     assert_eq!(
@@ -111,31 +91,6 @@ fn a_run_leaves_what_it_promises() {
     assert_eq!(by_stage("anew"), [vec![1, 2, 3], six.clone(), six]);
     assert!(adapter("anew/dense-adapter") == adapter("alone"));
     assert!(adapter("anew/adapter") != adapter("r/adapter"));
-    let report = read("r/report.html");
-    assert!(
-        report.contains("majority class") && report.contains("<svg") && !report.contains("http")
-    );
-    for part in [
-        "<title>r</title>",
-        "first steps, before pruning",
-        "dense, evaluation loss",
-        "<h3>Learning rate</h3>",
-        "<h3>Gradient norm</h3>",
-        "<h2>Answers to the first rows</h2>",
-        "Repair: <code>same-sign</code>",
-        "<details><summary>Settings</summary>",
-        " of memory</td>",
-    ] {
-        assert!(report.contains(part), "{part}");
-    }
-    // The table of the card is that of the report, but for speeds.
-    let cells = |line: &str| line.split(" | ").map(str::to_owned).collect::<Vec<_>>();
-    let card = read("r/merged/README.md");
-    let tuned = card.lines().find(|line| line.starts_with("| pruned, fine-tuned")).unwrap();
-    for cell in &cells(tuned)[1..] {
-        assert!(report.contains(&format!("<td>{}</td>", cell.trim_end_matches(" |"))), "{cell}");
-    }
-
     // Again: nothing is left to do, and the result is the same.
     let before = contents(&desk.at("r"));
     assert_eq!(desk.json(&command("r"))["plan"], outcome["plan"]);
@@ -170,22 +125,65 @@ fn a_plan_that_was_edited() {
     desk.run(&command("r"));
 }
 
-/// The command is kept once, and with what may differ when a run goes on.
+/// The report, the cards and the kept command.
 #[test]
-fn the_command_is_kept() {
+fn what_a_person_reads_of_a_run() {
     let desk = Desk::new();
-    let command = |rest: &str| {
-        format!("run --model model --train train.jsonl --prune 2 --out r {rest} {CHEAP}")
-    };
-    let kept = || fs_err::read_to_string(desk.at("r/command.txt")).unwrap();
-    desk.run(&command(""));
-    desk.run(&command(""));
-    let first =
-        format!("gradpruner {}\n", command("").split_whitespace().collect::<Vec<_>>().join(" "));
-    assert_eq!(kept(), first);
-    desk.run(&command("--remat"));
-    let other = command("--remat").split_whitespace().collect::<Vec<_>>().join(" ");
-    assert_eq!(kept(), format!("{first}gradpruner {other}\n"));
+    desk.run(&command("r"));
+    let read = |name: &str| fs_err::read_to_string(desk.at(name)).unwrap();
+    let digest = testkit::json(&desk.at("r/record/manifest.json"))["data"]["sha256"].clone();
+    for (name, loading) in [
+        ("merged", "AutoModelForCausalLM.from_pretrained(\"merged\")"),
+        ("pruned", "AutoModelForCausalLM.from_pretrained(\"pruned\")"),
+        ("adapter", "PeftModel.from_pretrained(pruned, \"adapter\")"),
+    ] {
+        let card = read(&format!("r/{name}/README.md"));
+        for part in [
+            "# model, 4 of 6 layers",
+            "from `model` without layers ",
+            "chosen by `igia`; layer ",
+            "| pruned, fine-tuned |",
+            "On `test.jsonl`.",
+            digest.as_str().unwrap(),
+            loading,
+        ] {
+            assert!(card.contains(part), "{name} lacks {part}: {card}");
+        }
+    }
+
+    let report = read("r/report.html");
+    assert!(
+        report.contains("majority class") && report.contains("<svg") && !report.contains("http")
+    );
+    for part in [
+        "<title>r</title>",
+        "first steps, before pruning",
+        "dense, evaluation loss",
+        "evaluate pruned, tuned</td>",
+        "gradpruner run --model model --train train.jsonl",
+        "<h3>Learning rate</h3>",
+        "<h3>Gradient norm</h3>",
+        "<h2>Answers to the first rows</h2>",
+        "Repair: <code>same-sign</code>",
+        "<details><summary>Settings</summary>",
+        " of memory</td>",
+    ] {
+        assert!(report.contains(part), "{part}");
+    }
+    // The table of the card is that of the report, but for speeds.
+    let cells = |line: &str| line.split(" | ").map(str::to_owned).collect::<Vec<_>>();
+    let card = read("r/merged/README.md");
+    let tuned = card.lines().find(|line| line.starts_with("| pruned, fine-tuned")).unwrap();
+    for cell in &cells(tuned)[1..] {
+        assert!(report.contains(&format!("<td>{}</td>", cell.trim_end_matches(" |"))), "{cell}");
+    }
+
+    // The command is kept once, and with what may differ when a run goes on.
+    let command_kept = format!("gradpruner {}\n", command("r"));
+    assert_eq!(read("r/command.txt"), command_kept);
+    desk.run(&format!("{} --remat", command("r")));
+    let other = format!("gradpruner {} --remat\n", command("r"));
+    assert_eq!(read("r/command.txt"), format!("{command_kept}{other}"));
 }
 
 /// Killed as soon as a stage has left its mark, or a training has saved its state, the same command ends in the same bytes.

@@ -7,7 +7,7 @@ use pipeline::{RunOutcome, RunSettings, digest_data};
 use selection::Repair;
 
 use crate::models::{ModelRow, model_table};
-use crate::units::layers_text;
+use crate::units::layers_named;
 
 /// A folder of a run that holds weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,7 +86,7 @@ fn card(kind: Kind, found: &RunOutcome, rows: &[ModelRow], digest: &str) -> Stri
     format!(
         "---\n{base_line}{license}library_name: {library}\ntags:\n- gradpruner\n- pruned\n---\n\n\
          # {model}, {kept} of {all} layers{what}\n\n\
-         Made by gradpruner {version} from `{base}`: layers {pruned} (counted from 0) are removed, chosen by \
+         Made by gradpruner {version} from `{base}` without {pruned} (counted from 0), which were chosen by \
          `{criterion}`; {repair}.\n\n{data}\n\n\
          {table}{evaluated}\n\n\
          ```python\n{loading}\n```\n",
@@ -102,7 +102,7 @@ fn card(kind: Kind, found: &RunOutcome, rows: &[ModelRow], digest: &str) -> Stri
         all = plan.num_layers,
         what = if kind == Kind::Adapter { ": LoRA adapter" } else { "" },
         version = env!("CARGO_PKG_VERSION"),
-        pruned = layers_text(&plan.pruned),
+        pruned = layers_named(&plan.pruned),
         criterion = settings.criterion,
         repair = repair_text(found),
         data = data_text(kind, settings, digest),
@@ -161,7 +161,11 @@ fn repair_text(found: &RunOutcome) -> String {
         }
         Repair::SameSign => {
             let donors: Vec<usize> = plan.donors().into_iter().collect();
-            format!("layers {} are merged into the layers before them", layers_text(&donors))
+            let verb = if donors.len() == 1 { "is" } else { "are" };
+            format!(
+                "{} {verb} merged into the layer before, where signs agree",
+                layers_named(&donors)
+            )
         }
     }
 }

@@ -28,6 +28,21 @@ impl Table {
         self.rows.push(Row { cells, class });
     }
 
+    /// The same without the columns that only have dashes.
+    pub(crate) fn without_empty_columns(self) -> Self {
+        let used: Vec<bool> = (0..self.headings.len())
+            .map(|column| self.rows.iter().any(|row| row.cells[column] != "–"))
+            .collect();
+        let of = |cells: Vec<String>| -> Vec<String> {
+            cells.into_iter().zip(&used).filter(|(_, used)| **used).map(|(cell, _)| cell).collect()
+        };
+        let rows = self.rows.into_iter();
+        Self {
+            headings: of(self.headings),
+            rows: rows.map(|row| Row { cells: of(row.cells), ..row }).collect(),
+        }
+    }
+
     /// Aligned with spaces, a line below the headings.
     pub(crate) fn text(&self) -> String {
         let width = |text: &str| text.chars().count();
@@ -95,6 +110,16 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn columns_of_dashes_are_left_out() {
+        let mut table = Table::new(["", "x", "y"]);
+        for (name, y) in [("a", "1"), ("b", "–")] {
+            table.add([name, "–", y].map(str::to_owned).to_vec(), "");
+        }
+        let expected = "|  | y |\n|---|--:|\n| a | 1 |\n| b | – |";
+        assert_eq!(table.without_empty_columns().markdown(), expected);
+    }
 
     #[test]
     fn the_same_cells_in_each_form() {

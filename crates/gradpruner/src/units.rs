@@ -42,6 +42,18 @@ pub(crate) fn perplexity_text(value: f64) -> String {
     if value < 1000.0 { format!("{value:.3}") } else { format!("{value:.2e}") }
 }
 
+/// A number in few characters, whatever its size.
+pub(crate) fn compact(value: f64) -> String {
+    match value.abs() {
+        0.0 => "0".into(),
+        0.01..1000.0 => {
+            let text = format!("{value:.3}");
+            text.trim_end_matches('0').trim_end_matches('.').to_owned()
+        }
+        _ => format!("{value:.0e}"),
+    }
+}
+
 /// So many of something: `1 layer`, `3 layers`.
 pub(crate) fn counted(count: usize, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
@@ -64,6 +76,12 @@ pub(crate) fn layers_text(layers: &[usize]) -> String {
     runs.iter().map(run).collect::<Vec<_>>().join(", ")
 }
 
+/// The same with their noun: `layer 4`, `layers 4, 6`.
+pub(crate) fn layers_named(layers: &[usize]) -> String {
+    let noun = if layers.len() == 1 { "layer" } else { "layers" };
+    format!("{noun} {}", layers_text(layers))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,6 +93,8 @@ mod tests {
         assert_eq!([59, 125].map(elapsed_text), ["59 s", "2 min 05 s"]);
         assert_eq!(millions(134_515_008, " M"), "135 M");
         assert_eq!([12.3456, 41_000.0].map(perplexity_text), ["12.346", "4.10e4"]);
+        let short = [0.0, 0.5, 20.0, 3.25, 1e-7, -45_000.0].map(compact);
+        assert_eq!(short, ["0", "0.5", "20", "3.25", "1e-7", "-4e4"]);
         assert_eq!([0, 1, 2].map(|n| counted(n, "row")), ["0 rows", "1 row", "2 rows"]);
     }
 
@@ -82,5 +102,6 @@ mod tests {
     fn layers_stand_in_runs() {
         assert_eq!(layers_text(&[]), "");
         assert_eq!(layers_text(&[1, 4, 5, 19, 20, 21, 28]), "1, 4, 5, 19–21, 28");
+        assert_eq!(layers_named(&[4]) + ", " + &layers_named(&[5, 7]), "layer 4, layers 5, 7");
     }
 }

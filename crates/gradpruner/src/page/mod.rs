@@ -2,12 +2,16 @@
 
 mod plot;
 
-pub(crate) use self::plot::{Axis, Frame, Layout, Level, Plot, Point, Series, figure};
+use std::fmt::Display;
+
+pub(crate) use self::plot::{
+    Axis, Frame, Layout, Level, Plot, Point, Series, Spread, figure, round_step,
+};
 
 const STYLE: &str = include_str!("page.css");
 
 /// How many hues there are for what is told apart by colour; the style has them for light and dark.
-pub(crate) const HUES: usize = 8;
+const HUES: usize = 8;
 
 /// A page of this title; the body is HTML.
 pub(crate) fn page(title: &str, body: &str) -> String {
@@ -27,7 +31,7 @@ pub(crate) fn escape(text: &str) -> String {
 }
 
 /// What colours mean: a swatch of each class, and what it stands for.
-pub(crate) fn key<'a>(entries: impl IntoIterator<Item = (&'a str, String)>) -> String {
+pub(crate) fn key<C: Display>(entries: impl IntoIterator<Item = (C, String)>) -> String {
     let entries: String = entries
         .into_iter()
         .map(|(class, text)| {

@@ -80,7 +80,7 @@ fn linear_ticks(low: f64, high: f64, most: usize) -> Vec<f64> {
 }
 
 /// The smallest of 1, 2 and 5 times a power of ten that is not below `least`.
-fn round_step(least: f64) -> f64 {
+pub(crate) fn round_step(least: f64) -> f64 {
     let power = 10_f64.powf(least.log10().floor());
     [1.0, 2.0, 5.0, 10.0]
         .into_iter()
@@ -197,8 +197,8 @@ pub(crate) struct Series {
 #[derive(Debug, Clone)]
 pub(crate) struct Level {
     pub(crate) name: String,
-    /// None for one of no series.
-    pub(crate) hue: Option<usize>,
+    /// One of the hues, or `soft` or `floor` for what belongs to no series.
+    pub(crate) class: &'static str,
     pub(crate) y: f64,
 }
 
@@ -210,27 +210,29 @@ pub(crate) struct Plot {
     pub(crate) y: Axis,
     pub(crate) series: Vec<Series>,
     pub(crate) levels: Vec<Level>,
+    /// Whether each point is marked by a dot.
+    pub(crate) dots: bool,
 }
-
-/// Lines of more points have no dots on them.
-const MOST_DOTS: usize = 12;
 
 impl Plot {
     /// The picture with its key.
     pub(crate) fn html(&self) -> String {
-        let of_series = self.series.iter().map(|series| (hue(series.hue), series.name.clone()));
-        let of_levels = self.levels.iter().map(|level| match level.hue {
-            Some(number) => (dashed(number), level.name.clone()),
-            None => ("dashed soft", level.name.clone()),
+        let of_series = self.series.iter().map(|series| {
+            let class =
+                format!("{}{}", hue(series.hue), if series.dashed { " dashed" } else { "" });
+            (class, series.name.clone())
         });
+        let of_levels = self.levels.iter();
+        let of_levels =
+            of_levels.map(|level| (format!("{} dashed", level.class), level.name.clone()));
         let key = super::key(of_series.chain(of_levels));
-        format!("{key}{}", figure(|layout| self.svg(layout)))
+        format!("<div class=\"plot\">{key}{}</div>", figure(|layout| self.svg(layout)))
     }
 
     fn svg(&self, layout: Layout) -> String {
         let mut frame = Frame::new(layout, &self.title, &self.x, &self.y);
         for level in &self.levels {
-            let class = level.hue.map_or("soft", hue);
+            let class = level.class;
             let (from, to, y) = (frame.x(self.x.begin), frame.x(self.x.end), frame.y(level.y));
             let _ = write!(
                 frame.svg,
@@ -240,13 +242,16 @@ impl Plot {
             );
         }
         for series in &self.series {
-            draw(&mut frame, series, self.y.text);
+            draw(&mut frame, series);
+            if self.dots {
+                draw_dots(&mut frame, series);
+            }
         }
         frame.close()
     }
 }
 
-fn draw(frame: &mut Frame<'_>, series: &Series, text: fn(f64) -> String) {
+fn draw(frame: &mut Frame<'_>, series: &Series) {
     let (class, style) = (hue(series.hue), if series.dashed { " dashed" } else { "" });
     let path: Vec<String> = series
         .points
@@ -265,9 +270,10 @@ fn draw(frame: &mut Frame<'_>, series: &Series, text: fn(f64) -> String) {
             "<line class=\"spread {class}\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{low:.1}\" y2=\"{high:.1}\"/>"
         );
     }
-    if series.points.len() > MOST_DOTS {
-        return;
-    }
+}
+
+fn draw_dots(frame: &mut Frame<'_>, series: &Series) {
+    let (class, text) = (hue(series.hue), frame.y.text);
     for point in &series.points {
         let (x, y) = (frame.x(point.x), frame.y(point.y));
         let _ = write!(
@@ -277,20 +283,6 @@ fn draw(frame: &mut Frame<'_>, series: &Series, text: fn(f64) -> String) {
             escape(&text(point.y))
         );
     }
-}
-
-/// The class of a hue's dashed swatch.
-fn dashed(number: usize) -> &'static str {
-    [
-        "dashed c0",
-        "dashed c1",
-        "dashed c2",
-        "dashed c3",
-        "dashed c4",
-        "dashed c5",
-        "dashed c6",
-        "dashed c7",
-    ][number % super::HUES]
 }
 
 #[cfg(test)]
@@ -334,14 +326,15 @@ mod tests {
             points: vec![point(1.0, 1.0), point(2.0, 3.0)],
             spreads: vec![Spread { x: 2.0, low: 2.0, high: 4.0 }],
         };
-        let level = Level { name: "floor".into(), hue: None, y: 2.0 };
+        let level = Level { name: "floor".into(), class: "floor", y: 2.0 };
         let (x, y) = (axis(1.0, 2.0, false), axis(0.0, 4.0, false));
-        let plot = Plot { title: "t".into(), x, y, series: vec![series], levels: vec![level] };
+        let plot =
+            Plot { title: "t".into(), x, y, series: vec![series], levels: vec![level], dots: true };
         let html = plot.html();
         assert!(html.contains("a&lt;b") && !html.contains("a<b"), "{html}");
         // Twice: for wide and for narrow screens.
         assert_eq!(html.matches("<circle").count(), 4);
         assert_eq!(html.matches("class=\"spread c1\"").count(), 2);
-        assert_eq!(html.matches("class=\"level soft\"").count(), 2);
+        assert_eq!(html.matches("class=\"level floor\"").count(), 2);
     }
 }

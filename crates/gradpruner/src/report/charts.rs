@@ -5,7 +5,8 @@ use std::fmt::Write;
 use pipeline::{Evaluations, LoggedStep, Stage};
 use selection::{Plan, Scores};
 
-use crate::page::{Axis, Frame, Layout, Level, Plot, Point, Series, figure, key};
+use crate::page::{Axis, Frame, Layout, Level, Plot, Point, Series, figure, hue, key, round_step};
+use crate::units::compact;
 
 /// Scores that span more than this are shown on a logarithmic scale.
 const MANY_ORDERS: f64 = 100.0;
@@ -56,7 +57,7 @@ pub(super) fn score_bars(scores: &Scores, plan: &Plan) -> String {
     if !donors.is_empty() {
         entries.push(("merged", "merged into the layer before".to_owned()));
     }
-    format!("{}{}", key(entries), figure(draw))
+    format!("<div class=\"plot\">{}{}</div>", key(entries), figure(draw))
 }
 
 /// The axis of scores, which says whether it is logarithmic.
@@ -76,18 +77,7 @@ fn score_axis(values: &[f64]) -> Axis {
         end: if end > begin { end } else { begin + 1.0 },
         logarithmic,
         ticks: Vec::new(),
-        text: |value| if value == 0.0 { "0".into() } else { compact(value) },
-    }
-}
-
-/// A number in few characters, whatever its size.
-fn compact(value: f64) -> String {
-    match value.abs() {
-        0.01..1000.0 => {
-            let text = format!("{value:.3}");
-            text.trim_end_matches('0').trim_end_matches('.').to_owned()
-        }
-        _ => format!("{value:.0e}"),
+        text: compact,
     }
 }
 
@@ -122,18 +112,19 @@ pub(super) fn training_charts(steps: &[LoggedStep], evaluations: &Evaluations) -
     if trainings.is_empty() {
         return String::new();
     }
-    let loss = chart(
-        &trainings,
-        "loss per token",
-        &|metrics| metrics.report.loss,
-        evaluation_losses(evaluations),
-    );
+    let levels = evaluation_losses(evaluations);
+    let after = match levels.is_empty() {
+        true => "",
+        false => {
+            "; a dashed line is the loss on the evaluation rows after the last step, the logarithm of the perplexity"
+        }
+    };
+    let loss = chart(&trainings, "loss per token", &|metrics| metrics.report.loss, levels);
     let norm =
         chart(&trainings, "gradient norm, before clipping", &|m| m.report.grad_norm, Vec::new());
     let rate = chart(&trainings, "learning rate", &|m| m.report.learning_rate, Vec::new());
     format!(
-        "<h3>Loss</h3>{loss}<p class=\"note\">Lines are running means over the training rows; a dashed line is the loss \
-         on the evaluation rows after the last step, the logarithm of the perplexity.</p>\
+        "<h3>Loss</h3>{loss}<p class=\"note\">Lines are running means over the training rows{after}.</p>\
          <h3>Gradient norm</h3>{norm}<h3>Learning rate</h3>{rate}"
     )
 }
@@ -142,10 +133,10 @@ pub(super) fn training_charts(steps: &[LoggedStep], evaluations: &Evaluations) -
 fn evaluation_losses(evaluations: &Evaluations) -> Vec<Level> {
     [("dense", 0, &evaluations.dense_tuned), ("pruned", 1, &evaluations.pruned_tuned)]
         .into_iter()
-        .filter_map(|(name, hue, report)| {
+        .filter_map(|(name, number, report)| {
             let y = report.as_ref()?.perplexity?.ln();
             let name = format!("{name}, evaluation loss {y:.3}");
-            Some(Level { name, hue: Some(hue), y })
+            Some(Level { name, class: hue(number), y })
         })
         .collect()
 }
@@ -191,18 +182,12 @@ fn chart(
         ticks: step_ticks(last),
         text: |value| format!("{value:.0}"),
     };
-    Plot { title: format!("{what} by step"), x, y, series, levels }.html()
+    Plot { title: format!("{what} by step"), x, y, series, levels, dots: false }.html()
 }
 
 /// The first step, the last, and round ones between.
 fn step_ticks(last: f64) -> Vec<f64> {
-    let every = [1.0, 2.0, 5.0]
-        .into_iter()
-        .cycle()
-        .zip((0..).flat_map(|power| [10_f64.powi(power); 3]))
-        .map(|(factor, power)| factor * power)
-        .find(|step| last / step <= 8.0)
-        .unwrap_or(last);
+    let every = round_step(last / 8.0).max(1.0);
     let round = (1..).map(|number| f64::from(number) * every);
     let between = round.take_while(|step| *step < last - every / 2.0).filter(|step| *step > 1.0);
     // The ends come first: where there is no room for all, they stay.
@@ -228,7 +213,7 @@ fn smoothed(points: &[Point]) -> Vec<Point> {
 fn thinned(points: Vec<Point>) -> Vec<Point> {
     let every = points.len().div_ceil(MOST_POINTS).max(1);
     let last = points.len().saturating_sub(1);
-    let wanted = |at: usize| at % every == 0 || at == last;
+    let wanted = |at: usize| at.is_multiple_of(every) || at == last;
     points.into_iter().enumerate().filter(|(at, _)| wanted(*at)).map(|(_, point)| point).collect()
 }
 
@@ -300,13 +285,5 @@ mod tests {
         assert!((middle - expected).abs() < 1e-12);
         let few = points[..5].to_vec();
         assert_eq!(smoothed(&few), few);
-    }
-
-    #[test]
-    fn numbers_are_short() {
-        assert_eq!(
-            [0.5, 20.0, 3.25, 1e-7, 45_000.0].map(compact),
-            ["0.5", "20", "3.25", "1e-7", "4e4"]
-        );
     }
 }

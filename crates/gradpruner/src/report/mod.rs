@@ -16,7 +16,7 @@ use crate::models::{model_rows, model_table, no_better_than_majority};
 use crate::page::{StripCell, escape, key, page, strip, strip_numbers};
 use crate::stages::stage_text;
 use crate::table::Table;
-use crate::units::{counted, elapsed_text, layers_text, percent};
+use crate::units::{counted, elapsed_text, layers_named, layers_text, percent};
 
 /// What the page says beside what the run found.
 pub(crate) struct Surroundings<'a> {
@@ -178,7 +178,7 @@ fn repair(plan: &Plan, maps: Option<&MapsHeader>) -> String {
         (Repair::Drop, _) => "<p>Repair: <code>drop</code>. The layers that stay were left as they are.</p>".into(),
         (Repair::SameSign, _) => {
             let into = |merge: &Merge| {
-                format!("layers {} into layer {}", layers_text(&merge.from), merge.into)
+                format!("{} into layer {}", layers_named(&merge.from), merge.into)
             };
             let merges: Vec<String> = plan.merges.iter().map(into).collect();
             format!(

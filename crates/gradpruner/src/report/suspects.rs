@@ -4,7 +4,7 @@ use repair::MapsHeader;
 use selection::{Plan, Scores};
 
 use crate::texts::run_text;
-use crate::units::layers_text;
+use crate::units::layers_named;
 
 /// The share of the layers at the beginning that all others build on.
 const EARLY: f64 = 0.25;
@@ -75,9 +75,9 @@ pub(super) fn suspects(
     found
 }
 
+/// The layers at the beginning of a sentence.
 fn named(layers: &[usize]) -> String {
-    let noun = if layers.len() == 1 { "Layer" } else { "Layers" };
-    format!("{noun} {}", layers_text(layers))
+    layers_named(layers).replacen('l', "L", 1)
 }
 
 fn them(layers: &[usize]) -> &'static str {
@@ -112,7 +112,7 @@ mod tests {
         assert_eq!(
             suspects(&plan, Some(&scores), Some(&runs)),
             [
-                "Layer 2 is among the first quarter, which all later layers build on. Keep {} with \
+                "Layer 2 is among the first quarter, which all later layers build on. Keep it with \
                  --keep first:3,last:1.",
                 "Layer 9 is the last one, whose output the head reads; --keep guard keeps it.",
                 "The linear map fits worst for layers 5–6: a relative error of 0.250 is left.",
