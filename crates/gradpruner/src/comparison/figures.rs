@@ -3,16 +3,16 @@
 use metrics::{sign_test, wilson};
 use pipeline::{CellResult, Comparison, EvaluatedOn, FinetuneMethod};
 
-/// How many columns a table has.
-pub(crate) const COLUMNS: usize = 9;
+use crate::table::Table;
+use crate::units::{millions, percent};
 
-/// What they are.
-pub(crate) const HEADINGS: [&str; COLUMNS] = [
+/// The columns of a table.
+const HEADINGS: [&str; 9] = [
     "",
     "layers",
     "accuracy (95 % interval)",
-    "by seed",
-    "against dense",
+    "over seeds",
+    "points against dense",
     "perplexity, cut → tuned",
     "parameters",
     "tokens/s",
@@ -20,23 +20,62 @@ pub(crate) const HEADINGS: [&str; COLUMNS] = [
 ];
 
 /// A difference with a smaller probability is called one.
-const SIGNIFICANT: f64 = 0.05;
+pub(super) const SIGNIFICANT: f64 = 0.05;
+
+/// What a set is judged by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Figure {
+    /// The share of rows with choices that are answered rightly.
+    Accuracy,
+    /// The likeness of generated replies to their references.
+    RougeL,
+    /// Where there is neither; less is better.
+    Perplexity,
+}
+
+impl Figure {
+    /// Its name.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Accuracy => "accuracy",
+            Self::RougeL => "ROUGE-L",
+            Self::Perplexity => "perplexity",
+        }
+    }
+
+    /// A value as people read it.
+    pub(super) fn text(self, value: f64) -> String {
+        match self {
+            Self::Accuracy => percent(value),
+            Self::RougeL => format!("ROUGE-L {value:.3}"),
+            Self::Perplexity => format!("perplexity {}", perplexity(Some(value))),
+        }
+    }
+
+    fn of(self, on: &EvaluatedOn) -> Option<f64> {
+        match self {
+            Self::Accuracy => on.after.acc,
+            Self::RougeL => on.after.rouge.map(|scores| scores.rouge_l),
+            Self::Perplexity => on.after.perplexity,
+        }
+    }
+}
 
 /// One way to prune or the dense model, over all seeds, on one set.
-pub(crate) struct Line<'a> {
-    pub(crate) name: String,
+pub(super) struct Line<'a> {
+    pub(super) name: String,
     /// A result a seed.
-    pub(crate) results: Vec<&'a CellResult>,
+    pub(super) results: Vec<&'a CellResult>,
     /// The same on the set.
     on: Vec<&'a EvaluatedOn>,
     /// The dense model that was fine-tuned alike: its place among the lines.
-    pub(crate) dense: Option<usize>,
+    pub(super) dense: Option<usize>,
     /// How likely the difference from it is by chance.
-    pub(crate) against_dense: Option<f64>,
+    pub(super) against_dense: Option<f64>,
 }
 
 /// For each ratio its lines, the dense model's first, the others by accuracy or perplexity.
-pub(crate) fn by_ratio(found: &Comparison, set: usize) -> Vec<(String, Vec<Line<'_>>)> {
+pub(super) fn by_ratio(found: &Comparison, set: usize) -> Vec<(String, Vec<Line<'_>>)> {
     let mut ratios: Vec<String> = Vec::new();
     for way in found.cells.iter().filter_map(|result| result.cell.way.as_ref()) {
         let ratio = way.prune.to_string();
@@ -90,18 +129,35 @@ pub(crate) fn by_ratio(found: &Comparison, set: usize) -> Vec<(String, Vec<Line<
 }
 
 impl Line<'_> {
-    /// The mean over seeds of accuracy; where there are no choices, of ROUGE-L, or else less perplexity.
-    pub(crate) fn merit(&self) -> f64 {
-        self.mean(|on| {
-            on.after
-                .acc
-                .or_else(|| on.after.rouge.map(|scores| scores.rouge_l))
-                .or_else(|| on.after.perplexity.map(|value| -value))
-        })
-        .unwrap_or(f64::NEG_INFINITY)
+    /// What it is judged by.
+    pub(super) fn figure(&self) -> Figure {
+        let has = |figure: &Figure| self.on.iter().any(|on| figure.of(on).is_some());
+        [Figure::Accuracy, Figure::RougeL].into_iter().find(has).unwrap_or(Figure::Perplexity)
     }
 
-    pub(crate) fn accuracy(&self) -> Option<f64> {
+    /// The mean of its figure over seeds.
+    pub(super) fn value(&self) -> Option<f64> {
+        let figure = self.figure();
+        self.mean(|on| figure.of(on))
+    }
+
+    /// Its figure's least and greatest value over seeds.
+    pub(super) fn spread(&self) -> Option<(f64, f64)> {
+        let figure = self.figure();
+        let values = || self.on.iter().filter_map(|on| figure.of(on));
+        Some((values().reduce(f64::min)?, values().reduce(f64::max)?))
+    }
+
+    /// More is better.
+    pub(super) fn merit(&self) -> f64 {
+        let value = self.value().map(|value| match self.figure() {
+            Figure::Accuracy | Figure::RougeL => value,
+            Figure::Perplexity => -value,
+        });
+        value.unwrap_or(f64::NEG_INFINITY)
+    }
+
+    fn accuracy(&self) -> Option<f64> {
         self.mean(|on| on.after.acc)
     }
 
@@ -110,25 +166,34 @@ impl Line<'_> {
         (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
     }
 
-    /// Whether it may be no better than always giving the most frequent answer, whose share that is.
-    fn no_better_than_majority(&self) -> Option<f64> {
-        let (accuracy, majority) = (self.accuracy()?, self.mean(|on| on.after.majority)?);
-        let rows = self.on.first().map_or(0, |on| on.right.len());
-        let interval = wilson((accuracy * rows as f64).round() as usize, rows);
-        (interval.low <= majority).then_some(majority)
+    /// The share of the most frequent answer, where rows have choices.
+    pub(super) fn majority(&self) -> Option<f64> {
+        self.mean(|on| on.after.majority)
     }
 
-    pub(crate) fn finetune(&self) -> Option<FinetuneMethod> {
+    /// The majority's share, if it may be no better than always giving that answer.
+    pub(super) fn no_better_than_majority(&self) -> Option<f64> {
+        let (accuracy, majority) = (self.accuracy()?, self.majority()?);
+        (self.interval(accuracy).low <= majority).then_some(majority)
+    }
+
+    /// Wilson's of an accuracy on as many rows as there are.
+    fn interval(&self, accuracy: f64) -> metrics::Interval {
+        let rows = self.on.first().map_or(0, |on| on.right.len());
+        wilson((accuracy * rows as f64).round() as usize, rows)
+    }
+
+    fn finetune(&self) -> Option<FinetuneMethod> {
         self.results.first().map(|result| result.cell.finetune)
     }
 
-    pub(crate) fn is_dense(&self) -> bool {
+    pub(super) fn is_dense(&self) -> bool {
         self.results.iter().any(|result| result.cell.way.is_none())
     }
 
     /// The sign test against another line over the rows that both answered, each row by how often over the seeds it was
     /// answered rightly; of one seed that is `McNemar`'s test.
-    pub(crate) fn test(&self, other: &Self) -> Option<f64> {
+    pub(super) fn test(&self, other: &Self) -> Option<f64> {
         let mut lead: Vec<i64> = Vec::new();
         for (result, on) in self.results.iter().zip(&self.on) {
             let found = other.results.iter().position(|other| other.cell.seed == result.cell.seed);
@@ -145,90 +210,92 @@ impl Line<'_> {
         (!lead.is_empty()).then(|| sign_test(count(1), count(-1)))
     }
 
-    /// The cells of a table's row.
-    pub(crate) fn cells(&self) -> [String; COLUMNS] {
+    /// The cells of a table's row; `lines` are all of the table.
+    fn cells(&self, lines: &[Self]) -> Vec<String> {
         let dash = || "–".to_owned();
-        let percent = |share: f64| format!("{:.1} %", 100.0 * share);
-        let rows = self.on.first().map_or(0, |on| on.right.len());
-        let accuracy = match self.accuracy() {
-            Some(accuracy) => {
-                let interval = wilson((accuracy * rows as f64).round() as usize, rows);
+        let accuracy = match (self.accuracy(), self.value()) {
+            (Some(accuracy), _) => {
+                let interval = self.interval(accuracy);
                 let (low, high) = (percent(interval.low), percent(interval.high));
-                format!("{} ({low} – {high})", percent(accuracy))
+                format!("{} ({} – {})", percent(accuracy), low.trim_end_matches(" %"), high)
             }
-            None => self
-                .mean(|on| on.after.rouge.map(|scores| scores.rouge_l))
-                .map_or_else(dash, |rouge| format!("ROUGE-L {rouge:.3}")),
-        };
-        let by_seed: Vec<String> = self
-            .on
-            .iter()
-            .filter_map(|on| on.after.acc.map(|acc| format!("{:.1}", 100.0 * acc)))
-            .collect();
-        let against = match self.against_dense {
-            Some(p) if p < SIGNIFICANT => format!("differs, p = {p:.1e}"),
-            Some(p) => format!("no difference found, p = {p:.2}"),
-            None => dash(),
-        };
-        let perplexity = |of: fn(&EvaluatedOn) -> Option<f64>| {
-            self.mean(of).map_or_else(
-                || "not finite".into(),
-                |x| if x < 1e4 { format!("{x:.3}") } else { format!("{x:.1e}") },
-            )
+            (None, Some(value)) if self.figure() == Figure::RougeL => format!("{value:.3}"),
+            (None, _) => dash(),
         };
         let size = self.results.first().map(|result| result.size);
         let seconds: f64 = self.results.iter().map(|result| result.seconds).sum();
-        [
+        vec![
             self.name.clone(),
             size.map_or_else(dash, |size| size.num_layers.to_string()),
             accuracy,
-            if by_seed.is_empty() { dash() } else { by_seed.join(" / ") },
-            against,
+            self.spread_text().unwrap_or_else(dash),
+            self.difference_text(lines).unwrap_or_else(dash),
             format!(
                 "{} → {}",
-                perplexity(|on| on.before.perplexity),
-                perplexity(|on| on.after.perplexity)
+                perplexity(self.mean(|on| on.before.perplexity)),
+                perplexity(self.mean(|on| on.after.perplexity))
             ),
-            size.map_or_else(dash, |size| format!("{:.1} M", size.parameters as f64 / 1e6)),
+            size.map_or_else(dash, |size| millions(size.parameters, " M")),
             self.mean(|on| Some(on.after.tokens_per_second))
                 .map_or_else(dash, |speed| format!("{speed:.0}")),
             format!("{:.1}", seconds / 60.0),
         ]
     }
+
+    /// From the worst to the best seed; nothing of one.
+    fn spread_text(&self) -> Option<String> {
+        let (low, high) = self.spread().filter(|_| self.results.len() > 1)?;
+        let seeds = self.results.len();
+        Some(match self.figure() {
+            Figure::Accuracy => {
+                format!("{:.1} – {:.1} % ({seeds})", 100.0 * low, 100.0 * high)
+            }
+            Figure::RougeL | Figure::Perplexity => format!("{low:.3} – {high:.3} ({seeds})"),
+        })
+    }
+
+    /// How far it is from the dense model, and how likely so by chance.
+    fn difference_text(&self, lines: &[Self]) -> Option<String> {
+        let dense = lines.get(self.dense?)?;
+        let (accuracy, p) = (self.accuracy()? - dense.accuracy()?, self.against_dense?);
+        let sign = if accuracy < 0.0 { "−" } else { "+" };
+        Some(format!("{sign}{:.1}, {}", 100.0 * accuracy.abs(), probability(p)))
+    }
 }
 
-/// A sentence on the best line, and whether it differs from the dense model and from the next.
-pub(crate) fn sentence(lines: &[Line<'_>]) -> Option<String> {
-    let mut pruned = lines.iter().filter(|line| !line.is_dense());
-    let best = pruned.next()?;
-    let figure = |line: &Line<'_>| {
-        line.accuracy().map_or_else(String::new, |acc| format!(" ({:.1} %)", 100.0 * acc))
-    };
-    let mut text = format!("Best: {}{}", best.name, figure(best));
-    if let (Some(dense), Some(p)) = (best.dense.map(|at| &lines[at]), best.against_dense) {
-        text.push_str(&match p < SIGNIFICANT {
-            true if best.merit() < dense.merit() => {
-                format!(", worse than {}{} beyond noise", dense.name, figure(dense))
-            }
-            true => format!(", better than {}{} beyond noise", dense.name, figure(dense)),
-            false => format!(", within noise of {}{}", dense.name, figure(dense)),
-        });
+/// The table of a ratio.
+pub(super) fn table(lines: &[Line<'_>]) -> Table {
+    let mut headings = HEADINGS;
+    if lines.iter().all(|line| line.figure() == Figure::RougeL) {
+        headings[2] = Figure::RougeL.name();
     }
-    if let Some(next) = pruned.next() {
-        let how = match best.test(next) {
-            Some(p) if p < SIGNIFICANT => " is worse beyond noise",
-            Some(_) => " is within noise of it",
-            None => " follows",
+    let mut table = Table::new(headings);
+    let best = lines.iter().position(|line| !line.is_dense());
+    for (at, line) in lines.iter().enumerate() {
+        let class = match (line.is_dense(), Some(at) == best) {
+            (true, _) => "dense",
+            // What is no better than one answer for all is not marked as good.
+            (_, true) if line.no_better_than_majority().is_none() => "best",
+            _ => "",
         };
-        text.push_str(&format!("; the next, {}{},{how}", next.name, figure(next)));
+        table.add(line.cells(lines), class);
     }
-    text.push('.');
-    if let Some(majority) = best.no_better_than_majority() {
-        text.push_str(&format!(
-            " It may be no better than always giving the most frequent answer ({:.1} %): train longer or on more rows, \
-             or prune fewer layers.",
-            100.0 * majority
-        ));
+    table.without_empty_columns()
+}
+
+/// A probability, with the digits that say something.
+fn probability(p: f64) -> String {
+    match p {
+        ..0.001 => "p < 0.001".into(),
+        ..0.1 => format!("p = {p:.3}"),
+        _ => format!("p = {p:.2}"),
     }
-    Some(text)
+}
+
+fn perplexity(value: Option<f64>) -> String {
+    match value {
+        None => "not finite".into(),
+        Some(value) if value < 1e4 => format!("{value:.3}"),
+        Some(value) => format!("{value:.1e}"),
+    }
 }
