@@ -9,6 +9,7 @@ mod gradients;
 mod hidden;
 mod loss;
 mod magnitudes;
+mod runs;
 mod seen;
 mod sensitivity;
 
@@ -17,6 +18,7 @@ pub use gradients::{GradientNorms, WeightNorms, require_single_precision, step_p
 pub use hidden::{HIDDEN, Hidden, HiddenMeans};
 pub use loss::{GateSettings, LossProbe};
 pub use magnitudes::magnitudes;
+pub use runs::{RunErrors, RunSettings};
 pub use seen::{Evidence, Need};
 pub use sensitivity::{LayerSensitivity, SENSITIVITY, Sensitivity, WeightSensitivity};
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::Result;
+use crate::{Result, RunErrors, RunSettings};
 
 /// How gates of layers are trained ([`LossProbe::gates`]).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -43,4 +43,12 @@ pub trait LossProbe {
     ///
     /// If the passes fail, or a gradient is not finite.
     fn gates(&mut self, settings: &GateSettings) -> Result<Vec<f64>>;
+
+    /// What a linear map would leave of each run of layers that may go, in the dense model: the error of the map that
+    /// is fitted for the run alone, on the first tokens of the rows.
+    ///
+    /// # Errors
+    ///
+    /// If the passes fail, there are no tokens, or states are not finite.
+    fn run_errors(&mut self, settings: &RunSettings) -> Result<RunErrors>;
 }

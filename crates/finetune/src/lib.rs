@@ -34,6 +34,7 @@ mod product;
 mod rate;
 mod record_sink;
 mod rope;
+mod run_errors;
 mod save;
 mod schedule;
 mod sensitivity;

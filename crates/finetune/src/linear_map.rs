@@ -66,9 +66,7 @@ pub fn fit_linear_maps<E: From<FinetuneError>>(
     let _guard = tch::no_grad_guard();
     let walk = Walk::new(model, rows, settings.batch_tokens)?;
     if walk.later_tokens() == 0 {
-        let what =
-            "there are no tokens to fit linear maps on: rows of two tokens or more are needed";
-        return Err(FinetuneError::Settings(what.into()).into());
+        return Err(no_tokens().into());
     }
     let mut dense = walk.embedded()?;
     // The repaired model's states, which are the dense one's until the first run.
@@ -139,7 +137,7 @@ struct Solved {
 impl Fit {
     /// Adds a pack: the receiver's output and, of it, what the map will take.
     fn begin(&mut self, later: &Tensor, output: &Tensor, mapped: Tensor) -> Result<()> {
-        let m = wide(&mapped, later)?;
+        let m = wide_of(&mapped, later)?;
         let square = m.f_numpy_t()?.f_mm(&m)?;
         self.squares = Some(match self.squares.take() {
             Some(mut sum) => sum.f_add_(&square)?,
@@ -159,27 +157,21 @@ impl Fit {
         let mut products = Tensor::f_zeros([side, side], at)?;
         let (mut size, mut before) = (0.0, 0.0);
         for (((mapped, rest), dense), later) in states.iter().zip(dense).zip(later) {
-            let (m, target) = (wide(mapped, later)?, wide(dense, later)?);
+            let (m, target) = (wide_of(mapped, later)?, wide_of(dense, later)?);
             size += norm_squared(&target)?;
-            let gap = target.f_sub(&wide(rest, later)?)?;
+            let gap = target.f_sub(&wide_of(rest, later)?)?;
             before += norm_squared(&gap.f_sub(&m)?)?;
             products = products.f_add_(&m.f_numpy_t()?.f_mm(&gap)?)?;
         }
         if !(is_finite(&squares)? && is_finite(&products)?) {
-            let what =
-                "hidden states are not finite, so no linear map can be fitted; compute in f32";
-            return Err(FinetuneError::Settings(what.into()));
+            return Err(not_finite());
         }
-        let lambda = ridge * number(&squares.f_trace()?)? / side as f64;
-        let ridge = Tensor::f_eye(side, at)?.f_mul_scalar(lambda.max(f64::MIN_POSITIVE))?;
-        let factor = squares.f_add(&ridge)?.f_linalg_cholesky(false)?;
-        let map = products.f_add(&ridge)?.f_cholesky_solve(&factor, false)?;
-        let map = map.f_to_kind(Kind::Float)?;
+        let map = Ridge::new(&squares, ridge)?.solve(&products)?.f_to_kind(Kind::Float)?;
         let (mut repaired, mut after) = (Vec::new(), 0.0);
         for (((mapped, rest), dense), later) in states.iter().zip(dense).zip(later) {
             let kind = rest.f_kind()?;
             let state = mapped.f_to_kind(Kind::Float)?.f_mm(&map)?.f_to_kind(kind)?.f_add(rest)?;
-            after += norm_squared(&wide(dense, later)?.f_sub(&wide(&state, later)?)?)?;
+            after += norm_squared(&wide_of(dense, later)?.f_sub(&wide_of(&state, later)?)?)?;
             repaired.push(state);
         }
         let matrix = values(&map.f_to(Device::Cpu)?)?;
@@ -187,12 +179,53 @@ impl Fit {
     }
 }
 
-/// The states of some tokens in f64.
-fn wide(states: &Tensor, tokens: &Tensor) -> Result<Tensor> {
-    Ok(states.f_index_select(0, tokens)?.f_to_kind(Kind::Double)?)
+/// The normal equations of a map, `(M + λ·I)·T = P + λ·I`, factored.
+pub(crate) struct Ridge {
+    /// `λ`.
+    pub(crate) lambda: f64,
+    /// `λ·I`.
+    diagonal: Tensor,
+    factor: Tensor,
 }
 
-fn norm_squared(x: &Tensor) -> Result<f64> {
+impl Ridge {
+    /// Those of `M`, `[side, side]` in f64, with `λ` relative to the mean of its diagonal.
+    pub(crate) fn new(squares: &Tensor, relative: f64) -> Result<Self> {
+        let (side, _) = squares.size2()?;
+        let lambda = relative * number(&squares.f_trace()?)? / side as f64;
+        let lambda = lambda.max(f64::MIN_POSITIVE);
+        let at = (Kind::Double, squares.device());
+        let diagonal = Tensor::f_eye(side, at)?.f_mul_scalar(lambda)?;
+        let factor = squares.f_add(&diagonal)?.f_linalg_cholesky(false)?;
+        Ok(Self { lambda, diagonal, factor })
+    }
+
+    /// `T` for `P`.
+    pub(crate) fn solve(&self, products: &Tensor) -> Result<Tensor> {
+        Ok(products.f_add(&self.diagonal)?.f_cholesky_solve(&self.factor, false)?)
+    }
+}
+
+pub(crate) fn no_tokens() -> FinetuneError {
+    let what = "there are no tokens to fit linear maps on: rows of two tokens or more are needed";
+    FinetuneError::Settings(what.into())
+}
+
+pub(crate) fn not_finite() -> FinetuneError {
+    let what = "hidden states are not finite, so no linear map can be fitted; compute in f32";
+    FinetuneError::Settings(what.into())
+}
+
+/// The states of some tokens in f64.
+fn wide_of(states: &Tensor, tokens: &Tensor) -> Result<Tensor> {
+    wide(&states.f_index_select(0, tokens)?)
+}
+
+pub(crate) fn wide(x: &Tensor) -> Result<Tensor> {
+    Ok(x.f_to_kind(Kind::Double)?)
+}
+
+pub(crate) fn norm_squared(x: &Tensor) -> Result<f64> {
     number(&x.f_square()?.f_sum(Kind::Double)?)
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use dataset::Example;
-use evidence::{EvidenceError, GateSettings, LossProbe};
+use evidence::{EvidenceError, GateSettings, LossProbe, RunErrors, RunSettings};
 use tch::{Kind, Tensor};
 
 use crate::bridge::number;
@@ -11,6 +11,7 @@ use crate::gated::{Gated, GatedPass};
 use crate::gates::train_gates;
 use crate::head::LOGIT_BYTES;
 use crate::offload::Passage;
+use crate::run_errors::run_errors;
 use crate::sensitivity::norm_sum;
 use crate::stop;
 use crate::walk::{Pack, Walk};
@@ -210,6 +211,14 @@ impl LossProbe for SkipProbe<'_> {
         let _guard = tch::no_grad_guard();
         train_gates(&self.walk, settings).map_err(|error| EvidenceError::Probe {
             what: "the layers' gates".into(),
+            source: error.into(),
+        })
+    }
+
+    fn run_errors(&mut self, settings: &RunSettings) -> Result<RunErrors, EvidenceError> {
+        let _guard = tch::no_grad_guard();
+        run_errors(&self.walk, settings).map_err(|error| EvidenceError::Probe {
+            what: "linear maps in the place of runs of layers".into(),
             source: error.into(),
         })
     }

@@ -12,6 +12,7 @@ mod igia_bi;
 mod igia_fro;
 mod igia_mean;
 mod last;
+mod linear_fit;
 mod magnitude;
 mod max_rm_bi;
 mod perplexity;
@@ -36,6 +37,7 @@ pub const SELECTORS: &[&dyn Selector] = &[
     &gradmap::GradMap,
     &perplexity::Perplexity,
     &greedy::Greedy,
+    &linear_fit::LinearFit,
     &gates::Gates,
     &policy::Policy,
     &magnitude::Magnitude,
@@ -50,7 +52,7 @@ pub(crate) mod tests {
     use checkpoint::{Activations, Checkpoint, Module};
     use evidence::{
         Evidence, EvidenceError, GateSettings, Hidden, HiddenMeans, LayerSensitivity, LossProbe,
-        Need, Sensitivity, WeightSensitivity,
+        Need, RunErrors, RunSettings, Sensitivity, WeightSensitivity,
     };
 
     use super::*;
@@ -118,6 +120,15 @@ pub(crate) mod tests {
 
         fn gates(&mut self, _: &GateSettings) -> evidence::Result<Vec<f64>> {
             (0..6).map(|layer| self.loss(&[layer])).collect()
+        }
+
+        fn run_errors(&mut self, settings: &RunSettings) -> evidence::Result<RunErrors> {
+            let mut errors = RunErrors::default();
+            for run in settings.runs() {
+                let set: Vec<usize> = run.clone().collect();
+                errors.insert(run, self.loss(&set)?);
+            }
+            Ok(errors)
         }
     }
 

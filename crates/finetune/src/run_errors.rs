@@ -1,0 +1,185 @@
+//! How well a linear map would stand in for each run of layers.
+
+use evidence::{RunErrors, RunSettings};
+use tch::Tensor;
+
+use crate::Result;
+use crate::bridge::{is_finite, number};
+use crate::linear_map::{Ridge, no_tokens, norm_squared, not_finite, wide};
+use crate::offload::Passage;
+use crate::stop;
+use crate::walk::Walk;
+
+/// For each run of layers, what the best map of [`fit_linear_maps`](crate::fit_linear_maps) for it alone would leave of
+/// its output in the dense model:
+///
+/// ```text
+/// min_T ‖(y + m·T) − x‖² + λ·‖T − I‖²,   error = ‖(y + m·T) − x‖² / ‖x‖²
+/// ```
+///
+/// With `M = mᵀm`, `g = x − y`, `P = mᵀg` and `(M + λI)·T = P + λI` the residual needs no product with `m` again:
+///
+/// ```text
+/// ‖g − m·T‖² = ‖g‖² − tr(Tᵀ·P) + λ·(tr(T) − ‖T‖²)
+/// ```
+///
+/// `M + λI` is factored once a receiver, for all runs behind it. Held are two states of each token and layer.
+pub(crate) fn run_errors(walk: &Walk<'_>, settings: &RunSettings) -> Result<RunErrors> {
+    let runs: Vec<_> = settings.runs().map(std::ops::RangeInclusive::into_inner).collect();
+    let mut errors = RunErrors::default();
+    let Some(last) = runs.iter().map(|&(_, last)| last).max() else { return Ok(errors) };
+    let is_receiver = |layer: usize| runs.iter().any(|&(first, _)| first == layer + 1);
+    let States { outputs, mapped } = states(walk, settings.tokens, last, &is_receiver)?;
+    let sizes = outputs.iter().map(norm_squared_wide).collect::<Result<Vec<_>>>()?;
+    for (receiver, m) in mapped.iter().enumerate() {
+        let Some(m) = m else { continue };
+        let m = wide(m)?;
+        let y = wide(&outputs[receiver])?.f_sub(&m)?;
+        let transposed = m.f_numpy_t()?;
+        let squares = transposed.f_mm(&m)?;
+        if !is_finite(&squares)? {
+            return Err(not_finite());
+        }
+        let ridge = Ridge::new(&squares, settings.ridge)?;
+        for &(first, last) in runs.iter().filter(|&&(first, _)| first == receiver + 1) {
+            stop::check()?;
+            let gap = wide(&outputs[last])?.f_sub(&y)?;
+            let products = transposed.f_mm(&gap)?;
+            if !is_finite(&products)? {
+                return Err(not_finite());
+            }
+            let map = ridge.solve(&products)?;
+            let explained = number(&map.f_mul(&products)?.f_sum(tch::Kind::Double)?)?;
+            let bent = number(&map.f_trace()?)? - norm_squared(&map)?;
+            let left = norm_squared(&gap)? - explained + ridge.lambda * bent;
+            // Rounding can leave a true zero just below it.
+            errors.insert(first..=last, left.max(0.0) / sizes[last].max(f64::MIN_POSITIVE));
+        }
+    }
+    Ok(errors)
+}
+
+/// States of some tokens, `[n, hidden]`.
+struct States {
+    /// After each layer.
+    outputs: Vec<Tensor>,
+    /// What the MLP's frozen weight gave in each receiver.
+    mapped: Vec<Option<Tensor>>,
+}
+
+/// The states of `most` tokens at most, first ones of rows left out, up to and with a layer.
+fn states(
+    walk: &Walk<'_>,
+    most: usize,
+    last: usize,
+    is_receiver: &dyn Fn(usize) -> bool,
+) -> Result<States> {
+    let (mut packs, mut tokens) = (Vec::new(), 0);
+    for pack in &walk.packs {
+        let own = pack.later.numel().min(most - tokens);
+        tokens += own;
+        packs.push((pack, pack.later.f_narrow(0, 0, own as i64)?));
+        if tokens == most {
+            break;
+        }
+    }
+    if tokens == 0 {
+        return Err(no_tokens());
+    }
+    let mut x = Vec::new();
+    for (pack, _) in &packs {
+        x.push(walk.model.embed(&pack.rows)?);
+    }
+    let mut passage = Passage::new(walk.model, 0..=last);
+    let (mut outputs, mut mapped) = (Vec::new(), Vec::new());
+    for number in 0..=last {
+        stop::check()?;
+        let layer = passage.next()?;
+        let (mut outs, mut parts) = (Vec::new(), Vec::new());
+        for ((pack, tokens), x) in packs.iter().zip(&mut x) {
+            let (out, saved) = walk.through(pack, (number, &layer), x)?;
+            outs.push(out.f_index_select(0, tokens)?);
+            if is_receiver(number) {
+                parts.push(layer.frozen_mlp(&saved)?.f_index_select(0, tokens)?);
+            }
+            *x = out;
+        }
+        outputs.push(Tensor::f_cat(&outs, 0)?);
+        mapped.push(match parts.is_empty() {
+            true => None,
+            false => Some(Tensor::f_cat(&parts, 0)?),
+        });
+    }
+    Ok(States { outputs, mapped })
+}
+
+fn norm_squared_wide(x: &Tensor) -> Result<f64> {
+    norm_squared(&wide(x)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use dataset::Example;
+
+    use super::*;
+    use crate::train::tests::{golden_model, rows};
+    use crate::{FinetuneError, MapSettings, fit_linear_maps};
+
+    fn settings() -> RunSettings {
+        RunSettings { candidates: (0..6).collect(), longest: 4, ridge: 1e-3, tokens: usize::MAX }
+    }
+
+    /// Every run's error against that of the map fitted for it alone.
+    #[test]
+    fn errors_are_those_of_fitted_maps() {
+        for name in ["tiny_llama", "tiny_qwen2"] {
+            let model = golden_model(name);
+            let data = rows(name);
+            let examples: Vec<&Example> = data.examples.iter().collect();
+            let _guard = tch::no_grad_guard();
+            for batch_tokens in [usize::MAX, 24] {
+                let walk = Walk::new(&model, &examples, batch_tokens).unwrap();
+                let found = run_errors(&walk, &settings()).unwrap();
+                let runs: Vec<_> = found.iter().collect();
+                assert_eq!(runs.len(), 4 + 4 + 3 + 2 + 1);
+                for (run, error) in runs {
+                    let of_map = MapSettings {
+                        runs: vec![(Some(run.start() - 1), run.clone())],
+                        ridge: 1e-3,
+                        batch_tokens,
+                    };
+                    let mut expected = None;
+                    let mut take = |map: crate::FittedMap| {
+                        expected = Some(map.error_after);
+                        Ok::<_, FinetuneError>(())
+                    };
+                    fit_linear_maps(&model, &examples, &of_map, &mut take).unwrap();
+                    let expected = expected.unwrap();
+                    // The fitted map is rounded to f32 before its error is taken.
+                    let apart = (error - expected).abs();
+                    assert!(apart < 1e-4 * expected + 1e-9, "{name} {run:?}: {error}, {expected}");
+                }
+            }
+        }
+    }
+
+    /// So many tokens as are wanted, from the first on.
+    #[test]
+    fn tokens_are_limited() {
+        let model = golden_model("tiny_llama");
+        let data = rows("tiny_llama");
+        let examples: Vec<&Example> = data.examples.iter().collect();
+        let _guard = tch::no_grad_guard();
+        let all = Walk::new(&model, &examples, 1).unwrap();
+        let two = Walk::new(&model, &examples[..2], 1).unwrap();
+        let of_two = run_errors(&two, &settings()).unwrap();
+        let limited = RunSettings { tokens: two.later_tokens(), ..settings() };
+        assert_eq!(run_errors(&all, &limited).unwrap(), of_two);
+        let fewer = RunSettings { tokens: two.later_tokens() - 1, ..settings() };
+        assert_ne!(run_errors(&all, &fewer).unwrap(), of_two);
+        let refused = run_errors(&all, &RunSettings { tokens: 0, ..settings() });
+        assert!(refused.unwrap_err().to_string().contains("rows of two tokens"));
+        let none = RunSettings { candidates: vec![0], ..settings() };
+        assert_eq!(run_errors(&all, &none).unwrap(), RunErrors::default());
+    }
+}
