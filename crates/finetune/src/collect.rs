@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use checkpoint::Activations;
 use dataset::Encoded;
-use evidence::Hidden;
+use evidence::{Hidden, Sensitivity};
 use tch::{Kind, Tensor};
 
 use crate::bridge::number;
@@ -12,8 +12,13 @@ use crate::hidden::HiddenMeter;
 use crate::observer::{LayerPass, Observer};
 use crate::stop;
 use crate::{
-    FinetuneError, GradientSink, Method, Model, Result, StepMetrics, TrainSettings, Trainer,
+    FinetuneError, GradientSink, Method, Model, Result, SensitivitySettings, StepMetrics,
+    TrainSettings, Trainer, sensitivity,
 };
+
+/// Rows that sensitivities are computed on. A row costs half as much again as in a collected step, so that they take
+/// less than half of what 40 steps of four rows do.
+pub const SENSITIVITY_ROWS: usize = 40;
 
 /// How gradients are collected.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,6 +39,9 @@ pub struct Collected {
     pub activations: Activations,
     /// How alike hidden states are, over the first rows.
     pub hidden: Hidden,
+    /// How the loss answers to each layer without adapters, over the steps' first rows, 40 at most, in batches as
+    /// large as a step's passes.
+    pub sensitivity: Sensitivity,
     /// Every step.
     pub steps: Vec<StepMetrics>,
 }
@@ -91,7 +99,25 @@ pub fn collect(
         trainer.save(folder)?;
     }
     let FirstPasses { influence, hidden, .. } = seen;
-    Ok(Collected { activations: influence.finish(), hidden: hidden.finish()?, steps })
+    let (activations, hidden) = (influence.finish(), hidden.finish()?);
+    let sensitivity = first_sensitivity(&trainer, &settings.train, steps.len())?;
+    Ok(Collected { activations, hidden, sensitivity, steps })
+}
+
+/// How the loss answers to the model without adapters on the first rows of so many steps.
+fn first_sensitivity(
+    trainer: &Trainer,
+    train: &TrainSettings,
+    steps: usize,
+) -> Result<Sensitivity> {
+    let TrainSettings { batch_rows, remat, .. } = *train;
+    // Whole batches, unless one alone has more rows.
+    let most = match SENSITIVITY_ROWS / batch_rows {
+        0 => SENSITIVITY_ROWS,
+        batches => batches * batch_rows,
+    };
+    let settings = SensitivitySettings { batch_rows, remat };
+    sensitivity(trainer.model(), &trainer.first_rows(steps, most), &settings)
 }
 
 /// What is seen of the steps' forward passes.

@@ -320,6 +320,20 @@ impl Model {
         all
     }
 
+    /// The model without adapters, by other handles on the same weights, none of which trains.
+    pub(crate) fn bare(&self) -> Self {
+        Self {
+            folder: self.folder.clone(),
+            config: self.config.clone(),
+            embedding: self.embedding.untrained(),
+            layers: self.layers.iter().map(Layer::bare).collect(),
+            norm: self.norm.untrained(),
+            head: self.head.as_ref().map(Parameter::untrained),
+            files: Arc::clone(&self.files),
+            ..*self
+        }
+    }
+
     /// The final norm and the head.
     pub(crate) fn head(&self) -> Head<'_> {
         Head { norm: &self.norm, weight: self.head.as_ref().unwrap_or(&self.embedding) }

@@ -213,6 +213,13 @@ impl Layer {
         }
     }
 
+    /// As [`Layer::untrained`], and without adapters.
+    pub(crate) fn bare(&self) -> Self {
+        let mut layer = self.untrained();
+        layer.linears.values_mut().for_each(|linear| linear.lora = None);
+        layer
+    }
+
     fn siblings<const N: usize>(&self, modules: [Module; N]) -> Siblings<'_, N> {
         Siblings(modules.map(|module| &self.linears[&module]))
     }

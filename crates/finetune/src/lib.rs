@@ -43,7 +43,7 @@ mod stop;
 mod train;
 mod walk;
 
-pub use collect::{CollectSettings, Collected, collect};
+pub use collect::{CollectSettings, Collected, SENSITIVITY_ROWS, collect};
 pub use decoder::{KvCache, Model};
 pub use device::{ComputeChoice, ComputeType, DeviceChoice, num_threads, usable_gpus};
 pub use error::FinetuneError;

@@ -9,7 +9,7 @@ use checkpoint::{
     CheckpointError, DataSource, Dtype, LoraSettings as RecordedLora, Manifest, ModelSource,
     RecordWriter, StepReport,
 };
-use evidence::HIDDEN;
+use evidence::{HIDDEN, SENSITIVITY};
 
 use crate::{Collected, FinetuneError, GradientSink, Gradients, Method, Result, TrainSettings};
 
@@ -62,6 +62,7 @@ impl RecordSink {
         };
         let writer = self.written()?;
         writer.add(HIDDEN, &found.hidden)?;
+        writer.add(SENSITIVITY, &found.sensitivity)?;
         Ok(writer.finish(num_layers, lora, train.seed, sources, Some(&found.activations))?)
     }
 
@@ -100,7 +101,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use checkpoint::{Activations, Module, Record, StepGradients};
-    use evidence::{Hidden, HiddenMeans};
+    use evidence::{Hidden, HiddenMeans, LayerSensitivity, Sensitivity, WeightSensitivity};
     use ndarray::Array2;
 
     use super::*;
@@ -141,11 +142,20 @@ mod tests {
                 relative_step: vec![0.5],
             });
             let activations = Activations::new(1, vec![0.5]);
-            let found = Collected { activations, hidden: hidden.clone(), steps: vec![] };
+            let weight = |module| (module, WeightSensitivity::default());
+            let modules = Module::ALL.map(weight).into();
+            let layer = LayerSensitivity { state_gradient: 0.5, modules };
+            let found = Collected {
+                activations,
+                hidden: hidden.clone(),
+                sensitivity: Sensitivity::new(1, 1, vec![layer]),
+                steps: vec![],
+            };
             sink.finish(1, &settings(lora()), sources, &found).unwrap();
             let record = Record::open(&target).unwrap();
             record.verify().unwrap();
             assert_eq!(Hidden::read(&target).unwrap(), Some(hidden));
+            assert_eq!(Sensitivity::read(&target).unwrap(), Some(found.sensitivity));
             let pairs: BTreeSet<_> = record.pairs().collect();
             assert_eq!((record.num_steps(), pairs.len()), (5, 1));
             assert_eq!(record.gradients(4, 0, Module::QProj).unwrap().b[(2, 1)], 4.5);

@@ -15,12 +15,12 @@ use crate::train::backward;
 use crate::{FinetuneError, Model, Result};
 
 /// Bytes of a weight's gradient, in f64, that are formed at a time.
-const PART_BYTES: i64 = 32 << 20;
+const PART_BYTES: i64 = 8 << 20;
 
 /// How gradients are taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SensitivitySettings {
-    /// Rows of a batch, as many as a collected step has.
+    /// Rows of a batch, which is one pass: as many as a pass of a collected step has.
     pub batch_rows: usize,
     /// Keep each layer's input alone for the backward pass and compute the rest again there: less
     /// memory, more time, the same gradients.
@@ -33,15 +33,15 @@ pub struct SensitivitySettings {
 /// (1/b) Σ_i ‖∂L_i/∂W‖²_F,   (1/b) Σ_i Σ |W ∘ ∂L_i/∂W|,   ∂L/∂W = δᵀ·X
 /// ```
 ///
-/// of every linear weight, and the mean over tokens of `‖∂L_i/∂x_{l+1}‖` of every layer's output, where `L_i` is the
+/// of every linear weight of the model without adapters, and the mean over tokens of `‖∂L_i/∂x_{l+1}‖` of every layer's output, where `L_i` is the
 /// mean token loss of batch `i` of `b`. A weight's gradient is formed some of its rows at a time and never held;
 /// frozen weights stay where they are. Sums run in f64. A batch is one pass; batches in which nothing is
 /// labelled are passed over.
 ///
 /// # Errors
 ///
-/// [`FinetuneError::Settings`] if the model has adapters or weights that train, a batch is of no rows, or nothing of
-/// the rows is labelled; [`FinetuneError::NotANumber`] if a gradient overflows; if libtorch refuses.
+/// [`FinetuneError::Settings`] if a batch is of no rows, or nothing of the rows is labelled;
+/// [`FinetuneError::NotANumber`] if a gradient overflows; if libtorch refuses.
 pub fn sensitivity(
     model: &Model,
     rows: &[&Example],
@@ -51,16 +51,13 @@ pub fn sensitivity(
     if batch_rows == 0 {
         return Err(FinetuneError::Settings("a batch needs one row or more".into()));
     }
-    if !model.trained().is_empty() {
-        let what = "sensitivities are those of a model without adapters, of which nothing trains";
-        return Err(FinetuneError::Settings(what.into()));
-    }
     let is_labelled = |rows: &&[&Example]| rows.iter().any(|row| row.labelled.contains(&true));
+    let model = model.bare();
     let keep = if remat { Keep::LayerInputs } else { Keep::Activations };
     let (mut meter, mut seen, mut batches) = (Meter::new(model.config.num_layers), 0, 0);
     for batch in rows.chunks(batch_rows).filter(is_labelled) {
         stop::check()?;
-        backward(model, batch, (batch_rows, keep), &mut meter)?;
+        backward(&model, batch, (batch_rows, keep), &mut meter)?;
         (seen, batches) = (seen + batch.len(), batches + 1);
     }
     if batches == 0 {
@@ -145,10 +142,11 @@ mod tests {
     use tch::Device;
 
     use super::*;
+    use crate::Trainer;
     use crate::bridge::{matrix, values};
     use crate::observer::tests::Outputs;
     use crate::pack::Packed;
-    use crate::train::tests::{golden_model, lora, rows};
+    use crate::train::tests::{golden_model, lora, rows, settings};
 
     const SETTINGS: SensitivitySettings = SensitivitySettings { batch_rows: 3, remat: false };
 
@@ -318,7 +316,7 @@ mod tests {
         let refused = |model: &Model, rows: &[&Example], settings| {
             sensitivity(model, rows, &settings).unwrap_err().to_string()
         };
-        let mut model = golden_model("tiny_llama");
+        let model = golden_model("tiny_llama");
         let silent = Example::whole(vec![1, 2, 3], vec![false; 3]);
         assert!(refused(&model, &[&silent, &silent], SETTINGS).contains("no tokens to learn"));
         let none = SensitivitySettings { batch_rows: 0, ..SETTINGS };
@@ -327,9 +325,23 @@ mod tests {
         let one = SensitivitySettings { batch_rows: 1, ..SETTINGS };
         let found = sensitivity(&model, &[examples[0], &silent], &one).unwrap();
         assert_eq!(found, sensitivity(&model, &examples[..1], &one).unwrap());
-        if let crate::Method::Lora(settings) = lora() {
-            model.add_lora(&settings, 1).unwrap();
+    }
+
+    /// Adapters are left out, and gather nothing.
+    #[test]
+    fn a_model_with_adapters_is_seen_without_them() {
+        let data = rows("tiny_llama");
+        let examples: Vec<&Example> = data.examples.iter().collect();
+        let plain = sensitivity(&golden_model("tiny_llama"), &examples, &SETTINGS).unwrap();
+        let training = settings(lora());
+        let mut trainer =
+            Trainer::new(golden_model("tiny_llama"), training, rows("tiny_llama")).unwrap();
+        trainer.run(None, None, &mut |_| {}).unwrap();
+        let model = trainer.into_model();
+        assert_eq!(sensitivity(&model, &examples, &SETTINGS).unwrap(), plain);
+        for (name, weight) in model.trained() {
+            let gradient = values(weight.gradient.as_ref().unwrap()).unwrap();
+            assert!(gradient.iter().all(|&x| x == 0.0), "{name}");
         }
-        assert!(refused(&model, &examples, SETTINGS).contains("without adapters"));
     }
 }

@@ -181,6 +181,13 @@ impl Trainer {
         self.scheduled_steps().min(self.settings.max_steps.unwrap_or(usize::MAX))
     }
 
+    /// The rows of the first `steps` steps of an epoch, `most` of them at most.
+    pub(crate) fn first_rows(&self, steps: usize, most: usize) -> Vec<&Example> {
+        let steps = steps.min(self.sampler.steps_per_epoch());
+        let rows = (0..steps).flat_map(|step| self.sampler.batch(step));
+        rows.take(most).map(|row| &self.data.examples[row]).collect()
+    }
+
     /// The model as it is now.
     pub fn model(&self) -> &Model {
         &self.model

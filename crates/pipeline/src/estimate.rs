@@ -5,8 +5,8 @@ use std::path::Path;
 use checkpoint::{Dtype, ModelConfig, free_disk_bytes};
 use dataset::{Content, Encoder, Example, Row};
 use finetune::{
-    BatchShape, ComputeType, MemoryEstimate, Method, ProductRates, TrainSettings, Workload,
-    available_memory_bytes, largest_batch, product_rate,
+    BatchShape, ComputeType, MemoryEstimate, Method, ProductRates, SENSITIVITY_ROWS, TrainSettings,
+    Workload, available_memory_bytes, largest_batch, product_rate,
 };
 use selection::{Repair, Share};
 use serde::{Deserialize, Serialize};
@@ -20,8 +20,8 @@ use crate::{
 const OF_PRODUCT_RATE: f64 = 0.5;
 /// The larger side of the weight that the rate is measured with.
 const LARGEST_WEIGHT: usize = 4096;
-/// Forward passes to choose layers by losses.
-const LOSS_PASSES: f64 = 25.0;
+/// What a row of the sensitivities takes of what one of a collected step does: the weights' gradients come on top.
+const SENSITIVITY_SHARE: f64 = 1.5;
 /// States between layers that are held meanwhile.
 const HELD_STATES_BYTES: u64 = 512 << 20;
 /// Runs of pruned layers that are assumed.
@@ -195,8 +195,15 @@ pub fn estimate(
     let mut stages = vec![of.training(Stage::Collect, config, &collect, train, collected)];
     stages[0].disk_bytes =
         collected as u64 * Workload { config, train: &collect, compute }.trained_parameters() * 4;
-    if settings.choices().iter().any(Choice::needs_losses) && count > 0 {
-        stages.push(of.choosing(config, &collect, train));
+    let seen = collected * collect.batch_rows * collect.accumulate;
+    let more = SENSITIVITY_SHARE * seen.min(SENSITIVITY_ROWS) as f64 / seen.max(1) as f64;
+    stages[0].flops *= 1.0 + more;
+    stages[0].seconds *= 1.0 + more;
+    let choices = settings.choices();
+    let by_losses = choices.iter().filter(|choice| choice.needs_losses());
+    let passes: f64 = by_losses.map(|choice| choice.criterion.passes(count)).sum();
+    if passes > 0.0 && count > 0 {
+        stages.push(of.choosing(config, &collect, train, passes));
     }
     if settings.repair == Repair::LinearMap && count > 0 {
         stages.push(of.fitting(config, &collect, train, settings.linear_map.tokens));
@@ -327,12 +334,13 @@ impl Estimator {
         }
     }
 
-    /// Losses with layers skipped, on a few rows: for the greedy choice, which takes most, some 25 passes.
+    /// Losses with layers skipped, on a few rows: so many passes.
     fn choosing(
         &self,
         config: &ModelConfig,
         train: &TrainSettings,
         sample: &Sample,
+        passes: f64,
     ) -> StageEstimate {
         let work = Workload { config, train, compute: self.compute };
         let longest = sample.lengths().into_iter().max().unwrap_or(0);
@@ -340,8 +348,8 @@ impl Estimator {
             BatchShape { tokens: longest.max(crate::stage::BATCH_TOKENS), longest, labelled: 0 };
         let rows = sample.count.min(crate::stage::LOSS_ROWS) as f64;
         let share = rows / sample.examples.len().max(1) as f64;
-        let flops = LOSS_PASSES * share * work.forward_flops(&sample.lengths(), sample.labelled());
-        let tokens = LOSS_PASSES * share * sample.tokens() / sample.scale();
+        let flops = passes * share * work.forward_flops(&sample.lengths(), sample.labelled());
+        let tokens = passes * share * sample.tokens() / sample.scale();
         let mut memory = work.evaluation_memory(batch);
         memory.kept += HELD_STATES_BYTES;
         StageEstimate {

@@ -52,6 +52,11 @@ impl Criterion {
         self.0.gives_scores()
     }
 
+    /// About how many passes over the rows that losses are computed on it takes, as [`Selector::passes`] says.
+    pub fn passes(self, count: usize) -> f64 {
+        self.0.passes(count)
+    }
+
     /// Every layer's score.
     ///
     /// # Errors

@@ -29,6 +29,12 @@ pub trait Selector: Sync {
         true
     }
 
+    /// About how many forward passes over all rows that losses are computed on it takes until `count` layers are
+    /// chosen, if it asks for losses; a backward pass counts two.
+    fn passes(&self, _count: usize) -> f64 {
+        25.0
+    }
+
     /// Every layer's score, higher for the more important; `None` if the rule gives layers none.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use ::finetune::{
     FinetuneError, GradientSink, Gradients, RecordSink, StepMetrics, collect as collect_steps,
 };
 use checkpoint::{Activations, Dtype, Manifest, ModelConfig, StepReport};
-use evidence::{Evidence, GradientNorms, Hidden};
+use evidence::{Evidence, GradientNorms, Hidden, Sensitivity};
 
 use super::{StageContext, read_encoder};
 use crate::estimate::fit;
@@ -43,6 +43,8 @@ pub struct Collected {
     pub activations: Activations,
     /// How alike hidden states are.
     pub hidden: Hidden,
+    /// How the loss answers to each layer.
+    pub sensitivity: Sensitivity,
     /// How far scores of the gradients can be trusted, if layers are chosen by them.
     pub stability: Option<Stability>,
     /// Every step.
@@ -99,7 +101,7 @@ pub fn collect_record(
         }
         None => None,
     };
-    let ::finetune::Collected { activations, hidden, steps } = found;
+    let ::finetune::Collected { activations, hidden, sensitivity, steps } = found;
     let (gradients, stability) = sink.meter.finish();
     if let Some(stability) = stability.filter(Stability::is_weak) {
         tracing::warn!(
@@ -118,7 +120,16 @@ pub fn collect_record(
         );
     }
     let num_layers = config.num_layers;
-    Ok(Collected { num_layers, gradients, manifest, activations, hidden, stability, steps })
+    Ok(Collected {
+        num_layers,
+        gradients,
+        manifest,
+        activations,
+        hidden,
+        sensitivity,
+        stability,
+        steps,
+    })
 }
 
 /// Norms in memory, and a record if one is wanted.
@@ -150,6 +161,7 @@ impl Collected {
             gradients: Some(self.gradients),
             activations: Some(self.activations),
             hidden: Some(self.hidden),
+            sensitivity: Some(self.sensitivity),
             ..Evidence::default()
         }
     }

@@ -32,6 +32,11 @@ impl Selector for GradMap {
         false
     }
 
+    fn passes(&self, count: usize) -> f64 {
+        // Forth, and forth again on the way back, each time.
+        4.0 * count as f64
+    }
+
     fn scores(&self, _: &mut Evidence<'_>) -> Result<Option<Scores>> {
         Ok(None)
     }
