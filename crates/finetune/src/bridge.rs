@@ -46,7 +46,7 @@ pub(crate) fn load(view: &TensorView<'_>, device: Device, wanted: Kind) -> Resul
     // SAFETY: the bytes are aligned (checked above), as many as the shape needs (safetensors has
     // checked it), and stay mapped while `file` lives, which whoever takes the tensor keeps beside
     // it. Nothing writes to the tensor: frozen weights are only read, and trained ones are copied
-    // first (`decoder.rs`).
+    // first (`parameter.rs`).
     let mapped =
         unsafe { Tensor::f_from_blob(bytes.as_ptr(), &shape, &strides, kind(dtype), Device::Cpu)? };
     if device == Device::Cpu {

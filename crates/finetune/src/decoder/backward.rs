@@ -1,0 +1,91 @@
+//! A training's pass: forward, the loss, and the written-out way back.
+
+use tch::{Kind, Tensor};
+
+use crate::layer::{Descent, Layer, Saved};
+use crate::observer::{LayerPass, Observer, StateGradient};
+use crate::offload::Passage;
+use crate::pack::Packed;
+use crate::{Model, Result};
+
+/// What a training's forward pass keeps for its backward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// All that the backward pass wants.
+    Activations,
+    /// Each layer's input; the rest is computed again, a layer at a time.
+    LayerInputs,
+}
+
+impl Model {
+    /// The sum of the negative log-likelihoods of a batch's labelled tokens; the gradient of
+    /// `scale` times it is added to what trains.
+    ///
+    /// `observer` sees each layer, and the gradients if it wants them. No graph is recorded: the passes are
+    /// each other's mirror, written out.
+    pub(crate) fn loss_and_gradients(
+        &self,
+        batch: &Packed,
+        (scale, keep): (f64, Keep),
+        observer: &mut dyn Observer,
+    ) -> Result<f64> {
+        let _guard = tch::no_grad_guard();
+        let (rotation, attention) = self.prepare(batch)?;
+        let attention = |layer: usize| &attention[&self.config.windows[layer]];
+        let lowest = match self.embedding.trains() || observer.wants_gradients() {
+            true => 0,
+            false => self.layers.iter().position(Layer::trains).unwrap_or(self.layers.len()),
+        };
+        let mut x = self.embed(batch)?;
+        let mut kept: Vec<(Tensor, Option<Saved>)> = Vec::new();
+        let (up, down) = (0..self.layers.len(), (lowest..self.layers.len()).rev());
+        let mut passage = Passage::new(self, up.clone().chain(down.clone()));
+        for number in up {
+            let layer = passage.next()?;
+            let (out, saved) =
+                layer.forward(&x, &rotation, |heads| attention(number).forward(heads))?;
+            let real = batch.num_tokens() as i64;
+            let (input, output) = (x.f_narrow(0, 0, real)?, out.f_narrow(0, 0, real)?);
+            let seen = LayerPass { rows: batch, layer: number, input: &input, output: &output };
+            observer.layer(&seen)?;
+            if number >= lowest {
+                kept.push((x, (keep == Keep::Activations).then_some(saved)));
+            }
+            x = out;
+        }
+        let (loss, gradient) = self.head().loss(&x, batch, scale)?;
+        drop(x);
+        let mut gradient = Some(gradient);
+        for number in down {
+            let (Some((x, saved)), Some(of_output)) = (kept.pop(), gradient.take()) else { break };
+            let layer = passage.next()?;
+            let saved = match saved {
+                Some(saved) => saved,
+                None => layer.forward(&x, &rotation, |heads| attention(number).forward(heads))?.1,
+            };
+            if observer.wants_gradients() {
+                let of_rows = of_output.f_narrow(0, 0, batch.num_tokens() as i64)?;
+                observer.state_gradient(&StateGradient { layer: number, gradient: &of_rows })?;
+            }
+            let descent = Descent {
+                number,
+                input: &x,
+                saved: &saved,
+                rotation: &rotation,
+                attention: attention(number),
+                gradient: &of_output,
+                below: number > lowest || self.embedding.trains(),
+            };
+            gradient = layer.backward(&descent, observer)?;
+        }
+        if let Some(gradient) = gradient {
+            self.embedding.gather(|| {
+                let (vocabulary, _) = self.embedding.value.size2()?;
+                let wide = gradient.f_to_kind(Kind::Float)?;
+                let tokens = &batch.tokens;
+                Ok(Tensor::f_embedding_dense_backward(&wide, tokens, vocabulary, -1, false)?)
+            })?;
+        }
+        Ok(loss)
+    }
+}

@@ -1,0 +1,88 @@
+//! The decoder against what it must refuse, and its backward pass against automatic gradients.
+
+use std::collections::BTreeSet;
+
+use dataset::Example;
+
+use checkpoint::Module;
+use tch::{Device, Tensor};
+
+use super::*;
+use crate::LoraSettings;
+use crate::bridge::values;
+use crate::observer::Nobody;
+
+#[test]
+fn tokens_beyond_the_embedding_are_refused_with_both_numbers() {
+    let folder = testkit::fixture("tiny_llama/model");
+    let model = Model::load(&folder, DeviceChoice::Cpu, ComputeType::F32).unwrap();
+    assert!(model.all_logits(&[&[0, 255]]).is_ok());
+    let error = model.all_logits(&[&[1, 2], &[256, 0]]).unwrap_err().to_string();
+    assert!(error.contains("token 256, and the embedding has 256 tokens"), "{error}");
+}
+
+/// The written-out backward pass against libtorch's automatic one through the same forward
+/// pass: every trained weight, in every family, with and without computing layers again.
+#[test]
+fn gradients_are_those_of_the_forward_pass() {
+    let rows = [(0..11_u32), (3..7), (5..14)].map(|tokens| {
+        let labelled = tokens.clone().map(|token| token % 3 == 1).collect();
+        Example::whole(tokens.map(|token| token + 1).collect(), labelled)
+    });
+    let lora = LoraSettings {
+        rank: 3,
+        alpha: 5.0,
+        targets: BTreeSet::from(Module::ALL),
+        layers: Some(BTreeSet::from([1, 2])),
+    };
+    let models = [
+        "tiny_llama/model",
+        "tiny_llama_tied/model",
+        "tiny_qwen2/model",
+        "families/qwen3",
+        "families/mistral_window",
+        "families/llama_linear_rope",
+    ];
+    for name in models {
+        for trains in [None, Some(Trainable::All), Some(Trainable::HeadAndLast(2))] {
+            let folder = testkit::fixture(name);
+            let mut model = Model::load(&folder, DeviceChoice::Cpu, ComputeType::F32).unwrap();
+            if let Some(trainable) = trains {
+                model.make_trainable(trainable).unwrap();
+            } else {
+                model.add_lora(&lora, 1).unwrap();
+                for (_, weight) in model.trained() {
+                    // `B` starts at zero, which would hide errors in `A`'s gradient.
+                    let noise = weight.value.randn_like() * 0.1;
+                    weight.value.shallow_clone().copy_(&(&weight.value + noise));
+                }
+            }
+            let batch = Packed::examples(&rows.each_ref(), Device::Cpu).unwrap();
+            let leaves: Vec<Tensor> = model
+                .trained()
+                .iter()
+                .map(|(_, weight)| weight.value.set_requires_grad(true))
+                .collect();
+            let hidden = model.hidden(&batch, &mut Nobody).unwrap();
+            let logits = model.head().logits(&hidden.index_select(0, &batch.predict)).unwrap();
+            let loss = logits.cross_entropy_for_logits(&batch.targets);
+            loss.backward();
+            let count = batch.num_predicted() as f64;
+            for keep in [Keep::Activations, Keep::LayerInputs] {
+                for (_, weight) in model.trained() {
+                    let _ = weight.gradient.as_ref().unwrap().shallow_clone().zero_();
+                }
+                let found =
+                    model.loss_and_gradients(&batch, (1.0 / count, keep), &mut Nobody).unwrap();
+                let expected = loss.double_value(&[]);
+                assert!((found / count / expected - 1.0).abs() < 1e-5, "{name}");
+                for ((weight_name, weight), leaf) in model.trained().iter().zip(&leaves) {
+                    let found = values(weight.gradient.as_ref().unwrap()).unwrap();
+                    let expected = values(&leaf.grad()).unwrap();
+                    let apart = testkit::relative_deviation(&found, &expected);
+                    assert!(apart < 1e-5, "{name} {trains:?} {keep:?} {weight_name}: {apart}");
+                }
+            }
+        }
+    }
+}

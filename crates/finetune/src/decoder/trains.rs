@@ -1,0 +1,171 @@
+//! What of a model trains: adapters, and weights of the checkpoint.
+
+use std::path::Path;
+
+use checkpoint::{Adapter, Module};
+use tch::Tensor;
+
+use crate::lora::Lora;
+use crate::parameter::Parameter;
+use crate::{FinetuneError, LoraSettings, Model, Result};
+
+/// Which weights of a model train, besides adapters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trainable {
+    All,
+    /// The head, the norm before it, and so many of the last layers.
+    HeadAndLast(usize),
+}
+
+impl Model {
+    /// Puts fresh adapters on the weights the settings name.
+    ///
+    /// # Errors
+    ///
+    /// If the settings name no weight, or a layer the model does not have.
+    pub fn add_lora(&mut self, settings: &LoraSettings, seed: u64) -> Result<()> {
+        let LoraSettings { rank, alpha, targets, layers } = settings;
+        if *rank == 0 || targets.is_empty() {
+            return Err(FinetuneError::Settings(
+                "LoRA needs a rank and at least one target".into(),
+            ));
+        }
+        if let Some(layer) = layers.iter().flatten().find(|&&layer| layer >= self.config.num_layers)
+        {
+            let what = format!("there is no layer {layer} of {}", self.config.num_layers);
+            return Err(FinetuneError::Settings(what));
+        }
+        let side = |module: &Module| {
+            let (out, inner) = self.config.linear_shape(*module);
+            (out.min(inner), *module)
+        };
+        if let Some((most, module)) = targets.iter().map(side).min()
+            && *rank > most
+        {
+            return Err(FinetuneError::Settings(format!(
+                "a LoRA rank of {rank} is more than the smaller side of `{module}`, {most}"
+            )));
+        }
+        for (number, layer) in self.layers.iter_mut().enumerate() {
+            if layers.as_ref().is_some_and(|chosen| !chosen.contains(&number)) {
+                continue;
+            }
+            for (&module, linear) in &mut layer.linears {
+                if targets.contains(&module) {
+                    let shape = self.config.linear_shape(module);
+                    let place = (seed, number, module);
+                    linear.lora = Some(Lora::new(shape, (*rank, *alpha), place, self.device)?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a trained adapter on the model.
+    ///
+    /// # Errors
+    ///
+    /// [`FinetuneError::OtherModel`] if a matrix does not fit; `path` is for the message.
+    pub fn add_adapter(&mut self, adapter: &Adapter, path: &Path) -> Result<()> {
+        for (&(layer, module), pair) in &adapter.pairs {
+            let found = (pair.b.nrows(), pair.a.ncols());
+            if layer >= self.config.num_layers || found != self.config.linear_shape(module) {
+                let what = format!("it has layer {layer} {module} of {found:?}");
+                return Err(FinetuneError::OtherModel { path: path.to_owned(), what });
+            }
+            let tensor = |matrix: &ndarray::Array2<f32>| {
+                let (rows, columns) = matrix.dim();
+                let values: Vec<f32> = matrix.iter().copied().collect();
+                Tensor::f_from_slice(&values)?.f_view([rows as i64, columns as i64])
+            };
+            let scale = adapter.config.scale(layer, module);
+            let lora =
+                Lora::from_tensors(&tensor(&pair.a)?, &tensor(&pair.b)?, scale, self.device)?;
+            if let Some(linear) = self.layers[layer].linears.get_mut(&module) {
+                linear.lora = Some(lora);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes weights of the checkpoint train.
+    ///
+    /// # Errors
+    ///
+    /// If there are fewer layers than are to train, or memory runs out.
+    pub(crate) fn make_trainable(&mut self, what: Trainable) -> Result<()> {
+        let Self { layers, embedding, head, norm, device, .. } = self;
+        let first = match what {
+            Trainable::All => 0,
+            Trainable::HeadAndLast(count) => layers.len().checked_sub(count).ok_or_else(|| {
+                let what = format!("there are no {count} last layers, but {}", layers.len());
+                FinetuneError::Settings(what)
+            })?,
+        };
+        norm.weight.train()?;
+        match (what, head) {
+            // A head that is the embedding trains as both.
+            (Trainable::HeadAndLast(_), Some(head)) => head.train()?,
+            (Trainable::HeadAndLast(_), None) => embedding.train()?,
+            (Trainable::All, head) => {
+                embedding.train()?;
+                if let Some(head) = head {
+                    head.train()?;
+                }
+            }
+        }
+        for layer in &mut layers[first..] {
+            layer.input_norm.weight.train()?;
+            layer.post_norm.weight.train()?;
+            if let Some((q, k)) = &mut layer.qk_norms {
+                q.weight.train()?;
+                k.weight.train()?;
+            }
+            for linear in layer.linears.values_mut() {
+                linear.weight.train_on(*device)?;
+                if let Some(bias) = &mut linear.bias {
+                    bias.train()?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything that trains, under names of its own, in a fixed order.
+    pub(crate) fn trained(&self) -> Vec<(String, &Parameter)> {
+        let weights = self.named_weights().into_iter();
+        let adapters = self.layers.iter().enumerate().flat_map(|(number, layer)| {
+            layer.linears.iter().filter_map(move |(module, linear)| {
+                let lora = linear.lora.as_ref()?;
+                let name = |side: &str| format!("layers.{number}.{module}.lora_{side}");
+                Some([(name("A"), &lora.a), (name("B"), &lora.b)])
+            })
+        });
+        weights.chain(adapters.flatten()).filter(|(_, parameter)| parameter.trains()).collect()
+    }
+
+    /// Every weight of the checkpoint under its name there.
+    pub(crate) fn named_weights(&self) -> Vec<(String, &Parameter)> {
+        let mut all = vec![("model.embed_tokens.weight".to_owned(), &self.embedding)];
+        for (number, layer) in self.layers.iter().enumerate() {
+            let name = |rest: &str| format!("model.layers.{number}.{rest}");
+            all.push((name("input_layernorm.weight"), &layer.input_norm.weight));
+            all.push((name("post_attention_layernorm.weight"), &layer.post_norm.weight));
+            if let Some((q, k)) = &layer.qk_norms {
+                all.push((name("self_attn.q_norm.weight"), &q.weight));
+                all.push((name("self_attn.k_norm.weight"), &k.weight));
+            }
+            for (module, linear) in &layer.linears {
+                all.push((name(&format!("{module}.weight")), &linear.weight));
+                if let Some(bias) = &linear.bias {
+                    all.push((name(&format!("{module}.bias")), bias));
+                }
+            }
+        }
+        all.push(("model.norm.weight".to_owned(), &self.norm.weight));
+        if let Some(head) = &self.head {
+            all.push(("lm_head.weight".to_owned(), head));
+        }
+        all
+    }
+}

@@ -1,0 +1,292 @@
+//! The training loop: rows to gradients to updates, step by step.
+
+mod gradients;
+mod report;
+mod settings;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use checkpoint::{StepReport, remove_if_there};
+use dataset::{Encoded, Example, Sampler};
+
+use crate::decoder::Trainable;
+use crate::observer::{Nobody, Observer};
+use crate::optimizer::AdamW;
+use crate::state::{self, Owner};
+use crate::stop;
+use crate::{FinetuneError, Model, Result};
+
+pub(crate) use gradients::{adapter_gradients, backward};
+pub use report::{GradientSink, Gradients, StepMetrics, TrainReport};
+pub use settings::{Continuation, Method, TrainSettings};
+
+/// A training under way.
+#[derive(Debug)]
+pub struct Trainer {
+    model: Model,
+    settings: TrainSettings,
+    data: Encoded,
+    sampler: Sampler,
+    adamw: AdamW,
+    step: usize,
+}
+
+/// Time between two saved states.
+const SAVE_EVERY: Duration = Duration::from_mins(1);
+
+impl Trainer {
+    /// Prepares a model to be trained on rows as
+    /// [`Encoder::examples`](dataset::Encoder::examples) gives them.
+    ///
+    /// # Errors
+    ///
+    /// If the settings cannot be used or memory runs out.
+    pub fn new(mut model: Model, settings: TrainSettings, data: Encoded) -> Result<Self> {
+        let batch = settings.batch_rows * settings.accumulate;
+        let norm = settings.max_grad_norm;
+        if batch == 0 || settings.epochs <= 0.0 || norm <= 0.0 || settings.save_every == Some(0) {
+            let what = "batch, accumulation, epochs, clipping norm and saves must be positive";
+            return Err(FinetuneError::Settings(what.into()));
+        }
+        match &settings.method {
+            Method::Lora(lora) => model.add_lora(lora, settings.seed)?,
+            Method::Full => model.make_trainable(Trainable::All)?,
+            Method::HeadAndLast(count) => model.make_trainable(Trainable::HeadAndLast(*count))?,
+        }
+        let adamw = AdamW::new(model.trained(), settings.adamw)?;
+        let sampler = Sampler::new(data.examples.len(), batch, settings.seed);
+        Ok(Self { model, settings, data, sampler, adamw, step: 0 })
+    }
+
+    /// How many steps the schedule spans.
+    pub fn scheduled_steps(&self) -> usize {
+        let steps = self.settings.epochs * self.sampler.steps_per_epoch() as f64;
+        (steps.round() as usize).max(1)
+    }
+
+    /// How many steps are taken.
+    pub fn total_steps(&self) -> usize {
+        self.scheduled_steps().min(self.settings.max_steps.unwrap_or(usize::MAX))
+    }
+
+    /// The rows of the first `steps` steps of an epoch, `most` of them at most.
+    pub(crate) fn first_rows(&self, steps: usize, most: usize) -> Vec<&Example> {
+        let steps = steps.min(self.sampler.steps_per_epoch());
+        let rows = (0..steps).flat_map(|step| self.sampler.batch(step));
+        rows.take(most).map(|row| &self.data.examples[row]).collect()
+    }
+
+    /// The model as it is now.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Ends the training and returns the model.
+    pub fn into_model(self) -> Model {
+        self.model
+    }
+
+    /// Takes all remaining steps.
+    ///
+    /// With `saves`, a folder, the state is kept there from time to time, and before a step that
+    /// fails with a number that is not finite; it is taken up again if it is there. `observe` sees every step.
+    ///
+    /// # Errors
+    ///
+    /// [`FinetuneError::NotFinite`] if a loss or gradient overflows; whatever the sink, the disk
+    /// or libtorch refuse.
+    pub fn run(
+        &mut self,
+        sink: Option<&mut dyn GradientSink>,
+        saves: Option<&Path>,
+        observe: &mut dyn FnMut(&StepMetrics),
+    ) -> Result<TrainReport> {
+        crate::reset_peak_memory();
+        let started = Instant::now();
+        let owner = self.owner();
+        if let Some(folder) = saves
+            && let Some(step) = state::restore(folder, &owner, &mut self.adamw, &str::to_owned)?
+        {
+            self.step = step;
+        }
+        let mut sink = sink;
+        let (mut tokens, mut last_loss, mut saved) = (0, f64::NAN, Instant::now());
+        while self.step < self.total_steps() {
+            // Reborrowed for each step.
+            let sink = sink.as_mut().map(|sink| &mut **sink as &mut dyn GradientSink);
+            let metrics = match (self.step(sink, &mut Nobody), saves) {
+                (Err(error @ FinetuneError::NotFinite { .. }), Some(folder)) => {
+                    // Nothing was updated yet: this is the last good state, unless the update before
+                    // it broke the weights; then the older one stays. The error says more than
+                    // that of saving.
+                    let _ = state::save(folder, self.step, &owner, &self.adamw);
+                    return Err(error);
+                }
+                (metrics, _) => metrics?,
+            };
+            tokens += metrics.report.tokens;
+            last_loss = metrics.report.loss;
+            observe(&metrics);
+            let due = match self.settings.save_every {
+                Some(steps) => self.step.is_multiple_of(steps),
+                None => saved.elapsed() > SAVE_EVERY,
+            };
+            let stops = stop::is_asked() && self.step < self.total_steps();
+            match saves {
+                Some(folder) if due || stops => {
+                    state::save(folder, self.step, &owner, &self.adamw)?;
+                    saved = Instant::now();
+                }
+                _ => {}
+            }
+            match saves {
+                Some(_) if stops => return Err(FinetuneError::Stopped { step: self.step }),
+                None if stops => return Err(FinetuneError::StoppedUnsaved),
+                _ => {}
+            }
+        }
+        Ok(TrainReport {
+            steps: self.step,
+            rows: self.data.counts.rows - self.data.counts.left_out,
+            skipped_rows: self.data.counts.left_out,
+            trained_parameters: self
+                .adamw
+                .slots
+                .iter()
+                .map(|slot| slot.tensor.numel() as u64)
+                .sum(),
+            tokens,
+            seconds: started.elapsed().as_secs_f64(),
+            last_loss,
+            peak_memory_bytes: crate::peak_memory_bytes(),
+        })
+    }
+
+    /// How many steps are taken so far.
+    pub fn steps_done(&self) -> usize {
+        self.step
+    }
+
+    /// As [`Trainer::run`], but stops after a step, counted from 1, and leaves the state there in `saves`; a later run
+    /// with these goes on as if it had never stopped.
+    ///
+    /// # Errors
+    ///
+    /// As [`Trainer::run`].
+    pub fn run_until(
+        &mut self,
+        step: usize,
+        saves: &Path,
+        observe: &mut dyn FnMut(&StepMetrics),
+    ) -> Result<()> {
+        let most = self.settings.max_steps.replace(step.min(self.total_steps()));
+        let found = self.run(None, Some(saves), observe);
+        self.settings.max_steps = most;
+        found?;
+        self.save(saves)
+    }
+
+    /// Removes what [`Trainer::run`] saved.
+    ///
+    /// # Errors
+    ///
+    /// If the disk refuses.
+    pub fn forget_saves(folder: &Path) -> Result<()> {
+        Ok(remove_if_there(folder)?)
+    }
+
+    /// Leaves the state as it is in `folder`, for [`Trainer::go_on`] and [`Trainer::run`].
+    ///
+    /// # Errors
+    ///
+    /// If the disk refuses.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        state::save(folder, self.step, &self.owner(), &self.adamw)
+    }
+
+    /// Takes up what a training of the same settings and rows left: adapters, the optimizer's
+    /// means, the place in the data and in the schedule.
+    ///
+    /// # Errors
+    ///
+    /// [`FinetuneError::OtherRun`] if the state is of other settings or another model,
+    /// [`FinetuneError::NoState`] if there is none.
+    pub fn go_on(&mut self, from: &Continuation) -> Result<()> {
+        let Continuation { folder, num_layers, origin } = from;
+        let owner = Owner { num_layers: *num_layers, ..self.owner() };
+        let origin = |name: &str| {
+            let old = name.strip_prefix("layers.").and_then(|rest| {
+                let (number, rest) = rest.split_once('.')?;
+                let old = origin.get(number.parse::<usize>().ok()?)?;
+                Some(format!("layers.{old}.{rest}"))
+            });
+            old.unwrap_or_else(|| name.to_owned())
+        };
+        let step = state::restore(folder, &owner, &mut self.adamw, &origin)?;
+        self.step = step.ok_or_else(|| FinetuneError::NoState { path: folder.clone() })?;
+        Ok(())
+    }
+
+    /// What a saved state must agree with to be taken up again.
+    fn owner(&self) -> Owner {
+        // None of these changes a step: whoever ran out of memory may begin to compute again, and a
+        // training may be cut shorter or longer.
+        let settings = TrainSettings {
+            remat: false,
+            save_every: None,
+            max_steps: None,
+            ..self.settings.clone()
+        };
+        Owner {
+            settings: format!("{settings:?} {}", self.data.examples.len()),
+            num_layers: self.model.config().num_layers,
+        }
+    }
+
+    /// One step: gradients of the mean token loss over the whole effective batch, clipped, handed
+    /// to the sink, and applied.
+    pub(crate) fn step(
+        &mut self,
+        sink: Option<&mut dyn GradientSink>,
+        observer: &mut dyn Observer,
+    ) -> Result<StepMetrics> {
+        let started = Instant::now();
+        let rows = self.sampler.batch(self.step);
+        let examples: Vec<&Example> = rows.iter().map(|&row| &self.data.examples[row]).collect();
+        let passes = (self.settings.batch_rows, self.settings.keep());
+        let (loss, tokens) = backward(&self.model, &examples, passes, observer)?;
+        self.require_finite("loss", loss, &rows)?;
+        let grad_norm = self.adamw.grad_norm()?;
+        self.require_finite("gradient's norm", grad_norm, &rows)?;
+        self.adamw.clip(grad_norm, self.settings.max_grad_norm)?;
+        let learning_rate = self.settings.schedule.rate(self.step, self.scheduled_steps());
+        let report = StepReport { loss, grad_norm, learning_rate, tokens };
+        let hooked = Instant::now();
+        if let Some(sink) = sink {
+            sink.step(report, &Arc::new(adapter_gradients(&self.model)?))?;
+        }
+        let hook_seconds = hooked.elapsed().as_secs_f64();
+        self.adamw.update(learning_rate)?;
+        self.adamw.zero_gradients()?;
+        self.step += 1;
+        Ok(StepMetrics {
+            step: self.step,
+            total_steps: self.total_steps(),
+            report,
+            seconds: started.elapsed().as_secs_f64(),
+            hook_seconds,
+        })
+    }
+
+    fn require_finite(&self, what: &'static str, found: f64, rows: &[usize]) -> Result<()> {
+        if found.is_finite() {
+            return Ok(());
+        }
+        let rows = rows.iter().map(|&row| self.data.places[row].clone()).collect();
+        Err(FinetuneError::NotFinite { step: self.step + 1, what, found, rows })
+    }
+}

@@ -1,0 +1,64 @@
+//! What steps and whole trainings did, and who takes their gradients.
+
+use std::sync::Arc;
+
+use checkpoint::{Module, StepGradients, StepReport};
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+
+/// Every adapter's gradients at one step, in layer order.
+pub type Gradients = Vec<((usize, Module), StepGradients)>;
+
+/// Takes each step's adapter gradients, after clipping and before the optimizer's step.
+pub trait GradientSink {
+    /// One step's gradients.
+    ///
+    /// # Errors
+    ///
+    /// If they cannot be kept or used.
+    fn step(&mut self, report: StepReport, gradients: &Arc<Gradients>) -> Result<()>;
+
+    /// Whether it has seen enough; [`collect`](crate::collect) stops then.
+    fn enough(&self) -> bool {
+        false
+    }
+}
+
+/// What one step did; a line of `metrics.jsonl`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct StepMetrics {
+    /// The step, counted from 1.
+    pub step: usize,
+    /// Steps the run takes in all.
+    pub total_steps: usize,
+    /// What [`StepReport`] says.
+    #[serde(flatten)]
+    pub report: StepReport,
+    /// Seconds the step took.
+    pub seconds: f64,
+    /// Seconds of these that went into handing its gradients on.
+    #[serde(default)]
+    pub hook_seconds: f64,
+}
+
+impl StepMetrics {
+    /// Tokens a second.
+    pub fn tokens_per_second(&self) -> f64 {
+        self.report.tokens as f64 / self.seconds.max(1e-9)
+    }
+}
+
+/// What a whole training did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names say it")]
+pub struct TrainReport {
+    pub steps: usize,
+    pub rows: usize,
+    pub skipped_rows: usize,
+    pub trained_parameters: u64,
+    pub tokens: usize,
+    pub seconds: f64,
+    pub last_loss: f64,
+    pub peak_memory_bytes: Option<u64>,
+}

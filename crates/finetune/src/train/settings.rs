@@ -1,0 +1,64 @@
+//! How a model is trained.
+
+use std::path::PathBuf;
+
+use crate::decoder::Keep;
+use crate::{AdamWSettings, LoraSettings, Schedule};
+
+/// What trains.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Method {
+    /// Adapters alone.
+    Lora(LoraSettings),
+    /// Every weight.
+    Full,
+    /// The head, the norm before it and so many of the last layers (Lu et al., arXiv 2411.15558).
+    ///
+    /// A head that is the embedding too trains as both, which takes the gradient down to it.
+    HeadAndLast(usize),
+}
+
+/// How a model is trained.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainSettings {
+    /// What trains.
+    pub method: Method,
+    /// How often every row is seen.
+    pub epochs: f64,
+    /// Stop after so many steps, if that is sooner; the schedule still spans all epochs.
+    pub max_steps: Option<usize>,
+    /// Rows of a forward pass.
+    pub batch_rows: usize,
+    /// Forward passes of a step.
+    pub accumulate: usize,
+    /// The optimizer's constants.
+    pub adamw: AdamWSettings,
+    /// The learning rate.
+    pub schedule: Schedule,
+    /// The largest norm of all gradients together.
+    pub max_grad_norm: f64,
+    /// Decides the rows' order and the initial adapters.
+    pub seed: u64,
+    /// Keep each layer's input alone for the backward pass and compute the rest again there: less
+    /// memory, more time, the same gradients.
+    pub remat: bool,
+    /// Steps between two saved states; `None` for one a minute.
+    pub save_every: Option<usize>,
+}
+
+/// A state that a training of a deeper model left, to go on from with some of its layers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Continuation {
+    /// The folder it was left in.
+    pub folder: PathBuf,
+    /// How many layers that model had.
+    pub num_layers: usize,
+    /// Each layer's number in that model.
+    pub origin: Vec<usize>,
+}
+
+impl TrainSettings {
+    pub(super) fn keep(&self) -> Keep {
+        if self.remat { Keep::LayerInputs } else { Keep::Activations }
+    }
+}
