@@ -5,6 +5,7 @@ use tch::Tensor;
 use crate::Result;
 use crate::head::Head;
 use crate::layer::Descent;
+use crate::loss::CrossEntropy;
 use crate::observer::Nobody;
 use crate::offload::Passage;
 use crate::stop;
@@ -76,7 +77,7 @@ impl GatedPass<'_> {
         let head = walk.model.head();
         let (norm, weight) = (head.norm.untrained(), head.weight.untrained());
         let head = Head { norm: &norm, weight: &weight };
-        let (loss, mut gradient) = head.loss(&x, &pack.rows, scale)?;
+        let (sums, mut gradient) = head.loss(&x, &pack.rows, &CrossEntropy { scale })?;
         drop(x);
         for (place, &Gated { layer: number, gate }) in path.iter().enumerate().rev() {
             stop::check()?;
@@ -104,7 +105,7 @@ impl GatedPass<'_> {
                 false => through.f_add(&gradient.f_mul_scalar(1.0 - gate)?)?,
             };
         }
-        Ok(loss)
+        Ok(sums.negative_log_likelihood)
     }
 }
 

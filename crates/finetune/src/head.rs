@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 
 use crate::Result;
-use crate::bridge::number;
+use crate::loss::{Chunk, TokenLoss, TokenSums};
 use crate::norm::Norm;
 use crate::pack::Packed;
 use crate::parameter::Parameter;
@@ -24,36 +24,31 @@ impl Head<'_> {
         self.product(&self.norm.forward(hidden)?)
     }
 
-    /// The sum of the labelled tokens' negative log-likelihoods, and the gradient of `scale` times
-    /// it by the last layer's output, `[n, hidden]`; gathers the gradients of what trains here.
+    /// What the labelled tokens lose, and the gradient of `loss` by the last layer's output,
+    /// `[n, hidden]`; gathers the gradients of what trains here.
     pub(crate) fn loss(
         &self,
         hidden: &Tensor,
         batch: &Packed,
-        scale: f64,
-    ) -> Result<(f64, Tensor)> {
+        loss: &dyn TokenLoss,
+    ) -> Result<(TokenSums, Tensor)> {
         let kind = hidden.f_kind()?;
         let predicting = hidden.f_index_select(0, &batch.predict)?;
         let normed = self.norm.forward(&predicting)?;
-        let (mut loss, mut gradients) = (0.0, Vec::new());
+        let (mut sums, mut gradients) = (TokenSums::default(), Vec::new());
         for (first, count) in self.chunks(batch)? {
             let targets = batch.targets.f_narrow(0, first, count)?.f_unsqueeze(-1)?;
             let own = normed.f_narrow(0, first, count)?;
-            let log_likelihoods = self.product(&own)?.f_log_softmax(-1, Kind::Float)?;
-            let of_targets = log_likelihoods.f_gather(-1, &targets, false)?;
-            loss -= number(&of_targets.f_sum(Kind::Double)?)?;
-            // The gradient of the sum by the logits: the probabilities, less 1 at the target.
-            let mut of_logits = log_likelihoods;
-            let less_one = Tensor::f_full_like(&of_targets, -1.0)?;
-            let _ = of_logits.f_exp_()?.f_scatter_add_(-1, &targets, &less_one)?;
-            let of_logits = of_logits.f_mul_scalar_(scale)?.f_to_kind(kind)?;
+            let found = loss.of(self.product(&own)?, &Chunk { targets })?;
+            sums += found.sums;
+            let of_logits = found.of_logits.f_to_kind(kind)?;
             self.weight
                 .gather(|| Ok(of_logits.f_numpy_t()?.f_mm(&own)?.f_to_kind(Kind::Float)?))?;
             gradients.push(add_product(None, &of_logits, &self.weight.value)?);
         }
         let gradient = self.norm.backward(&predicting, &Tensor::f_cat(&gradients, 0)?)?;
         let mut out = hidden.f_zeros_like()?;
-        Ok((loss, out.f_index_add_(0, &batch.predict, &gradient)?))
+        Ok((sums, out.f_index_add_(0, &batch.predict, &gradient)?))
     }
 
     /// The log-likelihood of each labelled token, `[m]`, f32.

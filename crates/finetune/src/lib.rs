@@ -22,6 +22,7 @@ mod layer;
 mod linear;
 mod linear_map;
 mod lora;
+mod loss;
 mod memory;
 mod norm;
 mod observer;

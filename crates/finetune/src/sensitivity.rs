@@ -11,7 +11,7 @@ use crate::bridge::number;
 use crate::decoder::Keep;
 use crate::observer::{Observer, StateGradient, WeightPass};
 use crate::stop;
-use crate::train::backward;
+use crate::train::{Passes, backward};
 use crate::{FinetuneError, Model, Result};
 
 /// Bytes of a weight's gradient, in f64, that are formed at a time.
@@ -57,7 +57,7 @@ pub fn sensitivity(
     let (mut meter, mut seen, mut batches) = (Meter::new(model.config.num_layers), 0, 0);
     for batch in rows.chunks(batch_rows).filter(is_labelled) {
         stop::check()?;
-        backward(&model, batch, (batch_rows, keep), &mut meter)?;
+        backward(&model, batch, Passes { batch_rows, keep }, &mut meter)?;
         (seen, batches) = (seen + batch.len(), batches + 1);
     }
     if batches == 0 {
@@ -276,7 +276,8 @@ mod tests {
             let mut golden = Golden { name, record: &record, settings, clipped, seen: 0 };
             let batch = crate::train::tests::golden_batch(name, 1);
             let batch: Vec<&Example> = batch.iter().collect();
-            backward(&model, &batch, (batch.len(), Keep::Activations), &mut golden).unwrap();
+            let passes = Passes { batch_rows: batch.len(), keep: Keep::Activations };
+            backward(&model, &batch, passes, &mut golden).unwrap();
             assert_eq!(golden.seen, 6 * Module::ALL.len());
         }
     }

@@ -3,6 +3,7 @@
 use tch::{Kind, Tensor};
 
 use crate::layer::{Descent, Layer, Saved};
+use crate::loss::{TokenLoss, TokenSums};
 use crate::observer::{LayerPass, Observer, StateGradient};
 use crate::offload::Passage;
 use crate::pack::Packed;
@@ -18,17 +19,17 @@ pub(crate) enum Keep {
 }
 
 impl Model {
-    /// The sum of the negative log-likelihoods of a batch's labelled tokens; the gradient of
-    /// `scale` times it is added to what trains.
+    /// What a batch's labelled tokens lose; the gradient of `loss` is added to what trains.
     ///
     /// `observer` sees each layer, and the gradients if it wants them. No graph is recorded: the passes are
     /// each other's mirror, written out.
     pub(crate) fn loss_and_gradients(
         &self,
         batch: &Packed,
-        (scale, keep): (f64, Keep),
+        loss: &dyn TokenLoss,
+        keep: Keep,
         observer: &mut dyn Observer,
-    ) -> Result<f64> {
+    ) -> Result<TokenSums> {
         let _guard = tch::no_grad_guard();
         let (rotation, attention) = self.prepare(batch)?;
         let attention = |layer: usize| &attention[&self.config.windows[layer]];
@@ -53,7 +54,7 @@ impl Model {
             }
             x = out;
         }
-        let (loss, gradient) = self.head().loss(&x, batch, scale)?;
+        let (sums, gradient) = self.head().loss(&x, batch, loss)?;
         drop(x);
         let mut gradient = Some(gradient);
         for number in down {
@@ -86,6 +87,6 @@ impl Model {
                 Ok(Tensor::f_embedding_dense_backward(&wide, tokens, vocabulary, -1, false)?)
             })?;
         }
-        Ok(loss)
+        Ok(sums)
     }
 }

@@ -6,34 +6,51 @@ use dataset::Example;
 use super::report::Gradients;
 use crate::bridge::matrix;
 use crate::decoder::Keep;
+use crate::loss::CrossEntropy;
 use crate::observer::Observer;
 use crate::pack::Packed;
 use crate::parameter::Parameter;
 use crate::{Model, Result};
 
-/// Adds the gradient of the mean token loss over all examples to what trains, a few rows at a time;
-/// returns that loss and how many tokens went through the model.
+/// How a step's rows go through the model.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Passes {
+    /// Rows of a forward pass.
+    pub(crate) batch_rows: usize,
+    /// What is kept for the backward pass.
+    pub(crate) keep: Keep,
+}
+
+/// What a step's rows gave, besides gradients.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Gathered {
+    /// The mean token loss.
+    pub(crate) loss: f64,
+    /// Tokens that went through the model.
+    pub(crate) tokens: usize,
+}
+
+/// Adds the gradient of the mean token loss over all examples to what trains, a few rows at a time.
 pub(crate) fn backward(
     model: &Model,
     examples: &[&Example],
-    (batch_rows, keep): (usize, Keep),
+    passes: Passes,
     observer: &mut dyn Observer,
-) -> Result<(f64, usize)> {
-    let labels: usize = examples
-        .iter()
-        .map(|example| example.labelled.iter().filter(|&&labelled| labelled).count())
-        .sum();
+) -> Result<Gathered> {
+    let labels: usize = examples.iter().map(|example| example.learned()).sum();
     let scale = 1.0 / labels as f64;
-    let (mut loss, mut tokens) = (0.0, 0);
-    for rows in examples.chunks(batch_rows) {
+    let mut gathered = Gathered { loss: 0.0, tokens: 0 };
+    for rows in examples.chunks(passes.batch_rows) {
         // Rows of like length side by side: attention pads them to one another.
         let mut rows = rows.to_vec();
         rows.sort_by_key(|row| std::cmp::Reverse(row.tokens.len()));
         let batch = Packed::examples_rounded(&rows, model.device)?;
-        loss += model.loss_and_gradients(&batch, (scale, keep), observer)? * scale;
-        tokens += batch.num_tokens();
+        let loss = CrossEntropy { scale };
+        let sums = model.loss_and_gradients(&batch, &loss, passes.keep, observer)?;
+        gathered.loss += sums.negative_log_likelihood * scale;
+        gathered.tokens += batch.num_tokens();
     }
-    Ok((loss, tokens))
+    Ok(gathered)
 }
 
 /// Every adapter's gradients as they are now, in layer order.

@@ -20,7 +20,8 @@ use crate::state::{self, Owner};
 use crate::stop;
 use crate::{FinetuneError, Model, Result};
 
-pub(crate) use gradients::{adapter_gradients, backward};
+use gradients::{Gathered, adapter_gradients};
+pub(crate) use gradients::{Passes, backward};
 pub use report::{GradientSink, Gradients, StepMetrics, TrainReport};
 pub use settings::{Continuation, Method, TrainSettings};
 
@@ -257,8 +258,8 @@ impl Trainer {
         let started = Instant::now();
         let rows = self.sampler.batch(self.step);
         let examples: Vec<&Example> = rows.iter().map(|&row| &self.data.examples[row]).collect();
-        let passes = (self.settings.batch_rows, self.settings.keep());
-        let (loss, tokens) = backward(&self.model, &examples, passes, observer)?;
+        let passes = Passes { batch_rows: self.settings.batch_rows, keep: self.settings.keep() };
+        let Gathered { loss, tokens } = backward(&self.model, &examples, passes, observer)?;
         self.require_finite("loss", loss, &rows)?;
         let grad_norm = self.adamw.grad_norm()?;
         self.require_finite("gradient's norm", grad_norm, &rows)?;

@@ -76,13 +76,9 @@ fn golden_gradients() {
             let adamw = AdamW::new(model.trained(), constants()).unwrap();
             let examples = golden_batch(name, step);
             // A row at a time, so that accumulation is tested too.
-            let (loss, _) = backward(
-                &model,
-                &examples.iter().collect::<Vec<_>>(),
-                (1, Keep::Activations),
-                &mut Nobody,
-            )
-            .unwrap();
+            let examples: Vec<_> = examples.iter().collect();
+            let passes = Passes { batch_rows: 1, keep: Keep::Activations };
+            let loss = backward(&model, &examples, passes, &mut Nobody).unwrap().loss;
             let norm = adamw.grad_norm().unwrap();
             let close = |found: f64, expected: &serde_json::Value| {
                 let expected = expected.as_f64().unwrap();
@@ -124,7 +120,8 @@ fn finite_differences() {
         adapter.pairs.get_mut(&place).unwrap().b[element] += shift;
         let mut model = golden_model(name);
         model.add_adapter(&adapter, Path::new("")).unwrap();
-        let (loss, _) = backward(&model, &examples, (8, Keep::Activations), &mut Nobody).unwrap();
+        let passes = Passes { batch_rows: 8, keep: Keep::Activations };
+        let loss = backward(&model, &examples, passes, &mut Nobody).unwrap().loss;
         let gradients = adapter_gradients(&model).unwrap();
         let (_, pair) = gradients.into_iter().find(|(found, _)| *found == place).unwrap();
         (loss, f64::from(pair.b[element]))
