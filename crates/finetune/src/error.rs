@@ -6,6 +6,8 @@ use checkpoint::CheckpointError;
 use dataset::{DatasetError, Place};
 use evidence::EvidenceError;
 
+use crate::train::Difference;
+
 /// Why a model could not be loaded, trained or evaluated.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say what the fields are")]
@@ -46,8 +48,13 @@ pub enum FinetuneError {
     OtherModel { path: PathBuf, what: String },
     #[error("{}: there is no saved training to go on from; begin anew", path.display())]
     NoState { path: PathBuf },
-    #[error("{}: saved by a training with other settings; give those again, or remove it to start over", path.display())]
-    OtherRun { path: PathBuf },
+    #[error(
+        "{}: saved by another training: {}; train as that one did, or remove it to start over",
+        path.display(), differing.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    )]
+    OtherRun { path: PathBuf, differing: Vec<Difference> },
+    #[error("{}: not a saved training to go on from: {what}; remove it to start over", path.display())]
+    BrokenState { path: PathBuf, what: String },
     #[error("a step's gradients could not be taken up")]
     Sink(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error(

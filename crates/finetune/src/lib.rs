@@ -63,7 +63,8 @@ pub use schedule::{Decay, Schedule};
 pub use sensitivity::{SensitivitySettings, sensitivity};
 pub use stop::stop_flag;
 pub use train::{
-    Continuation, GradientSink, Gradients, Method, StepMetrics, TrainReport, TrainSettings, Trainer,
+    Continuation, Difference, GradientSink, Gradients, Method, StepMetrics, TrainReport,
+    TrainSettings, Trainer,
 };
 
 /// What every function here returns.

@@ -3,17 +3,19 @@
 use std::path::{Path, PathBuf};
 
 use checkpoint::{
-    CheckpointWriter, Dtype, Staging, TensorSpec, Weights, read_json, remove_if_there, sha256_bytes,
+    CheckpointWriter, Dtype, Staging, TensorSpec, Weights, read_json, remove_if_there,
 };
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use tch::{Tensor, no_grad_guard};
 
 use crate::bridge::{bytes, is_finite, load};
 use crate::optimizer::AdamW;
+use crate::train::recipe::{Recipe, differences};
 use crate::{FinetuneError, Result};
 
 const FORMAT: &str = "gradpruner-training-state";
-const VERSION: u64 = 2;
+const VERSION: u64 = 3;
 const HEADER: &str = "state.json";
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -21,26 +23,16 @@ struct Header {
     format: String,
     version: u64,
     step: usize,
-    /// How many layers the model has.
-    num_layers: usize,
-    settings: String,
-}
-
-/// The training a state is of.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Owner {
     /// Everything a step depends on besides the state.
-    pub(crate) settings: String,
-    /// How many layers the model has.
-    pub(crate) num_layers: usize,
+    recipe: Map<String, Value>,
 }
 
 /// Saves trained tensors and optimizer state after `step` steps; older states are removed then. A
 /// state that is not finite is refused, and the older one stays.
 ///
 /// Everything else a step depends on (rows, learning rate, initial adapters) follows from the
-/// settings and the step's number.
-pub(crate) fn save(folder: &Path, step: usize, owner: &Owner, adamw: &AdamW) -> Result<()> {
+/// recipe, which is saved too, and the step's number.
+pub(crate) fn save(folder: &Path, step: usize, recipe: &Recipe, adamw: &AdamW) -> Result<()> {
     let target = folder.join(format!("step-{step:06}"));
     if target.exists() {
         return Ok(());
@@ -51,14 +43,8 @@ pub(crate) fn save(folder: &Path, step: usize, owner: &Owner, adamw: &AdamW) -> 
         }
     }
     let staging = Staging::folder(&target)?;
-    let header = Header {
-        format: FORMAT.into(),
-        version: VERSION,
-        step,
-        num_layers: owner.num_layers,
-        settings: sha256_bytes(owner.settings.as_bytes()),
-    };
-    let text = serde_json::json!(header).to_string();
+    let header = Header { format: FORMAT.into(), version: VERSION, step, recipe: recipe.json() };
+    let text = format!("{:#}\n", serde_json::json!(header));
     fs_err::write(staging.path().join(HEADER), text).map_err(checkpoint::CheckpointError::from)?;
     let named: Vec<(String, &Tensor)> = adamw
         .slots
@@ -92,51 +78,76 @@ pub(crate) fn save(folder: &Path, step: usize, owner: &Owner, adamw: &AdamW) -> 
     Ok(())
 }
 
-/// Restores the last saved state, if there is one, and returns how many steps it has behind it.
-///
-/// `origin` gives the name a trained tensor has there.
-pub(crate) fn restore(
-    folder: &Path,
-    owner: &Owner,
-    adamw: &mut AdamW,
-    origin: &dyn Fn(&str) -> String,
-) -> Result<Option<usize>> {
+/// A saved state of the training at hand.
+#[derive(Debug)]
+pub(crate) struct Saved {
+    /// How many steps it has behind it.
+    pub(crate) step: usize,
+    path: PathBuf,
+}
+
+/// The last saved state in a folder, if there is one; another training's is refused.
+pub(crate) fn find(folder: &Path, recipe: &Recipe) -> Result<Option<Saved>> {
     let Some((step, path)) = saved(folder)?.into_iter().max() else {
         return Ok(None);
     };
-    let other = || FinetuneError::OtherRun { path: path.clone() };
     let header = read_header(&path)?;
-    let found = (header.format.as_str(), header.version, header.num_layers, header.settings);
-    let expected = (FORMAT, VERSION, owner.num_layers, sha256_bytes(owner.settings.as_bytes()));
+    let differing = differences(&header.recipe, &recipe.json());
+    if !differing.is_empty() {
+        return Err(FinetuneError::OtherRun { path, differing });
+    }
     // A renamed folder would go on at another place in the data and the schedule.
-    if found != expected || header.step != step {
-        return Err(other());
+    if header.step != step {
+        return Err(broken(&path, format!("its {HEADER} is of step {}", header.step)));
     }
-    let weights = Weights::open(&path)?;
-    let _guard = no_grad_guard();
-    for slot in &mut adamw.slots {
-        let name = origin(&slot.name);
-        for (name, tensor) in [
-            (name.clone(), &mut slot.tensor),
-            (format!("{name}.mean"), &mut slot.mean),
-            (format!("{name}.square"), &mut slot.square),
-        ] {
-            let view = weights.get(&name).ok_or_else(other)?;
-            let loaded = load(&view, tensor.device(), tch::Kind::Float)?;
-            if loaded.tensor.size() != tensor.size() {
-                return Err(other());
+    Ok(Some(Saved { step, path }))
+}
+
+impl Saved {
+    /// Takes it up; `origin` gives the name a trained tensor has there.
+    pub(crate) fn restore(&self, adamw: &mut AdamW, origin: &dyn Fn(&str) -> String) -> Result<()> {
+        let weights = Weights::open(&self.path)?;
+        let _guard = no_grad_guard();
+        for slot in &mut adamw.slots {
+            let name = origin(&slot.name);
+            for (name, tensor) in [
+                (name.clone(), &mut slot.tensor),
+                (format!("{name}.mean"), &mut slot.mean),
+                (format!("{name}.square"), &mut slot.square),
+            ] {
+                let other = |what: &str| broken(&self.path, format!("`{name}` {what}"));
+                let view = weights.get(&name).ok_or_else(|| other("is missing"))?;
+                let loaded = load(&view, tensor.device(), tch::Kind::Float)?;
+                if loaded.tensor.size() != tensor.size() {
+                    return Err(other("is of another shape than the model's"));
+                }
+                tensor.f_copy_(&loaded.tensor)?;
             }
-            tensor.copy_(&loaded.tensor);
         }
+        adamw.updates = self.step;
+        Ok(())
     }
-    adamw.updates = step;
-    Ok(Some(step))
+}
+
+fn broken(path: &Path, what: String) -> FinetuneError {
+    FinetuneError::BrokenState { path: path.to_owned(), what }
 }
 
 fn read_header(state: &Path) -> Result<Header> {
-    let raw: serde_json::Value = read_json(&state.join(HEADER))?;
+    let raw: Value = read_json(&state.join(HEADER))?;
+    if raw.get("format").and_then(Value::as_str) != Some(FORMAT) {
+        return Err(broken(state, format!("its {HEADER} does not say that it is one")));
+    }
     // Other versions have other keys.
-    serde_json::from_value(raw).map_err(|_| FinetuneError::OtherRun { path: state.to_owned() })
+    match raw.get("version").and_then(Value::as_u64) {
+        Some(VERSION) => {}
+        Some(found) => {
+            let what = format!("it is of version {found}, and this program reads {VERSION}");
+            return Err(broken(state, what));
+        }
+        None => return Err(broken(state, format!("its {HEADER} has no version"))),
+    }
+    serde_json::from_value(raw).map_err(|error| broken(state, format!("its {HEADER}: {error}")))
 }
 
 fn saved(folder: &Path) -> Result<Vec<(usize, PathBuf)>> {
@@ -170,14 +181,26 @@ mod tests {
 
     #[test]
     fn headers_that_cannot_be_trusted_are_refused() {
-        let header = r#"{"format": "f", "version": 2, "step": 3, "num_layers": 4, "settings": "s""#;
+        let header =
+            r#"{"format": "gradpruner-training-state", "version": 3, "step": 3, "recipe": {}"#;
         assert_eq!(check(&format!("{header}}}")).unwrap().step, 3);
 
         let twice = check(&format!("{header}, \"step\": 5}}")).unwrap_err();
         let is_twice = matches!(twice, FinetuneError::Checkpoint(CheckpointError::KeyTwice { .. }));
         assert!(is_twice, "{twice}");
-        let other = check(r#"{"format": "f", "version": 1}"#).unwrap_err();
-        assert!(matches!(other, FinetuneError::OtherRun { .. }), "{other}");
+        let other = check(r#"{"format": "f", "version": 3}"#).unwrap_err().to_string();
+        assert!(other.contains("does not say that it is one"), "{other}");
+        let old = r#"{"format": "gradpruner-training-state", "version": 2, "settings": "s"}"#;
+        let old = check(old).unwrap_err().to_string();
+        assert!(
+            old.contains("it is of version 2, and this program reads 3; remove it to start over"),
+            "{old}"
+        );
+        let none = check(r#"{"format": "gradpruner-training-state"}"#).unwrap_err().to_string();
+        assert!(none.contains("has no version"), "{none}");
+        let bare = r#"{"format": "gradpruner-training-state", "version": 3, "step": 3}"#;
+        let bare = check(bare).unwrap_err().to_string();
+        assert!(bare.contains("missing field `recipe`"), "{bare}");
 
         let folder = testkit::temporary_folder();
         symlink("/dev/zero", folder.path().join(HEADER)).unwrap();

@@ -1,6 +1,7 @@
 //! The training loop: rows to gradients to updates, step by step.
 
 mod gradients;
+pub(crate) mod recipe;
 mod report;
 mod settings;
 #[cfg(test)]
@@ -16,12 +17,14 @@ use dataset::{Encoded, Example, Sampler};
 use crate::decoder::Trainable;
 use crate::observer::{Nobody, Observer};
 use crate::optimizer::AdamW;
-use crate::state::{self, Owner};
+use crate::state;
 use crate::stop;
 use crate::{FinetuneError, Model, Result};
 
 use gradients::{Gathered, adapter_gradients};
 pub(crate) use gradients::{Passes, backward};
+pub use recipe::Difference;
+use recipe::Recipe;
 pub use report::{GradientSink, Gradients, StepMetrics, TrainReport};
 pub use settings::{Continuation, Method, TrainSettings};
 
@@ -33,6 +36,8 @@ pub struct Trainer {
     data: Encoded,
     sampler: Sampler,
     adamw: AdamW,
+    /// What a saved state must agree with to be taken up again.
+    recipe: Recipe,
     step: usize,
 }
 
@@ -60,7 +65,8 @@ impl Trainer {
         }
         let adamw = AdamW::new(model.trained(), settings.adamw)?;
         let sampler = Sampler::new(data.examples.len(), batch, settings.seed);
-        Ok(Self { model, settings, data, sampler, adamw, step: 0 })
+        let recipe = Recipe::of(&settings, model.config().num_layers, &data.examples);
+        Ok(Self { model, settings, data, sampler, adamw, recipe, step: 0 })
     }
 
     /// How many steps the schedule spans.
@@ -108,11 +114,12 @@ impl Trainer {
     ) -> Result<TrainReport> {
         crate::reset_peak_memory();
         let started = Instant::now();
-        let owner = self.owner();
         if let Some(folder) = saves
-            && let Some(step) = state::restore(folder, &owner, &mut self.adamw, &str::to_owned)?
+            && let Some(saved) = state::find(folder, &self.recipe)?
+            && saved.step > self.step
         {
-            self.step = step;
+            saved.restore(&mut self.adamw, &str::to_owned)?;
+            self.step = saved.step;
         }
         let mut sink = sink;
         let (mut tokens, mut last_loss, mut saved) = (0, f64::NAN, Instant::now());
@@ -124,7 +131,7 @@ impl Trainer {
                     // Nothing was updated yet: this is the last good state, unless the update before
                     // it broke the weights; then the older one stays. The error says more than
                     // that of saving.
-                    let _ = state::save(folder, self.step, &owner, &self.adamw);
+                    let _ = self.save(folder);
                     return Err(error);
                 }
                 (metrics, _) => metrics?,
@@ -139,7 +146,7 @@ impl Trainer {
             let stops = stop::is_asked() && self.step < self.total_steps();
             match saves {
                 Some(folder) if due || stops => {
-                    state::save(folder, self.step, &owner, &self.adamw)?;
+                    self.save(folder)?;
                     saved = Instant::now();
                 }
                 _ => {}
@@ -206,7 +213,7 @@ impl Trainer {
     ///
     /// If the disk refuses.
     pub fn save(&self, folder: &Path) -> Result<()> {
-        state::save(folder, self.step, &self.owner(), &self.adamw)
+        state::save(folder, self.step, &self.recipe, &self.adamw)
     }
 
     /// Takes up what a training of the same settings and rows left: adapters, the optimizer's
@@ -214,11 +221,11 @@ impl Trainer {
     ///
     /// # Errors
     ///
-    /// [`FinetuneError::OtherRun`] if the state is of other settings or another model,
-    /// [`FinetuneError::NoState`] if there is none.
+    /// [`FinetuneError::OtherRun`] if the state is of other settings or rows or a model of other depth,
+    /// [`FinetuneError::BrokenState`] if it is damaged or of an older version, [`FinetuneError::NoState`] if
+    /// there is none.
     pub fn go_on(&mut self, from: &Continuation) -> Result<()> {
         let Continuation { folder, num_layers, origin } = from;
-        let owner = Owner { num_layers: *num_layers, ..self.owner() };
         let origin = |name: &str| {
             let old = name.strip_prefix("layers.").and_then(|rest| {
                 let (number, rest) = rest.split_once('.')?;
@@ -227,25 +234,11 @@ impl Trainer {
             });
             old.unwrap_or_else(|| name.to_owned())
         };
-        let step = state::restore(folder, &owner, &mut self.adamw, &origin)?;
-        self.step = step.ok_or_else(|| FinetuneError::NoState { path: folder.clone() })?;
+        let saved = state::find(folder, &self.recipe.of_layers(*num_layers))?;
+        let saved = saved.ok_or_else(|| FinetuneError::NoState { path: folder.clone() })?;
+        saved.restore(&mut self.adamw, &origin)?;
+        self.step = saved.step;
         Ok(())
-    }
-
-    /// What a saved state must agree with to be taken up again.
-    fn owner(&self) -> Owner {
-        // None of these changes a step: whoever ran out of memory may begin to compute again, and a
-        // training may be cut shorter or longer.
-        let settings = TrainSettings {
-            remat: false,
-            save_every: None,
-            max_steps: None,
-            ..self.settings.clone()
-        };
-        Owner {
-            settings: format!("{settings:?} {}", self.data.examples.len()),
-            num_layers: self.model.config().num_layers,
-        }
     }
 
     /// One step: gradients of the mean token loss over the whole effective batch, clipped, handed
