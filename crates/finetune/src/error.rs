@@ -55,6 +55,12 @@ pub enum FinetuneError {
     OtherRun { path: PathBuf, differing: Vec<Difference> },
     #[error("{}: not a saved training to go on from: {what}; remove it to start over", path.display())]
     BrokenState { path: PathBuf, what: String },
+    #[error(
+        "{}: this model cannot be the teacher: {what}; take the model that layers were cut from, or one of \
+         its tokenizer",
+        path.display()
+    )]
+    OtherTeacher { path: PathBuf, what: String },
     #[error("a step's gradients could not be taken up")]
     Sink(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error(

@@ -39,7 +39,7 @@ impl Head<'_> {
         for (first, count) in self.chunks(batch)? {
             let targets = batch.targets.f_narrow(0, first, count)?.f_unsqueeze(-1)?;
             let own = normed.f_narrow(0, first, count)?;
-            let found = loss.of(self.product(&own)?, &Chunk { targets })?;
+            let found = loss.of(self.product(&own)?, &Chunk { first, targets })?;
             sums += found.sums;
             let of_logits = found.of_logits.f_to_kind(kind)?;
             self.weight
@@ -53,19 +53,28 @@ impl Head<'_> {
 
     /// The log-likelihood of each labelled token, `[m]`, f32.
     pub(crate) fn log_likelihoods(&self, hidden: &Tensor, batch: &Packed) -> Result<Tensor> {
-        let normed = self.norm.forward(&hidden.f_index_select(0, &batch.predict)?)?;
-        let parts = self
-            .chunks(batch)?
-            .into_iter()
-            .map(|(first, count)| {
-                let logits = self.product(&normed.f_narrow(0, first, count)?)?;
-                let targets = batch.targets.f_narrow(0, first, count)?.f_unsqueeze(-1)?;
-                let normaliser = logits.f_logsumexp([-1_i64].as_slice(), true)?;
-                let of_targets = logits.f_gather(-1, &targets, false)?;
-                Ok(of_targets.f_sub(&normaliser)?.f_squeeze_dim(-1)?)
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let mut first = 0;
+        let parts = self.each_chunk(hidden, batch, |logits| {
+            let (count, _) = logits.size2()?;
+            let targets = batch.targets.f_narrow(0, first, count)?.f_unsqueeze(-1)?;
+            first += count;
+            let normaliser = logits.f_logsumexp([-1_i64].as_slice(), true)?;
+            let of_targets = logits.f_gather(-1, &targets, false)?;
+            Ok(of_targets.f_sub(&normaliser)?.f_squeeze_dim(-1)?)
+        })?;
         Ok(Tensor::f_cat(&parts, 0)?)
+    }
+
+    /// What `of` makes of the labelled positions' logits, `[n, vocabulary]` in f32, a chunk at a time in order.
+    pub(crate) fn each_chunk<T>(
+        &self,
+        hidden: &Tensor,
+        batch: &Packed,
+        mut of: impl FnMut(Tensor) -> Result<T>,
+    ) -> Result<Vec<T>> {
+        let normed = self.norm.forward(&hidden.f_index_select(0, &batch.predict)?)?;
+        let chunks = self.chunks(batch)?.into_iter();
+        chunks.map(|(first, count)| of(self.product(&normed.f_narrow(0, first, count)?)?)).collect()
     }
 
     fn product(&self, normed: &Tensor) -> Result<Tensor> {

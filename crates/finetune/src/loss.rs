@@ -1,4 +1,4 @@
-//! What training minimises at the labelled tokens: an object that turns logits into a loss and its gradient.
+//! What training minimises: objects that turn logits, and states between layers, into a loss and its gradient.
 
 use std::ops::AddAssign;
 
@@ -15,6 +15,8 @@ pub(crate) trait TokenLoss {
 
 /// Some of a pack's labelled positions, side by side.
 pub(crate) struct Chunk {
+    /// How many labelled positions of the pack come before.
+    pub(crate) first: i64,
     /// The tokens that follow, `[n, 1]`.
     pub(crate) targets: Tensor,
 }
@@ -31,12 +33,53 @@ pub(crate) struct ChunkLoss {
 pub(crate) struct TokenSums {
     /// `−Σ log p(target)`.
     pub(crate) negative_log_likelihood: f64,
+    /// How far a teacher's probabilities are from the model's; 0 without one.
+    pub(crate) divergence: f64,
 }
 
 impl AddAssign for TokenSums {
     fn add_assign(&mut self, other: Self) {
-        let Self { negative_log_likelihood } = other;
+        let Self { negative_log_likelihood, divergence } = other;
         self.negative_log_likelihood += negative_log_likelihood;
+        self.divergence += divergence;
+    }
+}
+
+/// Compares states between layers with what they should be.
+pub(crate) trait StateLoss {
+    /// What a layer's output, `[n, hidden]` with filling, loses; `None` if nothing is asked of it.
+    fn of(&self, layer: usize, output: &Tensor) -> Result<Option<StateTerm>>;
+}
+
+/// What one layer's output loses.
+pub(crate) struct StateTerm {
+    /// Its part of the mean, without the weight that it has in what is minimised.
+    pub(crate) loss: f64,
+    /// The gradient of what is minimised by the output, `[n, hidden]`, in its type.
+    pub(crate) of_output: Tensor,
+}
+
+/// All that one pass minimises.
+pub(crate) struct Objective<'a> {
+    /// At the labelled tokens.
+    pub(crate) tokens: &'a dyn TokenLoss,
+    /// Between layers, if states count.
+    pub(crate) states: Option<&'a dyn StateLoss>,
+}
+
+/// What one pass lost.
+#[derive(Debug, Default, Clone, Copy, PartialEq)]
+pub(crate) struct PassSums {
+    pub(crate) tokens: TokenSums,
+    /// The sum of the states' terms.
+    pub(crate) states: f64,
+}
+
+impl AddAssign for PassSums {
+    fn add_assign(&mut self, other: Self) {
+        let Self { tokens, states } = other;
+        self.tokens += tokens;
+        self.states += states;
     }
 }
 
@@ -69,7 +112,7 @@ pub(crate) fn cross_entropy(
     let less_one = Tensor::f_full_like(&of_targets, -1.0)?;
     let _ = of_logits.f_exp_()?.f_scatter_add_(-1, &chunk.targets, &less_one)?;
     let of_logits = of_logits.f_mul_scalar_(scale)?;
-    Ok(ChunkLoss { sums: TokenSums { negative_log_likelihood }, of_logits })
+    Ok(ChunkLoss { sums: TokenSums { negative_log_likelihood, divergence: 0.0 }, of_logits })
 }
 
 #[cfg(test)]
@@ -101,7 +144,7 @@ pub(crate) mod tests {
         let (rows, tensor) = logits(11, 3, 7);
         let targets = [4_usize, 0, 6];
         let of_targets = Tensor::from_slice(&targets.map(|target| target as i64)).unsqueeze(-1);
-        let chunk = Chunk { targets: of_targets };
+        let chunk = Chunk { first: 0, targets: of_targets };
         let found = CrossEntropy { scale: 0.25 }.of(tensor, &chunk).unwrap();
         let (mut loss, mut gradient) = (0.0, Vec::new());
         for (row, &target) in rows.iter().zip(&targets) {

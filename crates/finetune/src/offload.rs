@@ -104,7 +104,7 @@ mod tests {
     use super::*;
     use crate::bridge::values;
     use crate::decoder::{Keep, Trainable};
-    use crate::loss::CrossEntropy;
+    use crate::loss::{CrossEntropy, Objective};
     use crate::observer::Nobody;
     use crate::pack::Packed;
     use crate::train::tests::{golden_model, rows};
@@ -131,9 +131,10 @@ mod tests {
                         }
                         _ => model.make_trainable(Trainable::HeadAndLast(2)).unwrap(),
                     }
-                    let loss = model
-                        .loss_and_gradients(&batch, &CrossEntropy { scale: 1.0 }, keep, &mut Nobody)
-                        .unwrap();
+                    let objective =
+                        Objective { tokens: &CrossEntropy { scale: 1.0 }, states: None };
+                    let loss =
+                        model.loss_and_gradients(&batch, &objective, keep, &mut Nobody).unwrap();
                     let gradients: Vec<_> = model
                         .trained()
                         .iter()

@@ -57,7 +57,7 @@ pub fn sensitivity(
     let (mut meter, mut seen, mut batches) = (Meter::new(model.config.num_layers), 0, 0);
     for batch in rows.chunks(batch_rows).filter(is_labelled) {
         stop::check()?;
-        backward(&model, batch, Passes { batch_rows, keep }, &mut meter)?;
+        backward(&model, batch, Passes { batch_rows, keep, lesson: None }, &mut meter)?;
         (seen, batches) = (seen + batch.len(), batches + 1);
     }
     if batches == 0 {
@@ -276,7 +276,7 @@ mod tests {
             let mut golden = Golden { name, record: &record, settings, clipped, seen: 0 };
             let batch = crate::train::tests::golden_batch(name, 1);
             let batch: Vec<&Example> = batch.iter().collect();
-            let passes = Passes { batch_rows: batch.len(), keep: Keep::Activations };
+            let passes = Passes { batch_rows: batch.len(), keep: Keep::Activations, lesson: None };
             backward(&model, &batch, passes, &mut golden).unwrap();
             assert_eq!(golden.seen, 6 * Module::ALL.len());
         }

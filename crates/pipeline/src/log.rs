@@ -134,6 +134,7 @@ mod tests {
                     report,
                     seconds: 0.1,
                     hook_seconds: 0.0,
+                    distil: None,
                 });
             }
         };

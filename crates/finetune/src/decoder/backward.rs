@@ -1,9 +1,11 @@
 //! A training's pass: forward, the loss, and the written-out way back.
 
+use std::collections::BTreeMap;
+
 use tch::{Kind, Tensor};
 
 use crate::layer::{Descent, Layer, Saved};
-use crate::loss::{TokenLoss, TokenSums};
+use crate::loss::{Objective, PassSums};
 use crate::observer::{LayerPass, Observer, StateGradient};
 use crate::offload::Passage;
 use crate::pack::Packed;
@@ -19,17 +21,17 @@ pub(crate) enum Keep {
 }
 
 impl Model {
-    /// What a batch's labelled tokens lose; the gradient of `loss` is added to what trains.
+    /// What a batch loses; the gradient of the objective is added to what trains.
     ///
     /// `observer` sees each layer, and the gradients if it wants them. No graph is recorded: the passes are
     /// each other's mirror, written out.
     pub(crate) fn loss_and_gradients(
         &self,
         batch: &Packed,
-        loss: &dyn TokenLoss,
+        objective: &Objective<'_>,
         keep: Keep,
         observer: &mut dyn Observer,
-    ) -> Result<TokenSums> {
+    ) -> Result<PassSums> {
         let _guard = tch::no_grad_guard();
         let (rotation, attention) = self.prepare(batch)?;
         let attention = |layer: usize| &attention[&self.config.windows[layer]];
@@ -39,6 +41,7 @@ impl Model {
         };
         let mut x = self.embed(batch)?;
         let mut kept: Vec<(Tensor, Option<Saved>)> = Vec::new();
+        let (mut states, mut of_states) = (0.0, BTreeMap::new());
         let (up, down) = (0..self.layers.len(), (lowest..self.layers.len()).rev());
         let mut passage = Passage::new(self, up.clone().chain(down.clone()));
         for number in up {
@@ -49,16 +52,27 @@ impl Model {
             let (input, output) = (x.f_narrow(0, 0, real)?, out.f_narrow(0, 0, real)?);
             let seen = LayerPass { rows: batch, layer: number, input: &input, output: &output };
             observer.layer(&seen)?;
+            if let Some(losses) = objective.states
+                && let Some(term) = losses.of(number, &out)?
+            {
+                states += term.loss;
+                of_states.insert(number, term.of_output);
+            }
             if number >= lowest {
                 kept.push((x, (keep == Keep::Activations).then_some(saved)));
             }
             x = out;
         }
-        let (sums, gradient) = self.head().loss(&x, batch, loss)?;
+        let (tokens, gradient) = self.head().loss(&x, batch, objective.tokens)?;
         drop(x);
         let mut gradient = Some(gradient);
         for number in down {
-            let (Some((x, saved)), Some(of_output)) = (kept.pop(), gradient.take()) else { break };
+            let (Some((x, saved)), Some(mut of_output)) = (kept.pop(), gradient.take()) else {
+                break;
+            };
+            if let Some(of_state) = of_states.remove(&number) {
+                let _ = of_output.f_add_(&of_state)?;
+            }
             let layer = passage.next()?;
             let saved = match saved {
                 Some(saved) => saved,
@@ -87,6 +101,6 @@ impl Model {
                 Ok(Tensor::f_embedding_dense_backward(&wide, tokens, vocabulary, -1, false)?)
             })?;
         }
-        Ok(sums)
+        Ok(PassSums { tokens, states })
     }
 }

@@ -10,7 +10,7 @@ use tch::{Device, Tensor};
 use super::*;
 use crate::LoraSettings;
 use crate::bridge::values;
-use crate::loss::CrossEntropy;
+use crate::loss::{CrossEntropy, Objective};
 use crate::observer::Nobody;
 
 #[test]
@@ -73,11 +73,12 @@ fn gradients_are_those_of_the_forward_pass() {
                 for (_, weight) in model.trained() {
                     let _ = weight.gradient.as_ref().unwrap().shallow_clone().zero_();
                 }
-                let minimised = CrossEntropy { scale: 1.0 / count };
+                let tokens = CrossEntropy { scale: 1.0 / count };
+                let minimised = Objective { tokens: &tokens, states: None };
                 let found =
                     model.loss_and_gradients(&batch, &minimised, keep, &mut Nobody).unwrap();
                 let expected = loss.double_value(&[]);
-                let found = found.negative_log_likelihood;
+                let found = found.tokens.negative_log_likelihood;
                 assert!((found / count / expected - 1.0).abs() < 1e-5, "{name}");
                 for ((weight_name, weight), leaf) in model.trained().iter().zip(&leaves) {
                     let found = values(weight.gradient.as_ref().unwrap()).unwrap();

@@ -6,7 +6,8 @@ use dataset::Example;
 use super::report::Gradients;
 use crate::bridge::matrix;
 use crate::decoder::Keep;
-use crate::loss::CrossEntropy;
+use crate::distil::{DistilTerms, Lesson, Scales};
+use crate::loss::{CrossEntropy, Objective, PassSums};
 use crate::observer::Observer;
 use crate::pack::Packed;
 use crate::parameter::Parameter;
@@ -14,11 +15,13 @@ use crate::{Model, Result};
 
 /// How a step's rows go through the model.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Passes {
+pub(crate) struct Passes<'a> {
     /// Rows of a forward pass.
     pub(crate) batch_rows: usize,
     /// What is kept for the backward pass.
     pub(crate) keep: Keep,
+    /// What a teacher teaches meanwhile.
+    pub(crate) lesson: Option<Lesson<'a>>,
 }
 
 /// What a step's rows gave, besides gradients.
@@ -26,31 +29,44 @@ pub(crate) struct Passes {
 pub(crate) struct Gathered {
     /// The mean token loss.
     pub(crate) loss: f64,
+    /// What the teacher adds.
+    pub(crate) distil: Option<DistilTerms>,
     /// Tokens that went through the model.
     pub(crate) tokens: usize,
 }
 
-/// Adds the gradient of the mean token loss over all examples to what trains, a few rows at a time.
+/// Adds the gradient of the mean token loss over all examples, and of what a teacher adds, to what trains, a few
+/// rows at a time.
 pub(crate) fn backward(
     model: &Model,
     examples: &[&Example],
-    passes: Passes,
+    passes: Passes<'_>,
     observer: &mut dyn Observer,
 ) -> Result<Gathered> {
     let labels: usize = examples.iter().map(|example| example.learned()).sum();
+    let later: usize = examples.iter().map(|example| example.tokens.len().saturating_sub(1)).sum();
     let scale = 1.0 / labels as f64;
-    let mut gathered = Gathered { loss: 0.0, tokens: 0 };
+    let scales =
+        Scales { labelled: scale, later: if later == 0 { 0.0 } else { 1.0 / later as f64 } };
+    let (mut loss, mut tokens, mut all) = (0.0, 0, PassSums::default());
     for rows in examples.chunks(passes.batch_rows) {
         // Rows of like length side by side: attention pads them to one another.
         let mut rows = rows.to_vec();
         rows.sort_by_key(|row| std::cmp::Reverse(row.tokens.len()));
         let batch = Packed::examples_rounded(&rows, model.device)?;
-        let loss = CrossEntropy { scale };
-        let sums = model.loss_and_gradients(&batch, &loss, passes.keep, observer)?;
-        gathered.loss += sums.negative_log_likelihood * scale;
-        gathered.tokens += batch.num_tokens();
+        let mut pass = |objective: &Objective<'_>| {
+            model.loss_and_gradients(&batch, objective, passes.keep, observer)
+        };
+        let sums = match &passes.lesson {
+            Some(lesson) => lesson.learn(&batch, scales, &mut pass)?,
+            None => pass(&Objective { tokens: &CrossEntropy { scale }, states: None })?,
+        };
+        loss += sums.tokens.negative_log_likelihood * scale;
+        tokens += batch.num_tokens();
+        all += sums;
     }
-    Ok(gathered)
+    let distil = passes.lesson.map(|lesson| lesson.terms(all, scales));
+    Ok(Gathered { loss, distil, tokens })
 }
 
 /// Every adapter's gradients as they are now, in layer order.

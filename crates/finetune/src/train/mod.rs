@@ -15,11 +15,12 @@ use checkpoint::{StepReport, remove_if_there};
 use dataset::{Encoded, Example, Sampler};
 
 use crate::decoder::Trainable;
+use crate::distil::Distillation;
 use crate::observer::{Nobody, Observer};
 use crate::optimizer::AdamW;
 use crate::state;
 use crate::stop;
-use crate::{FinetuneError, Model, Result};
+use crate::{DistilSettings, DistilTerms, FinetuneError, Model, Result, Teacher};
 
 use gradients::{Gathered, adapter_gradients};
 pub(crate) use gradients::{Passes, backward};
@@ -38,6 +39,9 @@ pub struct Trainer {
     adamw: AdamW,
     /// What a saved state must agree with to be taken up again.
     recipe: Recipe,
+    distillation: Option<Distillation>,
+    /// The step it began at: another training's, if it went on from one.
+    begun: usize,
     step: usize,
 }
 
@@ -66,7 +70,29 @@ impl Trainer {
         let adamw = AdamW::new(model.trained(), settings.adamw)?;
         let sampler = Sampler::new(data.examples.len(), batch, settings.seed);
         let recipe = Recipe::of(&settings, model.config().num_layers, &data.examples);
-        Ok(Self { model, settings, data, sampler, adamw, recipe, step: 0 })
+        let (distillation, begun, step) = (None, 0, 0);
+        Ok(Self { model, settings, data, sampler, adamw, recipe, distillation, begun, step })
+    }
+
+    /// Lets a teacher have a part in the loss of all steps from here on:
+    ///
+    /// ```text
+    /// (1 − λ)·CE + λ·T²·KL_k + β·H
+    /// ```
+    ///
+    /// with `CE` the mean token loss, `KL_k` the teacher's `k` largest probabilities and all others as one against
+    /// the model's, on labelled tokens, and `H` the relative squared distance of states where layers were cut
+    /// (docs/method.md §9). The teacher goes through every batch first.
+    ///
+    /// # Errors
+    ///
+    /// [`FinetuneError::OtherTeacher`] if it has another vocabulary, tokenizer, device or other layers;
+    /// [`FinetuneError::Settings`] if a weight cannot be used.
+    pub fn with_teacher(mut self, teacher: Teacher, settings: DistilSettings) -> Result<Self> {
+        let distillation = Distillation::new(teacher, settings, &mut self.model)?;
+        self.recipe.teach(distillation.settings(), distillation.identity()?, self.begun);
+        self.distillation = Some(distillation);
+        Ok(self)
     }
 
     /// How many steps the schedule spans.
@@ -217,7 +243,7 @@ impl Trainer {
     }
 
     /// Takes up what a training of the same settings and rows left: adapters, the optimizer's
-    /// means, the place in the data and in the schedule.
+    /// means, the place in the data and in the schedule. A teacher joins from there on: that training had none.
     ///
     /// # Errors
     ///
@@ -234,10 +260,11 @@ impl Trainer {
             });
             old.unwrap_or_else(|| name.to_owned())
         };
-        let saved = state::find(folder, &self.recipe.of_layers(*num_layers))?;
+        let saved = state::find(folder, &self.recipe.before(*num_layers))?;
         let saved = saved.ok_or_else(|| FinetuneError::NoState { path: folder.clone() })?;
         saved.restore(&mut self.adamw, &origin)?;
-        self.step = saved.step;
+        (self.step, self.begun) = (saved.step, saved.step);
+        self.recipe.join_at(self.begun);
         Ok(())
     }
 
@@ -251,13 +278,19 @@ impl Trainer {
         let started = Instant::now();
         let rows = self.sampler.batch(self.step);
         let examples: Vec<&Example> = rows.iter().map(|&row| &self.data.examples[row]).collect();
-        let passes = Passes { batch_rows: self.settings.batch_rows, keep: self.settings.keep() };
-        let Gathered { loss, tokens } = backward(&self.model, &examples, passes, observer)?;
+        let TrainSettings { batch_rows, .. } = self.settings;
+        let total = self.scheduled_steps();
+        let lesson = self.distillation.as_ref().map(|of| of.at(self.step, self.begun, total));
+        let passes = Passes { batch_rows, keep: self.settings.keep(), lesson };
+        let Gathered { loss, distil, tokens } = backward(&self.model, &examples, passes, observer)?;
         self.require_finite("loss", loss, &rows)?;
+        if let Some(DistilTerms { objective, .. }) = distil {
+            self.require_finite("loss with the teacher's part", objective, &rows)?;
+        }
         let grad_norm = self.adamw.grad_norm()?;
         self.require_finite("gradient's norm", grad_norm, &rows)?;
         self.adamw.clip(grad_norm, self.settings.max_grad_norm)?;
-        let learning_rate = self.settings.schedule.rate(self.step, self.scheduled_steps());
+        let learning_rate = self.settings.schedule.rate(self.step, total);
         let report = StepReport { loss, grad_norm, learning_rate, tokens };
         let hooked = Instant::now();
         if let Some(sink) = sink {
@@ -273,6 +306,7 @@ impl Trainer {
             report,
             seconds: started.elapsed().as_secs_f64(),
             hook_seconds,
+            distil,
         })
     }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::settings::{Method, TrainSettings};
-use crate::LoraSettings;
+use crate::{DistilSettings, LoraSettings};
 
 /// Exactly what a step depends on, besides the trained tensors and the optimizer's means.
 ///
@@ -38,6 +38,19 @@ pub(crate) struct Recipe {
     examples: usize,
     /// Of their tokens and labels.
     examples_sha256: String,
+    #[serde(flatten)]
+    distil: Option<DistilRecipe>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct DistilRecipe {
+    distil_weight: f64,
+    distil_temperature: f64,
+    distil_top_k: usize,
+    distil_hidden: f64,
+    /// The step at which the teacher joined.
+    distil_from: usize,
+    teacher_sha256: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -90,12 +103,33 @@ impl Recipe {
             max_grad_norm: settings.max_grad_norm,
             examples: examples.len(),
             examples_sha256: digest(examples),
+            distil: None,
         }
     }
 
-    /// The same training of a model of so many layers.
-    pub(crate) fn of_layers(&self, num_layers: usize) -> Self {
-        Self { num_layers, ..self.clone() }
+    /// Adds a teacher, who joins at some step.
+    pub(crate) fn teach(&mut self, settings: &DistilSettings, teacher_sha256: String, from: usize) {
+        let DistilSettings { weight, temperature, top_k, hidden } = *settings;
+        self.distil = Some(DistilRecipe {
+            distil_weight: weight,
+            distil_temperature: temperature,
+            distil_top_k: top_k,
+            distil_hidden: hidden,
+            distil_from: from,
+            teacher_sha256,
+        });
+    }
+
+    /// Lets the teacher, if there is one, join at another step.
+    pub(crate) fn join_at(&mut self, from: usize) {
+        if let Some(distil) = &mut self.distil {
+            distil.distil_from = from;
+        }
+    }
+
+    /// The training that this one goes on from: of a model of so many layers, and without a teacher.
+    pub(crate) fn before(&self, num_layers: usize) -> Self {
+        Self { num_layers, distil: None, ..self.clone() }
     }
 
     /// As a saved state holds it.

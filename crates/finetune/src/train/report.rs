@@ -5,7 +5,7 @@ use std::sync::Arc;
 use checkpoint::{Module, StepGradients, StepReport};
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
+use crate::{DistilTerms, Result};
 
 /// Every adapter's gradients at one step, in layer order.
 pub type Gradients = Vec<((usize, Module), StepGradients)>;
@@ -40,6 +40,9 @@ pub struct StepMetrics {
     /// Seconds of these that went into handing its gradients on.
     #[serde(default)]
     pub hook_seconds: f64,
+    /// What a teacher added to the loss, if there was one; the report's loss is that of the labels alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distil: Option<DistilTerms>,
 }
 
 impl StepMetrics {

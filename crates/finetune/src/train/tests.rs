@@ -77,7 +77,7 @@ fn golden_gradients() {
             let examples = golden_batch(name, step);
             // A row at a time, so that accumulation is tested too.
             let examples: Vec<_> = examples.iter().collect();
-            let passes = Passes { batch_rows: 1, keep: Keep::Activations };
+            let passes = Passes { batch_rows: 1, keep: Keep::Activations, lesson: None };
             let loss = backward(&model, &examples, passes, &mut Nobody).unwrap().loss;
             let norm = adamw.grad_norm().unwrap();
             let close = |found: f64, expected: &serde_json::Value| {
@@ -120,7 +120,7 @@ fn finite_differences() {
         adapter.pairs.get_mut(&place).unwrap().b[element] += shift;
         let mut model = golden_model(name);
         model.add_adapter(&adapter, Path::new("")).unwrap();
-        let passes = Passes { batch_rows: 8, keep: Keep::Activations };
+        let passes = Passes { batch_rows: 8, keep: Keep::Activations, lesson: None };
         let loss = backward(&model, &examples, passes, &mut Nobody).unwrap().loss;
         let gradients = adapter_gradients(&model).unwrap();
         let (_, pair) = gradients.into_iter().find(|(found, _)| *found == place).unwrap();
@@ -169,7 +169,7 @@ pub(crate) fn rows(name: &str) -> Encoded {
     Encoded { examples, places, counts: RowCounts::default() }
 }
 
-fn weights_of(model: &Model) -> Vec<Vec<f32>> {
+pub(crate) fn weights_of(model: &Model) -> Vec<Vec<f32>> {
     model.trained().iter().map(|(_, x)| crate::bridge::values(&x.value).unwrap()).collect()
 }
 

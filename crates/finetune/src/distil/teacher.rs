@@ -1,0 +1,197 @@
+//! A teacher: a second model, and what it says of a batch of the student's rows.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use checkpoint::{Dtype, read_json, sha256_bytes};
+use serde_json::Value;
+use tch::Tensor;
+
+use super::divergence::Likeliest;
+use crate::bridge::bytes;
+use crate::observer::{LayerPass, Observer};
+use crate::pack::Packed;
+use crate::{FinetuneError, Model, Result};
+
+/// A model to learn from, with its own adapters; it never trains.
+///
+/// On a CPU its frozen weights are read from the mapped file. Where they are the student's own (all but those that
+/// a repair changed), the student reads them there too, so that they are in memory once; on a GPU they lie there
+/// once. What it has besides are its adapters and, during a batch, one layer's activations, `k` numbers and tokens
+/// a labelled token, and a state a token and cut.
+#[derive(Debug)]
+pub struct Teacher {
+    pub(super) model: Model,
+    /// Each student layer's number in the teacher.
+    pub(super) origin: Option<Vec<usize>>,
+}
+
+/// What is wanted of a teacher for a batch.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Asked {
+    /// How many of the likeliest tokens, and at what temperature.
+    pub(super) probabilities: Option<(usize, f64)>,
+    /// Whether states where layers were cut.
+    pub(super) states: bool,
+}
+
+/// What it says.
+#[derive(Debug)]
+pub(super) struct Targets {
+    /// At the batch's labelled positions.
+    pub(super) likeliest: Option<Likeliest>,
+    /// By the student's layer whose output they are held to, `[later, hidden]`.
+    pub(super) states: Option<BTreeMap<usize, Tensor>>,
+    /// Where the tokens stand that are not the first of a row.
+    pub(super) later: Tensor,
+}
+
+/// Values of a weight that tell it from another: any training in full and any merge changes some of them.
+const LOOKED_AT: i64 = 4096;
+
+impl Teacher {
+    /// A model that teaches one whose layers are its own: `origin` has, for each layer of the student, its number
+    /// in the teacher.
+    pub fn dense(model: Model, origin: Vec<usize>) -> Self {
+        Self { model, origin: Some(origin) }
+    }
+
+    /// Any model of the student's tokenizer. Its states cannot be compared with the student's.
+    pub fn other(model: Model) -> Self {
+        Self { model, origin: None }
+    }
+
+    /// Refuses a teacher that does not say anything of this student's tokens.
+    pub(super) fn require_fit(&self, student: &Model, states: bool) -> Result<()> {
+        let (teacher, own) = (&self.model, student);
+        let fail = |what: String| {
+            Err(FinetuneError::OtherTeacher { path: teacher.folder().to_owned(), what })
+        };
+        let vocabularies = (teacher.config.vocab_size, own.config.vocab_size);
+        if vocabularies.0 != vocabularies.1 {
+            let (of_teacher, of_student) = vocabularies;
+            return fail(format!(
+                "its vocabulary has {of_teacher} tokens, and that of `{}` {of_student}",
+                own.folder().display()
+            ));
+        }
+        if !same_tokenizer(teacher.folder(), own.folder())? {
+            return fail(format!("its tokenizer is not that of `{}`", own.folder().display()));
+        }
+        if teacher.device != own.device {
+            return fail("it computes on another device than the student".into());
+        }
+        if let Some(origin) = &self.origin {
+            let ascends = origin.windows(2).all(|pair| pair[0] < pair[1]);
+            let within = origin.iter().all(|&layer| layer < teacher.config.num_layers);
+            if origin.len() != own.config.num_layers || !ascends || !within {
+                return fail(format!(
+                    "{} layers cannot be the student's {} layers {origin:?}",
+                    teacher.config.num_layers, own.config.num_layers
+                ));
+            }
+        }
+        if states && (self.origin.is_none() || teacher.config.hidden_size != own.config.hidden_size)
+        {
+            return fail(
+                "hidden states can only be compared with those of the model that layers were cut from; give \
+                 them the weight 0"
+                    .into(),
+            );
+        }
+        Ok(())
+    }
+
+    /// What tells it from another: of every weight its first values, and its adapters whole.
+    pub(super) fn identity(&self) -> Result<String> {
+        let mut all = Vec::new();
+        let weights = self.model.named_weights().into_iter().map(|named| (named, LOOKED_AT));
+        let adapters = self.model.trained().into_iter().map(|named| (named, i64::MAX));
+        for ((name, parameter), most) in weights.chain(adapters) {
+            let flat = parameter.value.f_reshape(-1)?;
+            let flat = flat.f_narrow(0, 0, most.min(flat.numel() as i64))?;
+            // A type that every device has the weights in.
+            let digest = sha256_bytes(&bytes(&flat, Dtype::BF16)?);
+            all.push(format!("{name} {:?} {digest}\n", parameter.value.size()));
+        }
+        Ok(sha256_bytes(all.concat().as_bytes()))
+    }
+
+    /// How many cuts the student has.
+    pub(super) fn num_cuts(&self) -> usize {
+        self.ends().len()
+    }
+
+    /// The student's layers before cuts, by the teacher's layer with which each removed run ends.
+    ///
+    /// A run before the first layer has none, and nothing of the student could come closer to its output.
+    fn ends(&self) -> BTreeMap<usize, usize> {
+        let origin = self.origin.as_deref().unwrap_or_default();
+        let after = origin.iter().skip(1).copied().chain([self.model.config.num_layers]);
+        let next = origin.iter().zip(after).enumerate();
+        next.filter(|(_, (own, after))| *own + 1 < *after)
+            .map(|(layer, (_, after))| (after - 1, layer))
+            .collect()
+    }
+
+    /// What it says of a batch.
+    pub(super) fn targets(&self, batch: &Packed, asked: Asked) -> Result<Targets> {
+        let _guard = tch::no_grad_guard();
+        let later = later(batch)?.f_to_device(self.model.device)?;
+        let ends = if asked.states { self.ends() } else { BTreeMap::new() };
+        let mut keeper = StateKeeper { ends, later: &later, states: BTreeMap::new() };
+        let hidden = self.model.hidden(batch, &mut keeper)?;
+        let states = keeper.states;
+        let likeliest = match asked.probabilities {
+            Some((k, temperature)) => {
+                let of = |logits: Tensor| Likeliest::of(&logits, k, temperature);
+                Some(Likeliest::join(&self.model.head().each_chunk(&hidden, batch, of)?)?)
+            }
+            None => None,
+        };
+        Ok(Targets { likeliest, states: asked.states.then_some(states), later })
+    }
+}
+
+/// Keeps the states where removed runs end.
+struct StateKeeper<'a> {
+    /// The student's layer by the teacher's.
+    ends: BTreeMap<usize, usize>,
+    later: &'a Tensor,
+    /// By the student's layer.
+    states: BTreeMap<usize, Tensor>,
+}
+
+impl Observer for StateKeeper<'_> {
+    fn layer(&mut self, seen: &LayerPass<'_>) -> Result<()> {
+        if let Some(&layer) = self.ends.get(&seen.layer) {
+            self.states.insert(layer, seen.output.f_index_select(0, self.later)?);
+        }
+        Ok(())
+    }
+}
+
+/// Where the tokens of a batch stand that are neither the first of a row nor filling.
+fn later(batch: &Packed) -> Result<Tensor> {
+    let tokens = batch.positions.iter().take(batch.num_tokens()).enumerate();
+    let later = tokens.filter(|&(_, &position)| position != 0).map(|(at, _)| at as i64);
+    Ok(Tensor::f_from_slice(&later.collect::<Vec<_>>())?)
+}
+
+/// Whether two model folders give the same tokens the same numbers. Where either has no tokenizer, their
+/// vocabularies' sizes must do.
+fn same_tokenizer(one: &Path, other: &Path) -> Result<bool> {
+    let [one, other] = [one, other].map(|folder| folder.join("tokenizer.json"));
+    if !one.exists() || !other.exists() {
+        return Ok(true);
+    }
+    let read = |path: &Path| -> Result<Value> { Ok(read_json(path)?) };
+    let (one, other) = (read(&one)?, read(&other)?);
+    // How it is spelt, how texts are cut to length and decoded again does not matter.
+    let added = |of: &Value| -> Vec<(Value, Value)> {
+        let all = of["added_tokens"].as_array().into_iter().flatten();
+        all.map(|token| (token["id"].clone(), token["content"].clone())).collect()
+    };
+    let vocabulary = |of: &Value| of["model"]["vocab"].clone();
+    Ok(vocabulary(&one) == vocabulary(&other) && added(&one) == added(&other))
+}

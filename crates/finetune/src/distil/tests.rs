@@ -1,0 +1,311 @@
+//! Distillation as a whole: gradients against automatic ones, and what must be refused.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use checkpoint::Module;
+use dataset::Example;
+use tch::{Kind, Tensor};
+
+use super::*;
+use crate::bridge::{number, values};
+use crate::decoder::{Keep, Trainable};
+use crate::observer::{LayerPass, Nobody, Observer};
+use crate::train::tests::{golden_model, lora, rows, settings, weights_of};
+use crate::{ComputeType, Continuation, DeviceChoice, LoraSettings, Trainer};
+
+const DISTIL: DistilSettings =
+    DistilSettings { weight: 0.4, temperature: 2.0, top_k: 8, hidden: 0.7 };
+
+/// A model without some layers, and which it keeps.
+fn cut(name: &str, without: &[usize]) -> (Model, Vec<usize>) {
+    let mut model = golden_model(name);
+    for &layer in without.iter().rev() {
+        model.layers.remove(layer);
+        model.config.windows.remove(layer);
+    }
+    let origin = (0..model.config.num_layers).filter(|layer| !without.contains(layer)).collect();
+    model.config.num_layers -= without.len();
+    (model, origin)
+}
+
+/// The dense model with adapters that do something.
+fn dense(name: &str) -> Model {
+    let mut model = golden_model(name);
+    let targets = BTreeSet::from(Module::ALL);
+    model.add_lora(&LoraSettings { rank: 2, alpha: 4.0, targets, layers: None }, 3).unwrap();
+    disturb(&model);
+    model
+}
+
+/// `B` starts at zero, which would hide errors in `A`'s gradient.
+fn disturb(model: &Model) {
+    for (_, weight) in model.trained() {
+        let noise = weight.value.randn_like() * 0.1;
+        weight.value.shallow_clone().copy_(&(&weight.value + noise));
+    }
+}
+
+/// Every layer's output.
+struct Outputs(Vec<Tensor>);
+
+impl Observer for Outputs {
+    fn layer(&mut self, seen: &LayerPass<'_>) -> Result<()> {
+        self.0.push(seen.output.shallow_clone());
+        Ok(())
+    }
+}
+
+/// What all is made of, written down once more from whole models and whole probabilities, with a graph.
+fn objective(student: &Model, teacher: &Model, origin: &[usize], batch: &Packed) -> Tensor {
+    let states = |model: &Model| {
+        let mut outputs = Outputs(Vec::new());
+        let last = model.hidden(batch, &mut outputs).unwrap();
+        (outputs.0, model.head().logits(&last.index_select(0, &batch.predict)).unwrap())
+    };
+    let (own, z) = states(student);
+    let (theirs, z_teacher) = tch::no_grad(|| states(teacher));
+    let DistilSettings { weight, temperature, top_k, hidden } = DISTIL;
+    let p = (z_teacher / temperature).softmax(-1, Kind::Float);
+    let q = (&z / temperature).softmax(-1, Kind::Float);
+    let (_, likeliest) = p.topk(top_k as i64, -1, true, true);
+    let (p_k, q_k) = (p.gather(-1, &likeliest, false), q.gather(-1, &likeliest, false));
+    let rest = |x: &Tensor| -(x.sum_dim_intlist([-1_i64].as_slice(), false, Kind::Float) - 1.0);
+    let kl = (&p_k * (&p_k / &q_k).log()).sum(Kind::Float)
+        + (rest(&p_k) * (rest(&p_k) / rest(&q_k)).log()).sum(Kind::Float);
+    let kl = kl / batch.num_predicted() as f64;
+    let later: Vec<i64> = (0..batch.positions.len())
+        .filter(|&at| batch.positions[at] > 0)
+        .map(|at| at as i64)
+        .collect();
+    let later = Tensor::from_slice(&later);
+    let squares = |x: &Tensor| x.square().sum_dim_intlist([-1_i64].as_slice(), false, Kind::Float);
+    let (mut apart, mut cuts) = (Tensor::from(0.0_f32), 0);
+    for (layer, number) in origin.iter().enumerate() {
+        let next = origin.get(layer + 1).copied().unwrap_or(theirs.len());
+        if next > number + 1 {
+            let own = own[layer].index_select(0, &later);
+            let theirs = theirs[next - 1].index_select(0, &later);
+            apart += (squares(&(own - &theirs)) / squares(&theirs)).mean(Kind::Float);
+            cuts += 1;
+        }
+    }
+    let ce = z.cross_entropy_for_logits(&batch.targets) * (1.0 - weight);
+    ce + kl * (weight * temperature.powi(2)) + apart * (hidden / f64::from(cuts.max(1)))
+}
+
+/// The written-out gradients, with `H` entering between layers, against libtorch's automatic ones; a cut after some
+/// layer, two cuts, and one before the final norm; weights and adapters, with layers computed again and not; in one
+/// batch and in two.
+#[test]
+fn gradients_are_those_of_the_objective() {
+    tch::manual_seed(9);
+    for (name, without) in
+        [("tiny_llama", vec![2, 3]), ("tiny_qwen2", vec![1, 3, 4]), ("tiny_llama_tied", vec![4, 5])]
+    {
+        for trains in [None, Some(Trainable::All), Some(Trainable::HeadAndLast(1))] {
+            let ((mut student, origin), teacher) = (cut(name, &without), dense(name));
+            if let Some(trains) = trains {
+                student.make_trainable(trains).unwrap();
+            } else {
+                let crate::Method::Lora(settings) = lora() else { panic!("it is LoRA") };
+                student.add_lora(&settings, 1).unwrap();
+                disturb(&student);
+            }
+            let examples: Vec<Example> = rows(name).examples.into_iter().take(4).collect();
+            let mut examples: Vec<&Example> = examples.iter().collect();
+            examples.sort_by_key(|row| std::cmp::Reverse(row.tokens.len()));
+            let batch = Packed::examples(&examples, student.device).unwrap();
+            let leaves: Vec<Tensor> =
+                student.trained().iter().map(|(_, x)| x.value.set_requires_grad(true)).collect();
+            let expected = objective(&student, &teacher, &origin, &batch);
+            expected.backward();
+            let teacher = Teacher::dense(teacher, origin);
+            let distillation = Distillation::new(teacher, DISTIL, &mut student).unwrap();
+            for (keep, batch_rows) in [(Keep::Activations, 4), (Keep::LayerInputs, 2)] {
+                for (_, weight) in student.trained() {
+                    let _ = weight.gradient.as_ref().unwrap().shallow_clone().zero_();
+                }
+                let lesson = Some(distillation.at(0, 0, 10));
+                let passes = crate::train::Passes { batch_rows, keep, lesson };
+                let found =
+                    crate::train::backward(&student, &examples, passes, &mut Nobody).unwrap();
+                let (found, value) = (found.distil.unwrap().objective, number(&expected).unwrap());
+                assert!((found / value - 1.0).abs() < 1e-5, "{name}: {found}, {value}");
+                for ((weight_name, weight), leaf) in student.trained().iter().zip(&leaves) {
+                    let found = values(weight.gradient.as_ref().unwrap()).unwrap();
+                    let expected = values(&leaf.grad()).unwrap();
+                    let apart = testkit::relative_deviation(&found, &expected);
+                    // The reference takes its tail as 1 less the rest, in f32.
+                    assert!(apart < 3e-5, "{name} {trains:?} {keep:?} {weight_name}: {apart}");
+                }
+            }
+        }
+    }
+}
+
+/// `β` falls to 0 over the first half of the steps that the teacher is there for.
+#[test]
+fn the_weight_of_states_falls() {
+    let at = |step, from| DISTIL.hidden_at(step, from, 20);
+    let found = [at(0, 0), at(5, 0), at(10, 0), at(19, 0), at(4, 4), at(8, 4), at(12, 4)];
+    let expected = [0.7, 0.35, 0.0, 0.0, 0.7, 0.35, 0.0];
+    assert!(found.iter().zip(expected).all(|(x, y)| (x - y).abs() < 1e-12), "{found:?}");
+    assert_eq!(DISTIL.hidden_at(0, 0, 0), 0.7);
+}
+
+fn trainer(distil: DistilSettings) -> Trainer {
+    tch::manual_seed(4);
+    let ((student, origin), teacher) = (cut("tiny_llama", &[2, 3]), dense("tiny_llama"));
+    let trainer = Trainer::new(student, settings(lora()), rows("tiny_llama")).unwrap();
+    trainer.with_teacher(Teacher::dense(teacher, origin), distil).unwrap()
+}
+
+/// The student comes closer to the teacher, a step's figures add up, an interrupted training goes on bit for bit, and
+/// another teacher or weight is another training.
+#[test]
+fn a_student_learns_from_its_teacher() {
+    let only = DistilSettings { weight: 1.0, ..DISTIL };
+    let mut steps = Vec::new();
+    let mut whole = trainer(only);
+    whole.run(None, None, &mut |metrics| steps.push(*metrics)).unwrap();
+    let terms: Vec<DistilTerms> = steps.iter().map(|metrics| metrics.distil.unwrap()).collect();
+    let third = terms.len() / 3;
+    let mean = |of: &[DistilTerms]| of.iter().map(|x| x.divergence).sum::<f64>() / of.len() as f64;
+    assert!(mean(&terms[2 * third..]) < mean(&terms[..third]), "{terms:?}");
+    for DistilTerms { divergence, hidden, hidden_weight, objective } in &terms {
+        let sum = 4.0 * divergence + hidden_weight * hidden;
+        assert!((objective / sum - 1.0).abs() < 1e-12);
+        assert_eq!(*hidden_weight > 0.0, *hidden > 0.0);
+    }
+
+    let folder = testkit::temporary_folder();
+    let saves = folder.path().join("state");
+    let mut first = trainer(only);
+    for _ in 0..4 {
+        first.step(None, &mut Nobody).unwrap();
+    }
+    first.save(&saves).unwrap();
+    let mut second = trainer(only);
+    second.run(None, Some(&saves), &mut |_| {}).unwrap();
+    assert_eq!(weights_of(second.model()), weights_of(whole.model()));
+
+    first.save(&saves).unwrap();
+    let refused = trainer(DISTIL).run(None, Some(&saves), &mut |_| {}).unwrap_err().to_string();
+    assert!(refused.contains("distil_weight was 1.0 and is 0.4;"), "{refused}");
+    let (student, origin) = cut("tiny_llama", &[2, 3]);
+    let other = Trainer::new(student, settings(lora()), rows("tiny_llama")).unwrap();
+    let teacher = Teacher::dense(golden_model("tiny_llama"), origin);
+    let mut other = other.with_teacher(teacher, only).unwrap();
+    let refused = other.run(None, Some(&saves), &mut |_| {}).unwrap_err().to_string();
+    assert!(refused.contains("teacher_sha256 was "), "{refused}");
+}
+
+/// A teacher joins where a training goes on from another's steps, whichever is said first.
+#[test]
+fn a_teacher_joins_a_training_under_way() {
+    let folder = testkit::temporary_folder();
+    let state = folder.path().join("state");
+    let mut collected =
+        Trainer::new(golden_model("tiny_llama"), settings(lora()), rows("tiny_llama")).unwrap();
+    for _ in 0..3 {
+        collected.step(None, &mut Nobody).unwrap();
+    }
+    collected.save(&state).unwrap();
+    let from = |origin: Vec<usize>| Continuation { folder: state.clone(), num_layers: 6, origin };
+    let mut early = trainer(DISTIL);
+    early.go_on(&from(vec![0, 1, 4, 5])).unwrap();
+    let (student, origin) = cut("tiny_llama", &[2, 3]);
+    let mut late = Trainer::new(student, settings(lora()), rows("tiny_llama")).unwrap();
+    late.go_on(&from(origin.clone())).unwrap();
+    tch::manual_seed(4);
+    let teacher = Teacher::dense(dense("tiny_llama"), origin);
+    let mut late = late.with_teacher(teacher, DISTIL).unwrap();
+    let found = [&mut early, &mut late].map(|trainer| {
+        let step = trainer.step(None, &mut Nobody).unwrap();
+        assert_eq!((step.step, step.distil.unwrap().hidden_weight), (4, DISTIL.hidden));
+        (step.report, step.distil)
+    });
+    assert_eq!(found[0], found[1]);
+    // Of the same recipe, too: one takes up what the other saved.
+    let saves = folder.path().join("saves");
+    early.save(&saves).unwrap();
+    late.run(None, Some(&saves), &mut |_| {}).unwrap();
+}
+
+/// What is equal is held once: a handle on the teacher's memory, and not where a layer differs.
+#[test]
+fn equal_weights_are_held_once() {
+    let ((mut student, origin), teacher) = (cut("tiny_llama", &[2, 3]), dense("tiny_llama"));
+    let weight = |model: &Model, layer: usize| {
+        model.layers[layer].linears[&Module::DownProj].weight.value.shallow_clone()
+    };
+    if let Some(linear) = student.layers[1].linears.get_mut(&Module::DownProj) {
+        linear.weight.value = linear.weight.value.copy() * 2.0;
+    }
+    let pointers = [weight(&teacher, 0), weight(&teacher, 1), weight(&teacher, 5)];
+    let pointers = pointers.map(|weight| weight.data_ptr());
+    let before = weight(&student, 0).data_ptr();
+    let _distillation =
+        Distillation::new(Teacher::dense(teacher, origin), DISTIL, &mut student).unwrap();
+    assert_ne!(before, pointers[0]);
+    assert_eq!(weight(&student, 0).data_ptr(), pointers[0]);
+    assert_ne!(weight(&student, 1).data_ptr(), pointers[1]);
+    assert_eq!(weight(&student, 3).data_ptr(), pointers[2]);
+}
+
+#[test]
+fn teachers_that_do_not_fit_are_refused() {
+    let refused = |teacher: Teacher, settings: DistilSettings| {
+        let (mut student, _) = cut("tiny_llama", &[2, 3]);
+        Distillation::new(teacher, settings, &mut student).unwrap_err().to_string()
+    };
+    let check = |found: &str, expected: &str| assert!(found.contains(expected), "{found}");
+    let dense = |origin: &[usize]| Teacher::dense(golden_model("tiny_llama"), origin.to_vec());
+    check(&refused(dense(&[0, 1, 4]), DISTIL), "cannot be the student's 4 layers [0, 1, 4]");
+    check(&refused(dense(&[0, 1, 4, 6]), DISTIL), "cannot be the student's 4 layers");
+    check(&refused(dense(&[0, 4, 1, 5]), DISTIL), "cannot be the student's 4 layers");
+    let other = || Teacher::other(golden_model("tiny_llama"));
+    check(&refused(other(), DISTIL), "hidden states can only be compared");
+    let mut more = golden_model("tiny_llama");
+    more.config.vocab_size += 8;
+    let more = refused(Teacher::other(more), DistilSettings { hidden: 0.0, ..DISTIL });
+    check(&more, "its vocabulary has 264 tokens, and that of");
+    for (settings, expected) in [
+        (DistilSettings { weight: 1.1, ..DISTIL }, "from 0 to 1"),
+        (DistilSettings { weight: f64::NAN, ..DISTIL }, "from 0 to 1"),
+        (DistilSettings { temperature: 0.0, ..DISTIL }, "above 0"),
+        (DistilSettings { hidden: -1.0, ..DISTIL }, "0 or above"),
+        (DistilSettings { top_k: 0, ..DISTIL }, "at least one"),
+        (DistilSettings { weight: 0.0, hidden: 0.0, ..DISTIL }, "teaches nothing"),
+    ] {
+        check(&refused(other(), settings), expected);
+    }
+}
+
+/// Tokenizers are compared by what they number, not by how they are spelt.
+#[test]
+fn another_tokenizer_is_refused_by_name() {
+    let folder = testkit::temporary_folder();
+    let load = |at: &Path, tokenizer: &serde_json::Value| {
+        testkit::copy_folder(&testkit::fixture("tiny_llama/model"), at);
+        fs_err::write(at.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+        Model::load(at, DeviceChoice::Cpu, ComputeType::F32).unwrap()
+    };
+    let tokenizer = |b: u32, padding: bool| {
+        serde_json::json!({
+            "padding": padding,
+            "added_tokens": [{"id": 0, "content": "<s>"}],
+            "model": {"vocab": {"a": 1, "b": b}},
+        })
+    };
+    let settings = DistilSettings { hidden: 0.0, ..DISTIL };
+    let mut student = load(&folder.path().join("student"), &tokenizer(2, true));
+    let same = load(&folder.path().join("same"), &tokenizer(2, false));
+    assert!(Distillation::new(Teacher::other(same), settings, &mut student).is_ok());
+    let other = load(&folder.path().join("stranger"), &tokenizer(3, true));
+    let refused = Distillation::new(Teacher::other(other), settings, &mut student);
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("stranger: this model cannot be the teacher"), "{refused}");
+    assert!(refused.contains("its tokenizer is not that of"), "{refused}");
+}
