@@ -43,6 +43,7 @@ mod sensitivity;
 mod state;
 mod stop;
 mod train;
+mod update_mask;
 mod walk;
 
 pub use collect::{CollectSettings, Collected, SENSITIVITY_ROWS, collect};

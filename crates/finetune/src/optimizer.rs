@@ -2,9 +2,10 @@
 
 use tch::{Device, Kind, Tensor, no_grad_guard};
 
-use crate::Result;
 use crate::bridge::number;
 use crate::parameter::Parameter;
+use crate::update_mask::largest;
+use crate::{FinetuneError, Result};
 
 /// `AdamW`'s constants.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -27,6 +28,8 @@ pub(crate) struct AdamW {
     pub(crate) updates: usize,
     pub(crate) slots: Vec<Slot>,
     blocks: Vec<Block>,
+    /// The share of each tensor's elements that moves in a step; `None` for all.
+    share: Option<f64>,
 }
 
 /// One trained tensor and the running means of its gradient and of its gradient's square.
@@ -46,6 +49,15 @@ struct Block {
     gradient: Tensor,
     mean: Tensor,
     square: Tensor,
+    /// Where its tensors lie in it.
+    parts: Vec<Part>,
+}
+
+/// One tensor's elements in a block.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    first: i64,
+    count: i64,
 }
 
 /// Tensors of more elements are blocks of their own.
@@ -77,18 +89,43 @@ impl AdamW {
                 let Slot { tensor, gradient, mean, square, .. } = slot;
                 let [tensor, gradient, mean, square] =
                     [tensor, gradient, mean, square].map(|x| x.shallow_clone());
-                blocks.push(Block { tensor, gradient, mean, square });
+                let parts = vec![Part { first: 0, count: tensor.numel() as i64 }];
+                blocks.push(Block { tensor, gradient, mean, square, parts });
             }
         }
         if !small.is_empty() {
+            let parts = small.iter().scan(0, |end, slot| {
+                let first = *end;
+                *end += room(&slot.tensor);
+                Some(Part { first, count: slot.tensor.numel() as i64 })
+            });
             blocks.push(Block {
+                parts: parts.collect(),
                 tensor: end_to_end(small.iter_mut().map(|slot| &mut slot.tensor).collect())?,
                 gradient: end_to_end(small.iter_mut().map(|slot| &mut slot.gradient).collect())?,
                 mean: end_to_end(small.iter_mut().map(|slot| &mut slot.mean).collect())?,
                 square: end_to_end(small.iter_mut().map(|slot| &mut slot.square).collect())?,
             });
         }
-        Ok(Self { settings, updates: 0, slots, blocks })
+        Ok(Self { settings, updates: 0, slots, blocks, share: None })
+    }
+
+    /// Lets only a share of each tensor's elements move in a step: those with the largest gradients (GMT,
+    /// arXiv 2406.15330), at least one.
+    ///
+    /// # Errors
+    ///
+    /// If the share is not above 0 and at most 1.
+    pub(crate) fn masked(self, share: Option<f64>) -> Result<Self> {
+        match share {
+            Some(share) if !(share > 0.0 && share <= 1.0) => {
+                let what = format!(
+                    "the share of elements to update is {share}; it must be above 0 and at most 1"
+                );
+                Err(FinetuneError::Settings(what))
+            }
+            share => Ok(Self { share, ..self }),
+        }
     }
 
     /// The norm of all gradients together.
@@ -128,13 +165,20 @@ impl AdamW {
     /// p ← p − lr·λ·p,   m ← β₁m + (1−β₁)g,   v ← β₂v + (1−β₂)g²
     /// p ← p − lr · m/(1−β₁ᵗ) / ( √(v/(1−β₂ᵗ)) + ε )
     /// ```
+    ///
+    /// With a share set, `m` and `v` follow every element, and `p` those alone whose `|g|` is among the tensor's
+    /// largest; of equal ones those with the lower index.
     pub(crate) fn update(&mut self, rate: f64) -> Result<()> {
         let _guard = no_grad_guard();
         self.updates += 1;
         let AdamWSettings { beta1, beta2, epsilon, weight_decay } = self.settings;
         let count = self.updates as i32;
         let (scale1, scale2) = (1.0 - beta1.powi(count), 1.0 - beta2.powi(count));
-        for Block { tensor, gradient, mean, square } in &mut self.blocks {
+        for Block { tensor, gradient, mean, square, parts } in &mut self.blocks {
+            let before = match self.share {
+                Some(share) => Some((tensor.f_detach_copy()?, moves(gradient, parts, share)?)),
+                None => None,
+            };
             let _ = tensor.f_mul_scalar_(1.0 - rate * weight_decay)?;
             let _ = mean.f_lerp_(gradient, 1.0 - beta1)?;
             let _ = square.f_mul_scalar_(beta2)?;
@@ -143,6 +187,9 @@ impl AdamW {
             let _ = step.f_div_scalar_(scale2.sqrt())?.f_add_scalar_(epsilon)?;
             let step = mean.f_div(&step)?.f_mul_scalar(rate / scale1)?;
             let _ = tensor.f_sub_(&step)?;
+            if let Some((before, moves)) = before {
+                tensor.f_copy_(&tensor.f_where_self(&moves, &before)?)?;
+            }
         }
         Ok(())
     }
@@ -156,10 +203,26 @@ impl AdamW {
     }
 }
 
+/// Which elements of a block move, of its gradient's shape.
+fn moves(gradient: &Tensor, parts: &[Part], share: f64) -> Result<Tensor> {
+    let flat = gradient.f_view(-1)?;
+    let moves = Tensor::f_zeros([flat.numel() as i64], (Kind::Bool, flat.device()))?;
+    for &Part { first, count } in parts {
+        let keep = (share * count as f64).ceil() as i64;
+        let own = largest(&flat.f_narrow(0, first, count)?, keep.clamp(1, count))?;
+        moves.f_narrow(0, first, count)?.f_copy_(&own)?;
+    }
+    Ok(moves.f_view_as(gradient)?)
+}
+
+/// Elements that a tensor takes up in common memory.
+fn room(tensor: &Tensor) -> i64 {
+    tensor.numel().next_multiple_of(ALIGNED) as i64
+}
+
 /// Moves tensors into common memory, one after the other with zeros between, and returns it whole; every handle on them
 /// is on the new place then.
 fn end_to_end(tensors: Vec<&mut Tensor>) -> Result<Tensor> {
-    let room = |tensor: &Tensor| tensor.numel().next_multiple_of(ALIGNED) as i64;
     let all = tensors.iter().map(|tensor| room(tensor)).sum::<i64>();
     let options = tensors.first().map_or((Kind::Float, Device::Cpu), |x| (x.kind(), x.device()));
     let whole = Tensor::f_zeros([all], options)?;
@@ -219,6 +282,96 @@ mod tests {
             assert!(
                 values(parameter.gradient.as_ref().unwrap()).unwrap().iter().all(|&x| x == 0.0)
             );
+        }
+    }
+
+    /// Elements move as without a mask or not at all, and it is the largest gradients that move; small and large
+    /// tensors, gradients with ties. What an element that waited moves by next time is what its means gathered.
+    #[test]
+    fn masked_updates_move_the_largest_gradients() {
+        let sizes = [[3, 5], [1 << 10, 1025], [1, 1], [40, 100]];
+        let settings = AdamWSettings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1 };
+        for share in [0.3, 0.011] {
+            tch::manual_seed(6);
+            let parameters = sizes.each_ref().map(|size| {
+                let value = Tensor::randn(size, (Kind::Float, Device::Cpu));
+                let parameter = Parameter::trained(&value).unwrap();
+                (format!("{size:?}"), parameter)
+            });
+            let named = || parameters.iter().map(|(name, parameter)| (name.clone(), parameter));
+            let mut adamw =
+                AdamW::new(named().collect(), settings).unwrap().masked(Some(share)).unwrap();
+            // The plain twin: one tensor after the other, in loops.
+            let mut twin: Vec<[Vec<f32>; 3]> = named()
+                .map(|(_, parameter)| {
+                    let value = values(&parameter.value).unwrap();
+                    let zeros = vec![0.0; value.len()];
+                    [value, zeros.clone(), zeros]
+                })
+                .collect();
+            for step in 1..=2 {
+                adamw.zero_gradients().unwrap();
+                for ((_, parameter), [value, mean, square]) in parameters.iter().zip(&mut twin) {
+                    // Quarters, so that many are equal.
+                    let gradient = (parameter.value.randn_like() * 4.0).round() / 4.0;
+                    parameter.gather(|| Ok(gradient.copy())).unwrap();
+                    let gradient = values(&gradient).unwrap();
+                    let mut order: Vec<usize> = (0..gradient.len()).collect();
+                    order.sort_by(|&i, &j| gradient[j].abs().total_cmp(&gradient[i].abs()));
+                    let keep = ((share * gradient.len() as f64).ceil() as usize).max(1);
+                    let mut moves = vec![false; gradient.len()];
+                    for &at in &order[..keep] {
+                        moves[at] = true;
+                    }
+                    for (at, &g) in gradient.iter().enumerate() {
+                        mean[at] += 0.1 * (g - mean[at]);
+                        square[at] = 0.999 * square[at] + 0.001 * g * g;
+                        let m = f64::from(mean[at]) / (1.0 - 0.9_f64.powi(step));
+                        let v = f64::from(square[at]) / (1.0 - 0.999_f64.powi(step));
+                        if moves[at] {
+                            let decayed = f64::from(value[at]) * (1.0 - 1e-2 * 0.1);
+                            value[at] = (decayed - 1e-2 * m / (v.sqrt() + 1e-8)) as f32;
+                        }
+                    }
+                }
+                let before: Vec<_> =
+                    parameters.iter().map(|(_, x)| values(&x.value).unwrap()).collect();
+                adamw.update(1e-2).unwrap();
+                for (((name, parameter), [expected, ..]), before) in
+                    parameters.iter().zip(&twin).zip(&before)
+                {
+                    let found = values(&parameter.value).unwrap();
+                    let apart = found.iter().zip(expected).map(|(x, y)| (x - y).abs());
+                    let apart = apart.fold(0.0_f32, f32::max);
+                    // Steps of 0.01 on numbers near 1, rounded at every operation.
+                    assert!(apart < 2e-6, "{name} {share}: {apart}");
+                    let moved = found.iter().zip(before).filter(|(x, y)| x != y).count();
+                    let most = (share * found.len() as f64).ceil() as usize;
+                    assert!(moved <= most.max(1), "{name} {share}: {moved} of {most}");
+                }
+            }
+        }
+    }
+
+    /// A mask of everything changes no bit.
+    #[test]
+    fn a_whole_share_is_no_mask() {
+        let settings = AdamWSettings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1 };
+        let updated = |share: Option<f64>| {
+            tch::manual_seed(6);
+            let at = (Kind::Float, Device::Cpu);
+            let parameter = Parameter::trained(&Tensor::randn([40, 100], at)).unwrap();
+            let gradient = Tensor::randn([40, 100], at);
+            parameter.gather(|| Ok(gradient)).unwrap();
+            let named = vec![("weight".to_owned(), &parameter)];
+            let mut adamw = AdamW::new(named, settings).unwrap().masked(share).unwrap();
+            adamw.update(1e-2).unwrap();
+            adamw.update(1e-2).unwrap();
+            values(&parameter.value).unwrap()
+        };
+        assert_eq!(updated(Some(1.0)), updated(None));
+        for share in [0.0, -0.1, 1.01, f64::NAN] {
+            assert!(AdamW::new(vec![], settings).unwrap().masked(Some(share)).is_err(), "{share}");
         }
     }
 

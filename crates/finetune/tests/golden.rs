@@ -153,6 +153,7 @@ fn trained(method: Method, source: &Path) -> Model {
         adamw: AdamWSettings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 },
         schedule: Schedule { peak: 1e-2, warmup: 0.0, decay: Decay::Cosine },
         max_grad_norm: 1.0,
+        update_share: None,
         seed: 1,
         remat: false,
         save_every: None,

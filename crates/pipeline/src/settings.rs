@@ -303,6 +303,7 @@ impl TrainingSettings {
             },
             schedule: Schedule { peak: self.learning_rate, warmup: self.warmup, decay: self.decay },
             max_grad_norm: self.max_grad_norm,
+            update_share: None,
             seed,
             remat: self.remat,
             save_every: self.save_every,

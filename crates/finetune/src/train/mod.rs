@@ -67,7 +67,7 @@ impl Trainer {
             Method::Full => model.make_trainable(Trainable::All)?,
             Method::HeadAndLast(count) => model.make_trainable(Trainable::HeadAndLast(*count))?,
         }
-        let adamw = AdamW::new(model.trained(), settings.adamw)?;
+        let adamw = AdamW::new(model.trained(), settings.adamw)?.masked(settings.update_share)?;
         let sampler = Sampler::new(data.examples.len(), batch, settings.seed);
         let recipe = Recipe::of(&settings, model.config().num_layers, &data.examples);
         let (distillation, begun, step) = (None, 0, 0);

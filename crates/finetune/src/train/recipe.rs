@@ -35,6 +35,8 @@ pub(crate) struct Recipe {
     epsilon: f64,
     weight_decay: f64,
     max_grad_norm: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    update_share: Option<f64>,
     examples: usize,
     /// Of their tokens and labels.
     examples_sha256: String,
@@ -101,6 +103,7 @@ impl Recipe {
             epsilon: adamw.epsilon,
             weight_decay: adamw.weight_decay,
             max_grad_norm: settings.max_grad_norm,
+            update_share: settings.update_share,
             examples: examples.len(),
             examples_sha256: digest(examples),
             distil: None,
@@ -224,6 +227,8 @@ mod tests {
         let slower = Schedule { peak: 2e-4, ..own.schedule };
         let slower = TrainSettings { schedule: slower, seed: 8, ..own.clone() };
         check(&slower, &["learning_rate was 0.001 and is 0.0002", "seed was 7 and is 8"]);
+        let masked = TrainSettings { update_share: Some(0.3), ..own.clone() };
+        check(&masked, &["update_share was not set and is 0.3"]);
         check(
             &settings(Method::HeadAndLast(2)),
             &[

@@ -37,6 +37,9 @@ pub struct TrainSettings {
     pub schedule: Schedule,
     /// The largest norm of all gradients together.
     pub max_grad_norm: f64,
+    /// The share of each tensor's elements that moves in a step, those with the largest gradients (GMT, arXiv
+    /// 2406.15330), above 0; `None` for all.
+    pub update_share: Option<f64>,
     /// Decides the rows' order and the initial adapters.
     pub seed: u64,
     /// Keep each layer's input alone for the backward pass and compute the rest again there: less

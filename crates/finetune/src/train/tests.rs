@@ -147,6 +147,7 @@ pub(crate) fn settings(method: Method) -> TrainSettings {
         adamw: constants(),
         schedule: Schedule { peak: 1e-3, warmup: 0.1, decay: Decay::Linear },
         max_grad_norm: 1.0,
+        update_share: None,
         seed: 7,
         remat: false,
         save_every: None,
