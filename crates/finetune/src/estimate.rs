@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::head::LOGIT_BYTES;
 use crate::pack::TOKEN_STEP;
 use crate::product::MANY_TOKENS_BYTES;
-use crate::{ComputeType, Method, TrainSettings};
+use crate::{ComputeType, LoraAndLayers, Method, TrainSettings};
 
 /// Bytes of the program with libtorch's code, and of what oneDNN compiles and packs.
 const PROGRAM: u64 = 224 << 20;
@@ -91,33 +91,44 @@ impl Workload<'_> {
         let Self { config, train, .. } = self;
         match &train.method {
             Method::Full => config.parameters(),
-            Method::Lora(lora) => {
-                let layers = lora.layers.as_ref().map_or(config.num_layers, BTreeSet::len);
-                let of_layer: usize = lora
-                    .targets
-                    .iter()
-                    .map(|&module| {
-                        let (rows, columns) = config.linear_shape(module);
-                        lora.rank * (rows + columns)
-                    })
-                    .sum();
-                (layers * of_layer) as u64
+            Method::Lora(_) => self.adapter_parameters(),
+            Method::LoraAndLayers(both) => {
+                let layers = self.parameters_of(&|_| false, &|layer| both.full.contains(&layer));
+                self.adapter_parameters() + layers
             }
             Method::HeadAndLast(count) => {
                 let first = config.num_layers.saturating_sub(*count);
                 let head = if config.tied_head { "model.embed_tokens" } else { "lm_head" };
-                let trains = |name: &str| {
-                    let layer = name.strip_prefix("model.layers.").and_then(|rest| {
-                        rest.split('.').next().and_then(|number| number.parse::<usize>().ok())
-                    });
-                    let top = name.starts_with(head) || name.starts_with("model.norm");
-                    layer.map_or(top, |layer| layer >= first)
-                };
-                let all = config.tensors();
-                let some = all.iter().filter(|(name, _)| trains(name));
-                some.map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
+                let top = |name: &str| name.starts_with(head) || name.starts_with("model.norm");
+                self.parameters_of(&top, &|layer| layer >= first)
             }
         }
+    }
+
+    /// Those of adapters.
+    fn adapter_parameters(&self) -> u64 {
+        let config = self.config;
+        let Some(lora) = self.train.method.adapters(config.num_layers) else { return 0 };
+        let layers = lora.layers.as_ref().map_or(config.num_layers, BTreeSet::len);
+        let of_weight = |&module: &Module| {
+            let (rows, columns) = config.linear_shape(module);
+            lora.rank * (rows + columns)
+        };
+        let of_layer: usize = lora.targets.iter().map(of_weight).sum();
+        (layers * of_layer) as u64
+    }
+
+    /// Those of some tensors outside layers and of some layers.
+    fn parameters_of(&self, top: &dyn Fn(&str) -> bool, layer: &dyn Fn(usize) -> bool) -> u64 {
+        let chosen = |name: &str| {
+            let number = name.strip_prefix("model.layers.").and_then(|rest| {
+                rest.split('.').next().and_then(|number| number.parse::<usize>().ok())
+            });
+            number.map_or_else(|| top(name), layer)
+        };
+        let all = self.config.tensors();
+        let some = all.iter().filter(|(name, _)| chosen(name));
+        some.map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
     }
 
     /// The memory of a step whose largest forward pass is `batch`, on a CPU.
@@ -145,18 +156,19 @@ impl Workload<'_> {
         let backward = tokens * (6 * inner * size + 6 * hidden * 4);
         let weights = match train.method {
             Method::Lora(_) => 0,
+            Method::LoraAndLayers(_) => widest * (4 + 4 + size),
             // The widest trained weight's gradient, and the weight in the compute type.
             _ => self.widest() * (4 + 4 + size),
         };
         // Adapters are copied once more to be written.
-        let of_trained = if weights == 0 { 20 } else { 16 };
+        let copied = 4 * self.adapter_parameters();
         // The allocator still holds some of what the head gave back when the layers take theirs.
         let head = self.head_memory(batch) * 13 / 10;
         MemoryEstimate {
             program: PROGRAM,
             mapped: all * stored,
             converted,
-            trained: self.trained_parameters() * of_trained,
+            trained: self.trained_parameters() * 16 + copied,
             kept,
             passing: head + backward + weights + ATTENTION,
         }
@@ -176,8 +188,9 @@ impl Workload<'_> {
     pub fn evaluation_memory(&self, batch: BatchShape) -> MemoryEstimate {
         let training = self.memory(batch);
         let size = self.compute.kind().elt_size_in_bytes() as u64;
+        // An adapter comes with room to train; one beside trained weights is merged.
         let trained = match self.train.method {
-            Method::Lora(_) => self.trained_parameters() * 8, // An adapter comes with room to train.
+            Method::Lora(_) => self.trained_parameters() * 8,
             _ => 0,
         };
         let layer = batch.tokens as u64 * self.saved_by_a_layer() * size;
@@ -193,7 +206,9 @@ impl Workload<'_> {
         let (queries, keys) = (num_heads * head_dim, num_kv_heads * head_dim);
         let unnormed = if self.config.qk_norm { queries + keys } else { 0 };
         let adapters = match &self.train.method {
-            Method::Lora(lora) => lora.rank * lora.targets.len(),
+            Method::Lora(lora) | Method::LoraAndLayers(LoraAndLayers { lora, .. }) => {
+                lora.rank * lora.targets.len()
+            }
             _ => 0,
         };
         let heads = 2 * queries + 2 * keys + unnormed;
@@ -205,9 +220,14 @@ impl Workload<'_> {
         let all = self.config.num_layers;
         let count = match &self.train.method {
             Method::Full => all,
-            Method::Lora(lora) => {
-                let lowest = lora.layers.as_ref().and_then(|some| some.first().copied());
-                all.saturating_sub(lowest.unwrap_or(0))
+            method @ (Method::Lora(_) | Method::LoraAndLayers(_)) => {
+                let adapters = method.adapters(all).and_then(|lora| lora.layers);
+                let lowest = adapters.map_or(Some(0), |some| some.first().copied());
+                let full = match method {
+                    Method::LoraAndLayers(both) => both.full.first().copied(),
+                    _ => None,
+                };
+                all.saturating_sub(lowest.into_iter().chain(full).min().unwrap_or(0))
             }
             // A tied head is the embedding, which takes the gradient down to it.
             Method::HeadAndLast(_) if self.config.tied_head => all,
@@ -240,9 +260,9 @@ impl Workload<'_> {
         // An adapter's two small products run forward, and twice backward; a weight's gradient is
         // one product more.
         let tokens = lengths.iter().sum::<usize>() as f64;
-        let adapters = matches!(self.train.method, Method::Lora(_));
-        let of_trained = if adapters { 6.0 } else { 2.0 } * tokens;
-        let trained = self.trained_parameters() as f64 * of_trained;
+        let adapters = self.adapter_parameters();
+        let weights = self.trained_parameters() - adapters;
+        let trained = (6 * adapters + 2 * weights) as f64 * tokens;
         self.forward_flops(lengths, labelled) + again + backward + head + trained
     }
 
@@ -290,7 +310,11 @@ mod tests {
     #[test]
     fn as_many_parameters_as_train() {
         for name in testkit::GOLDEN {
-            for method in [lora(), Method::Full, Method::HeadAndLast(1)] {
+            let Method::Lora(some) = lora() else { panic!("it is LoRA") };
+            let both = LoraAndLayers { lora: some, full: BTreeSet::from([1, 2]) };
+            for method in
+                [lora(), Method::LoraAndLayers(both), Method::Full, Method::HeadAndLast(1)]
+            {
                 let config = golden_model(name).config().clone();
                 let train = settings(method);
                 let work = Workload { config: &config, train: &train, compute: ComputeType::F32 };

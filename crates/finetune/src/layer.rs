@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use checkpoint::Module;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use crate::Result;
 use crate::attention::{Attention, Heads};
@@ -159,6 +159,23 @@ impl Layer {
         }
         let of_normed = siblings.input_gradient(&gradients, of_inner.as_ref())?;
         Ok(Some(of_middle.f_add(&self.input_norm.backward(x, &of_normed)?)?))
+    }
+
+    /// Makes all its weights train, on a device.
+    pub(crate) fn train(&mut self, device: Device) -> Result<()> {
+        self.input_norm.weight.train()?;
+        self.post_norm.weight.train()?;
+        if let Some((q, k)) = &mut self.qk_norms {
+            q.weight.train()?;
+            k.weight.train()?;
+        }
+        for linear in self.linears.values_mut() {
+            linear.weight.train_on(device)?;
+            if let Some(bias) = &mut linear.bias {
+                bias.train()?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether anything in it trains.

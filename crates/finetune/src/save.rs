@@ -115,6 +115,26 @@ mod tests {
     use crate::train::tests::{golden_model, lora};
     use crate::{Method, decoder::Trainable};
 
+    /// Layers trained in full and adapters merged into the others: the checkpoint computes what the model did.
+    #[test]
+    fn layers_in_full_and_adapters_are_one_checkpoint() {
+        let settings = crate::train::tests::settings(crate::train::tests::lora_and_layers());
+        let data = crate::train::tests::rows("tiny_llama");
+        let mut trainer = crate::Trainer::new(golden_model("tiny_llama"), settings, data).unwrap();
+        trainer.run(None, None, &mut |_| {}).unwrap();
+        let (folder, tuned) = (testkit::temporary_folder(), trainer.into_model());
+        let target = folder.path().join("tuned");
+        save_checkpoint(&tuned, &target, 1 << 30).unwrap();
+        let device = crate::DeviceChoice::Cpu;
+        let written = Model::load(&target, device, crate::ComputeType::F32).unwrap();
+        let logits = |model: &Model| model.all_logits(&[&[1, 5, 9, 3]]).unwrap();
+        let (found, expected) = (logits(&written), logits(&tuned));
+        let moved = testkit::relative_deviation(&logits(&golden_model("tiny_llama")), &expected);
+        let apart = testkit::relative_deviation(&found, &expected);
+        // Merged into a stored type once: far less than training moved them.
+        assert!(apart < 1e-5 && moved > 1e-3, "{apart}, {moved}");
+    }
+
     #[test]
     fn what_is_not_finite_is_not_written() {
         let folder = testkit::temporary_folder();

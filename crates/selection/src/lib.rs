@@ -14,6 +14,7 @@ mod scores;
 mod selector;
 mod selectors;
 mod share;
+mod tuned;
 
 pub use criterion::Criterion;
 pub use error::SelectionError;
@@ -24,6 +25,7 @@ pub use scores::{LayerScore, Scores};
 pub use selector::{Request, Selection, Selector};
 pub use selectors::SELECTORS;
 pub use share::Share;
+pub use tuned::{beside_cuts, lora_layers_auto};
 
 /// What every function here returns.
 pub type Result<T, E = SelectionError> = std::result::Result<T, E>;

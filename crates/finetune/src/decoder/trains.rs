@@ -1,5 +1,6 @@
 //! What of a model trains: adapters, and weights of the checkpoint.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use checkpoint::{Adapter, Module};
@@ -30,10 +31,8 @@ impl Model {
                 "LoRA needs a rank and at least one target".into(),
             ));
         }
-        if let Some(layer) = layers.iter().flatten().find(|&&layer| layer >= self.config.num_layers)
-        {
-            let what = format!("there is no layer {layer} of {}", self.config.num_layers);
-            return Err(FinetuneError::Settings(what));
+        if let Some(layers) = layers {
+            self.require_layers(layers)?;
         }
         let side = |module: &Module| {
             let (out, inner) = self.config.linear_shape(*module);
@@ -114,21 +113,30 @@ impl Model {
                 }
             }
         }
-        for layer in &mut layers[first..] {
-            layer.input_norm.weight.train()?;
-            layer.post_norm.weight.train()?;
-            if let Some((q, k)) = &mut layer.qk_norms {
-                q.weight.train()?;
-                k.weight.train()?;
-            }
-            for linear in layer.linears.values_mut() {
-                linear.weight.train_on(*device)?;
-                if let Some(bias) = &mut linear.bias {
-                    bias.train()?;
-                }
-            }
+        layers[first..].iter_mut().try_for_each(|layer| layer.train(*device))
+    }
+
+    /// Makes every weight of some layers train.
+    ///
+    /// # Errors
+    ///
+    /// If the model does not have one of them, or memory runs out.
+    pub(crate) fn make_layers_trainable(&mut self, chosen: &BTreeSet<usize>) -> Result<()> {
+        self.require_layers(chosen)?;
+        for &number in chosen {
+            self.layers[number].train(self.device)?;
         }
         Ok(())
+    }
+
+    fn require_layers(&self, chosen: &BTreeSet<usize>) -> Result<()> {
+        let all = self.config.num_layers;
+        match chosen.last() {
+            Some(layer) if *layer >= all => {
+                Err(FinetuneError::Settings(format!("there is no layer {layer} of {all}")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Everything that trains, under names of its own, in a fixed order.

@@ -7,6 +7,7 @@ mod settings;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,7 +28,7 @@ pub(crate) use gradients::{Passes, backward};
 pub use recipe::Difference;
 use recipe::Recipe;
 pub use report::{GradientSink, Gradients, StepMetrics, TrainReport};
-pub use settings::{Continuation, Method, TrainSettings};
+pub use settings::{Continuation, LoraAndLayers, Method, TrainSettings};
 
 /// A training under way.
 #[derive(Debug)]
@@ -64,6 +65,16 @@ impl Trainer {
         }
         match &settings.method {
             Method::Lora(lora) => model.add_lora(lora, settings.seed)?,
+            Method::LoraAndLayers(both) => {
+                let adapters = both.adapters(model.config().num_layers);
+                if both.full.is_empty() || adapters.layers.as_ref().is_none_or(BTreeSet::is_empty) {
+                    let what = "adapters beside layers that train in full need layers of both kinds; train in full, \
+                                or with adapters alone";
+                    return Err(FinetuneError::Settings(what.into()));
+                }
+                model.make_layers_trainable(&both.full)?;
+                model.add_lora(&adapters, settings.seed)?;
+            }
             Method::Full => model.make_trainable(Trainable::All)?,
             Method::HeadAndLast(count) => model.make_trainable(Trainable::HeadAndLast(*count))?,
         }

@@ -22,6 +22,8 @@ pub(crate) struct Recipe {
     #[serde(flatten)]
     lora: Option<LoraRecipe>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    full_layers: Option<Vec<usize>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     last_layers: Option<usize>,
     batch_rows: usize,
     accumulate: usize,
@@ -82,14 +84,20 @@ impl Recipe {
     pub(crate) fn of(settings: &TrainSettings, num_layers: usize, examples: &[Example]) -> Self {
         let (method, lora, last_layers) = match &settings.method {
             Method::Lora(lora) => ("lora", Some(lora), None),
+            Method::LoraAndLayers(both) => ("lora+layers", Some(&both.lora), None),
             Method::Full => ("full", None, None),
             Method::HeadAndLast(count) => ("head+last", None, Some(*count)),
+        };
+        let full_layers = match &settings.method {
+            Method::LoraAndLayers(both) => Some(both.full.iter().copied().collect()),
+            _ => None,
         };
         let TrainSettings { adamw, schedule, .. } = settings;
         Self {
             num_layers,
             method,
             lora: lora.map(LoraRecipe::of),
+            full_layers,
             last_layers,
             batch_rows: settings.batch_rows,
             accumulate: settings.accumulate,

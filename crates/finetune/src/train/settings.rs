@@ -1,5 +1,6 @@
 //! How a model is trained.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use crate::decoder::Keep;
@@ -10,12 +11,49 @@ use crate::{AdamWSettings, LoraSettings, Schedule};
 pub enum Method {
     /// Adapters alone.
     Lora(LoraSettings),
+    /// Every weight of some layers, and adapters on the others (CLP, for the layers beside a cut).
+    LoraAndLayers(LoraAndLayers),
     /// Every weight.
     Full,
     /// The head, the norm before it and so many of the last layers (Lu et al., arXiv 2411.15558).
     ///
     /// A head that is the embedding too trains as both, which takes the gradient down to it.
     HeadAndLast(usize),
+}
+
+/// What trains where some layers train in full beside adapters.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraAndLayers {
+    /// The adapters; those that would be on a layer that trains in full are left out.
+    pub lora: LoraSettings,
+    /// The layers of which every weight trains, counted from 0.
+    pub full: BTreeSet<usize>,
+}
+
+impl LoraAndLayers {
+    /// The adapters in force on a model of so many layers.
+    pub(crate) fn adapters(&self, num_layers: usize) -> LoraSettings {
+        let wanted =
+            |layer: &usize| self.lora.layers.as_ref().is_none_or(|some| some.contains(layer));
+        let layers = (0..num_layers).filter(|layer| wanted(layer) && !self.full.contains(layer));
+        LoraSettings { layers: Some(layers.collect()), ..self.lora.clone() }
+    }
+}
+
+impl Method {
+    /// Whether weights of the checkpoint train, so that what is left is a checkpoint, adapters merged.
+    pub fn trains_weights(&self) -> bool {
+        !matches!(self, Self::Lora(_))
+    }
+
+    /// The adapters in force on a model of so many layers, if there are any.
+    pub(crate) fn adapters(&self, num_layers: usize) -> Option<LoraSettings> {
+        match self {
+            Self::Lora(lora) => Some(lora.clone()),
+            Self::LoraAndLayers(both) => Some(both.adapters(num_layers)),
+            Self::Full | Self::HeadAndLast(_) => None,
+        }
+    }
 }
 
 /// How a model is trained.

@@ -174,9 +174,42 @@ pub(crate) fn weights_of(model: &Model) -> Vec<Vec<f32>> {
     model.trained().iter().map(|(_, x)| crate::bridge::values(&x.value).unwrap()).collect()
 }
 
+/// Some layers in full and adapters on others; no layer has both.
+pub(crate) fn lora_and_layers() -> Method {
+    let Method::Lora(lora) = lora() else { panic!("it is LoRA") };
+    Method::LoraAndLayers(LoraAndLayers { lora, full: BTreeSet::from([1, 2]) })
+}
+
+#[test]
+fn layers_in_full_have_no_adapters() {
+    let trainer =
+        Trainer::new(golden_model("tiny_llama"), settings(lora_and_layers()), rows("tiny_llama"))
+            .unwrap();
+    for (number, layer) in trainer.model().layers.iter().enumerate() {
+        let full = number == 1 || number == 2;
+        assert_eq!(layer.input_norm.weight.trains(), full);
+        for linear in layer.linears.values() {
+            assert_eq!((linear.weight.trains(), linear.lora.is_some()), (full, !full), "{number}");
+        }
+    }
+    let refused = |full: BTreeSet<usize>, layers: Option<BTreeSet<usize>>| {
+        let Method::Lora(lora) = lora() else { panic!("it is LoRA") };
+        let both = LoraAndLayers { lora: LoraSettings { layers, ..lora }, full };
+        let settings = settings(Method::LoraAndLayers(both));
+        Trainer::new(golden_model("tiny_llama"), settings, rows("tiny_llama"))
+            .unwrap_err()
+            .to_string()
+    };
+    let one = BTreeSet::from([1]);
+    assert!(refused(BTreeSet::new(), None).contains("layers of both kinds"));
+    assert!(refused((0..6).collect(), None).contains("layers of both kinds"));
+    assert!(refused(one.clone(), Some(one)).contains("layers of both kinds"));
+    assert!(refused(BTreeSet::from([6]), None).contains("there is no layer 6 of 6"));
+}
+
 #[test]
 fn training_learns_and_repeats_bit_for_bit() {
-    for method in [lora(), Method::Full] {
+    for method in [lora(), lora_and_layers(), Method::Full] {
         let run = || {
             let mut losses = Vec::new();
             let mut trainer = Trainer::new(
