@@ -11,9 +11,7 @@ use finetune::{
 use selection::{Repair, Share};
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    Choice, ComputeSettings, FinetuneMethod, PipelineError, Result, RunSettings, Stage, Until,
-};
+use crate::{ComputeSettings, FinetuneMethod, PipelineError, Result, RunSettings, Stage, Until};
 
 /// The share of the rate of bare matrix products that whole steps reach; docs/results.md has the
 /// measurements.
