@@ -83,9 +83,11 @@ impl RunFile {
 }
 
 /// What changes no result, and so may differ when a run goes on.
-const FREE: [&str; 4] = [
+const FREE: [&str; 6] = [
     "settings.compute.memory",
     "settings.compute.offload",
+    "settings.collect.training.remat",
+    "settings.collect.training.save_every",
     "settings.training.remat",
     "settings.training.save_every",
 ];
