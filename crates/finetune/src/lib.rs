@@ -52,7 +52,10 @@ pub use device::{ComputeChoice, ComputeType, DeviceChoice, num_threads, usable_g
 pub use distil::{DistilSettings, DistilTerms, Teacher};
 pub use error::FinetuneError;
 pub use estimate::{BatchShape, MemoryEstimate, Workload, largest_batch};
-pub use evaluate::{Answer, EvalReport, EvalSettings, Evaluated, GeneratedText, evaluate};
+pub use evaluate::{
+    Answer, EvalReport, EvalRows, EvalSettings, Evaluated, GeneratedText, Standing, evaluate,
+    standing,
+};
 pub use generate::{Generation, generate};
 pub use linear_map::{FittedMap, MapSettings, fit_linear_maps};
 pub use lora::LoraSettings;

@@ -149,6 +149,38 @@ impl Trainer {
         saves: Option<&Path>,
         observe: &mut dyn FnMut(&StepMetrics),
     ) -> Result<TrainReport> {
+        self.take_steps(usize::MAX, sink, saves, observe)
+    }
+
+    /// As [`Trainer::run`], but only until so many steps are behind it, those of an earlier call or process among
+    /// them; with `saves` the state is left there, too. The model can then be looked at
+    /// ([`standing`](crate::standing)), and the training goes on with the next call as if it had not paused, or never.
+    ///
+    /// The report is of the steps that this call took.
+    ///
+    /// # Errors
+    ///
+    /// As [`Trainer::run`].
+    pub fn run_until(
+        &mut self,
+        step: usize,
+        saves: Option<&Path>,
+        observe: &mut dyn FnMut(&StepMetrics),
+    ) -> Result<TrainReport> {
+        let report = self.take_steps(step, None, saves, observe)?;
+        if let Some(folder) = saves {
+            self.save(folder)?;
+        }
+        Ok(report)
+    }
+
+    fn take_steps(
+        &mut self,
+        until: usize,
+        sink: Option<&mut dyn GradientSink>,
+        saves: Option<&Path>,
+        observe: &mut dyn FnMut(&StepMetrics),
+    ) -> Result<TrainReport> {
         crate::reset_peak_memory();
         let started = Instant::now();
         if let Some(folder) = saves
@@ -160,7 +192,7 @@ impl Trainer {
         }
         let mut sink = sink;
         let (mut tokens, mut last_loss, mut saved) = (0, f64::NAN, Instant::now());
-        while self.step < self.total_steps() {
+        while self.step < until.min(self.total_steps()) {
             // Reborrowed for each step.
             let sink = sink.as_mut().map(|sink| &mut **sink as &mut dyn GradientSink);
             let metrics = match (self.step(sink, &mut Nobody), saves) {
@@ -214,25 +246,6 @@ impl Trainer {
     /// How many steps are taken so far.
     pub fn steps_done(&self) -> usize {
         self.step
-    }
-
-    /// As [`Trainer::run`], but stops after a step, counted from 1, and leaves the state there in `saves`; a later run
-    /// with these goes on as if it had never stopped.
-    ///
-    /// # Errors
-    ///
-    /// As [`Trainer::run`].
-    pub fn run_until(
-        &mut self,
-        step: usize,
-        saves: &Path,
-        observe: &mut dyn FnMut(&StepMetrics),
-    ) -> Result<()> {
-        let most = self.settings.max_steps.replace(step.min(self.total_steps()));
-        let found = self.run(None, Some(saves), observe);
-        self.settings.max_steps = most;
-        found?;
-        self.save(saves)
     }
 
     /// Removes what [`Trainer::run`] saved.

@@ -244,7 +244,7 @@ fn an_interrupted_training_goes_on_bit_for_bit() {
     }
     first.save(&saves).unwrap();
     let (until, mut stopped) = (folder.path().join("until"), trainer());
-    stopped.run_until(4, &until, &mut |_| {}).unwrap();
+    stopped.run_until(4, Some(&until), &mut |_| {}).unwrap();
     assert_eq!(stopped.steps_done(), 4);
     let (mut on, mut steps) = (trainer(), Vec::new());
     on.run(None, Some(&until), &mut |metrics| steps.push(metrics.step)).unwrap();
@@ -260,6 +260,35 @@ fn an_interrupted_training_goes_on_bit_for_bit() {
     let mut other = Trainer::new(golden_model("tiny_llama"), other, rows("tiny_llama")).unwrap();
     let refused = other.run(None, Some(&saves), &mut |_| {}).unwrap_err().to_string();
     assert!(refused.contains("saved by another training: seed was 7 and is 8; "), "{refused}");
+}
+
+/// A training that pauses takes the same steps, in one process or in two, and each pause leaves its state.
+#[test]
+fn a_paused_training_goes_on_bit_for_bit() {
+    let folder = testkit::temporary_folder();
+    let saves = folder.path().join("state");
+    let trainer =
+        || Trainer::new(golden_model("tiny_llama"), settings(lora()), rows("tiny_llama")).unwrap();
+    let mut whole = trainer();
+    let all = whole.run(None, None, &mut |_| {}).unwrap();
+
+    let (mut first, mut steps) = (trainer(), Vec::new());
+    let mut see = |metrics: &StepMetrics| steps.push(metrics.step);
+    let paused = first.run_until(3, Some(&saves), &mut see).unwrap();
+    assert_eq!(paused.steps, 3);
+    assert!(saves.join("step-000003").exists());
+    let again = first.run_until(3, Some(&saves), &mut see).unwrap();
+    assert_eq!((again.steps, again.tokens), (3, 0));
+    first.run_until(5, Some(&saves), &mut see).unwrap();
+    let mut second = trainer();
+    // It is behind the state, and then ahead of it.
+    second.run_until(4, Some(&saves), &mut see).unwrap();
+    assert_eq!(second.step, 5);
+    second.run_until(6, None, &mut see).unwrap();
+    let end = second.run(None, Some(&saves), &mut see).unwrap();
+    assert_eq!((end.steps, second.total_steps()), (all.steps, all.steps));
+    assert_eq!(steps, (1..=all.steps).collect::<Vec<_>>());
+    assert_eq!(weights_of(second.model()), weights_of(whole.model()));
 }
 
 /// Takes gradients and does nothing with them.

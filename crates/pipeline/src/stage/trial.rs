@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use ::finetune::{Continuation, EvalReport, evaluate};
+use ::finetune::{Continuation, EvalRows, Standing, standing};
 use dataset::{Row, Sampler};
 use metrics::Interval;
 use serde::{Deserialize, Serialize};
@@ -68,9 +68,9 @@ pub struct Trial {
 }
 
 impl Trial {
-    fn new(step: usize, report: &EvalReport) -> Self {
-        let EvalReport { acc, acc_interval, majority, perplexity, .. } = *report;
-        Self { step, loss: perplexity.map(f64::ln), acc, acc_interval, majority }
+    fn new(step: usize, standing: Standing) -> Self {
+        let Standing { acc, acc_interval, majority, loss, .. } = standing;
+        Self { step, loss: loss.filter(|loss| loss.is_finite()), acc, acc_interval, majority }
     }
 
     /// What is compared: the loss, infinite if it is not finite.
@@ -101,20 +101,19 @@ pub fn trial(
     let mut trainer = trainer(context, settings, target.from.as_ref(), observe)?;
     let until = target.until.step(trainer.steps_done(), trainer.total_steps());
     let mut log = Log::new(target.log, Stage::Finetune);
-    trainer.run_until(until, &target.saves, &mut |metrics| {
+    trainer.run_until(until, Some(&target.saves), &mut |metrics| {
         log.add(metrics);
         observe(Event::Step(*metrics));
     })?;
     log.finish()?;
     let encoder = read_encoder(context.model)?;
-    // Generated replies would say little so early, and take long.
-    let evaluation = EvaluationSettings { generate_rows: 0, ..evaluation.clone() };
     let rows = rows_to_try(context)?;
     let total = rows.len();
-    let found = evaluate(trainer.model(), &encoder, &rows, &evaluation.parse(), &mut |done| {
-        observe(Event::Rows { done, total });
+    let rows = EvalRows::encode(&encoder, &rows, evaluation.max_tokens)?;
+    let found = standing(trainer.model(), &rows, evaluation.batch_tokens, &mut |done| {
+        observe(Event::Rows { done: done.min(total), total });
     })?;
-    Ok(Trial::new(until, &found.report))
+    Ok(Trial::new(until, found))
 }
 
 fn rows_to_try(context: StageContext<'_>) -> Result<Vec<Row>> {
