@@ -245,18 +245,18 @@ mod tests {
     /// Small tensors lie end to end, and who holds one sees what becomes of it.
     #[test]
     fn small_and_large_tensors_are_updated_alike() {
-        tch::manual_seed(5);
         let sizes = [[3, 5], [1 << 11, 1 << 10], [1, 1], [40, 100]];
+        let drawn = sizes.map(|size| {
+            let random = || Tensor::randn(size, (Kind::Float, Device::Cpu));
+            (size, random(), random())
+        });
         let make = || -> Vec<(String, Parameter)> {
-            tch::manual_seed(6);
-            let one = |size: &[i64; 2]| {
-                let value = Tensor::randn(size, (Kind::Float, Device::Cpu));
-                let parameter = Parameter::trained(&value).unwrap();
-                let gradient = Tensor::randn(size, (Kind::Float, Device::Cpu));
-                parameter.gather(|| Ok(gradient)).unwrap();
+            let one = |(size, value, gradient): &([i64; 2], Tensor, Tensor)| {
+                let parameter = Parameter::trained(value).unwrap();
+                parameter.gather(|| Ok(gradient.copy())).unwrap();
                 (format!("{size:?}"), parameter)
             };
-            sizes.iter().map(one).collect()
+            drawn.iter().map(one).collect()
         };
         let settings = AdamWSettings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1 };
         let together = make();
@@ -357,12 +357,11 @@ mod tests {
     #[test]
     fn a_whole_share_is_no_mask() {
         let settings = AdamWSettings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1 };
+        let random = || Tensor::randn([40, 100], (Kind::Float, Device::Cpu));
+        let (value, gradient) = (random(), random());
         let updated = |share: Option<f64>| {
-            tch::manual_seed(6);
-            let at = (Kind::Float, Device::Cpu);
-            let parameter = Parameter::trained(&Tensor::randn([40, 100], at)).unwrap();
-            let gradient = Tensor::randn([40, 100], at);
-            parameter.gather(|| Ok(gradient)).unwrap();
+            let parameter = Parameter::trained(&value).unwrap();
+            parameter.gather(|| Ok(gradient.copy())).unwrap();
             let named = vec![("weight".to_owned(), &parameter)];
             let mut adamw = AdamW::new(named, settings).unwrap().masked(share).unwrap();
             adamw.update(1e-2).unwrap();
