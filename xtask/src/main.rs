@@ -40,20 +40,7 @@ enum Task {
     /// Feed every reader of files with broken ones
     Fuzz(fuzz::FuzzArgs),
     /// Run benchmarks
-    Bench {
-        /// Which
-        #[arg(value_enum, default_value = "kernels")]
-        what: bench::Bench,
-        /// How often each pair against PyTorch is run
-        #[arg(long, default_value_t = 3)]
-        repeats: usize,
-        /// Widths of the shape, as a share, for kernels and wide: 0.1 for small machines
-        #[arg(long, default_value_t = 1.0)]
-        scale: f64,
-        /// Of the comparisons of finetune, those whose names contain this, such as `AVX2`
-        #[arg(long, default_value = "")]
-        only: String,
-    },
+    Bench(bench::BenchArgs),
 }
 
 fn main() -> Result<()> {
@@ -66,6 +53,6 @@ fn main() -> Result<()> {
         Task::Test => test::run(),
         Task::Layers => layers::run(),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
-        Task::Bench { what, repeats, scale, only } => bench::run(what, repeats, scale, &only),
+        Task::Bench(arguments) => bench::run(&arguments),
     }
 }
