@@ -169,10 +169,8 @@ impl CellArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Repairing")]
 pub(crate) struct RepairArgs {
-    /// What is done to the layers that stay: linear-map (a map in the place of each run of pruned layers, folded
-    /// into the layer before it), same-sign (pruned layers merged into the one before) or drop (nothing)
-    /// [default: same-sign with --merge, else linear-map]
-    #[arg(long)]
+    /// What is done to the layers that stay [default: same-sign with --merge, else linear-map]
+    #[arg(long, value_parser = repair())]
     repair: Option<Repair>,
     /// How many of the pruned layers to merge into the layer before them
     #[arg(long, default_value_t = 0)]
@@ -477,6 +475,12 @@ fn targets(text: &str) -> Result<LoraTargets, String> {
 pub(crate) fn criterion() -> impl TypedValueParser<Value = Criterion> {
     let known = |criterion: Criterion| PossibleValue::new(criterion.name()).help(criterion.about());
     PossibleValuesParser::new(Criterion::all().map(known)).try_map(|text| text.parse::<Criterion>())
+}
+
+/// The name of a repair.
+pub(crate) fn repair() -> impl TypedValueParser<Value = Repair> {
+    let known = |repair: Repair| PossibleValue::new(repair.name()).help(repair.about());
+    PossibleValuesParser::new(Repair::ALL.map(known)).try_map(|text| text.parse::<Repair>())
 }
 
 /// A size such as `5GB`, in bytes.

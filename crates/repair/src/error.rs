@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use checkpoint::CheckpointError;
 use evidence::EvidenceError;
-use selection::SelectionError;
+use selection::{Repair, SelectionError};
 
 /// Why a model cannot be pruned as planned.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +31,7 @@ pub enum RepairError {
     #[error("the plan merges layers, so the gradient record is needed; add `--record`")]
     NoRecord,
     #[error(
-        "the plan repairs by `linear-map`, which is fitted on rows; add `--train`, or take `--repair drop`"
+        "the plan repairs by `{repair}`, which is fitted on rows; add `--train`, or take `--repair drop`"
     )]
-    NoMaps,
+    NoFit { repair: Repair },
 }

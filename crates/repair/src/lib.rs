@@ -1,17 +1,14 @@
 //! A plan carried out: retained layers repaired, the pruned checkpoint written tensor by tensor.
 //!
 //! [`apply`] writes the pruned checkpoint of a [`Plan`](selection::Plan). What is done to retained weights is a
-//! repair, a file each: `same_sign.rs` merges the best elements of pruned layers into them, `linear_map.rs`
-//! folds a linear map in that stands in for a run of pruned layers. No libtorch, and never more memory than a
-//! weight and what changes it take.
+//! repair, a file each in `repairs/`, streamed as the rest is: the same bytes at any thread count. No libtorch, and
+//! never more memory than a weight and what changes it take.
 
 mod apply;
-mod edits;
 mod error;
 mod importance;
-mod linear_map;
 mod maps;
-mod same_sign;
+mod repairs;
 mod size;
 
 pub use apply::{PruneReport, PruneSettings, apply};

@@ -186,7 +186,7 @@ impl LinearMaps {
     }
 
     /// Whether the matrices are still those that were mapped.
-    pub(crate) fn require_unchanged(&self) -> Result<()> {
+    pub(crate) fn matrices_unchanged(&self) -> Result<()> {
         Ok(self.matrices.require_unchanged()?)
     }
 }

@@ -1,16 +1,14 @@
 //! `plan.json`: which layers are pruned and which of those are merged, and into what.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::Path;
-use std::str::FromStr;
 
 use checkpoint::MOST_LAYERS;
 use serde::{Deserialize, Serialize};
 
 use crate::scores::write_json;
-use crate::{Result, Selection, SelectionError};
+use crate::{Repair, Result, Selection, SelectionError};
 
 const FORMAT: &str = "gradpruner-plan";
 /// The version of plans that drop and merge; those with a key more are of [`VERSION`].
@@ -48,50 +46,6 @@ pub struct Merge {
     pub from: Vec<usize>,
 }
 
-/// What is done to the retained layers before they are fine-tuned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Repair {
-    /// Nothing.
-    #[default]
-    Drop,
-    /// The best elements of some pruned layers are added to the layer before them (method.md §5, §6).
-    SameSign,
-    /// A linear map stands in for each run of pruned layers, folded into the layer before it.
-    LinearMap,
-}
-
-impl Repair {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::LinearMap, Self::SameSign, Self::Drop];
-
-    /// Its name in files and on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Drop => "drop",
-            Self::SameSign => "same-sign",
-            Self::LinearMap => "linear-map",
-        }
-    }
-}
-
-impl fmt::Display for Repair {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Repair {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|repair| repair.name() == text).ok_or_else(|| {
-            let known = Self::ALL.map(Self::name).join(", ");
-            format!("`{text}` is not a repair; use one of {known}")
-        })
-    }
-}
-
 /// What becomes of the layers that a selection removes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PlanSettings {
@@ -117,13 +71,14 @@ impl PlanSettings {
                 "{merge} layers are to be merged, but only {count} are pruned"
             )));
         }
-        match (self.repair, self.merge) {
-            (Repair::SameSign, 0) => Err(SelectionError::Plan(
-                "`same-sign` merges layers; say how many with --merge".into(),
-            )),
-            (Repair::SameSign, _) | (_, 0) => Ok(()),
-            (other, merge) => Err(SelectionError::Plan(format!(
-                "`{other}` merges no layers, and --merge says {merge}; leave one of them out"
+        let Self { repair, merge, .. } = *self;
+        match (repair.merges(), merge) {
+            (true, 0) => Err(SelectionError::Plan(format!(
+                "`{repair}` merges layers; say how many with --merge"
+            ))),
+            (true, _) | (false, 0) => Ok(()),
+            (false, merge) => Err(SelectionError::Plan(format!(
+                "`{repair}` merges no layers, and --merge says {merge}; leave one of them out"
             ))),
         }
     }
@@ -137,9 +92,24 @@ impl Plan {
         Self { format, version: FIRST_VERSION, num_layers, pruned, merges, density, rule, repair }
     }
 
-    /// The same plan with a linear map in the place of each run of pruned layers.
-    pub fn with_linear_maps(self) -> Self {
-        Self { version: VERSION, repair: Some(Repair::LinearMap), merges: Vec::new(), ..self }
+    /// The same plan by another repair; its merges are kept if that one merges, else they are gone.
+    ///
+    /// [`Plan::check`] says whether it holds: a repair that merges needs a plan that names what is merged.
+    pub fn with_repair(self, repair: Repair) -> Self {
+        let merges = if repair.merges() { self.merges } else { Vec::new() };
+        // What merges alone say is not said again, so that plans of the first version stay such.
+        let said = match merges.is_empty() {
+            true => Repair::Drop,
+            false => Repair::SameSign,
+        };
+        let repair = (repair != said).then_some(repair);
+        Self { merges, repair, ..self }.of_its_version()
+    }
+
+    /// The same plan, of the first version that has all its keys.
+    fn of_its_version(mut self) -> Self {
+        self.version = if self.repair.is_some() { VERSION } else { FIRST_VERSION };
+        self
     }
 
     /// Prunes the layers of a selection and merges the most important of these, each into the
@@ -168,8 +138,8 @@ impl Plan {
             merges.entry(into).or_default().push(donor);
         }
         let merges = merges.into_iter().map(|(into, from)| Merge { into, from }).collect();
-        let plan = Self::new(num_layers, pruned.into_iter().collect(), merges, density);
-        let plan = if repair == Repair::LinearMap { plan.with_linear_maps() } else { plan };
+        let pruned = pruned.into_iter().collect();
+        let plan = Self::new(num_layers, pruned, merges, density).with_repair(repair);
         plan.check()?;
         Ok(plan)
     }
@@ -214,10 +184,10 @@ impl Plan {
                     "`repair` is a key of version {VERSION}, and it says {version}"
                 ));
             }
-            Some(Repair::SameSign) if merges.is_empty() => {
-                return Some("it repairs by `same-sign`, and merges no layers".into());
+            Some(repair) if repair.merges() && merges.is_empty() => {
+                return Some(format!("it repairs by `{repair}`, and merges no layers"));
             }
-            Some(repair @ (Repair::Drop | Repair::LinearMap)) if !merges.is_empty() => {
+            Some(repair) if !repair.merges() && !merges.is_empty() => {
                 return Some(format!(
                     "it repairs by `{repair}`, which merges no layers, and has merges"
                 ));
@@ -431,7 +401,7 @@ mod tests {
             let error = of(repair, merge).unwrap_err().to_string();
             assert!(error.contains(reason), "{error}");
         }
-        let first = Plan::new(6, vec![0, 1], vec![], 0.2).with_linear_maps();
+        let first = Plan::new(6, vec![0, 1], vec![], 0.2).with_repair(Repair::LinearMap);
         assert_eq!(first.runs(), [(None, 0..=1)]);
         first.check().unwrap();
         let old = Plan { version: 1, ..mapped };

@@ -10,7 +10,7 @@ use pipeline::{
 use repair::{PruneReport, PruneSettings, RepairError, apply};
 use selection::{Plan, Repair};
 
-use crate::arguments::{ComputeArgs, DataArgs, LinearMapArgs, length, size};
+use crate::arguments::{ComputeArgs, DataArgs, LinearMapArgs, length, repair as by_name, size};
 use crate::printer::{Outcome, Printer};
 
 /// Write the pruned checkpoint of a plan.
@@ -35,8 +35,8 @@ pub(crate) struct PruneArgs {
     /// [default: those of the record]
     #[arg(long)]
     train: Option<PathBuf>,
-    /// Another repair than the plan's: linear-map or drop
-    #[arg(long)]
+    /// Another repair than the plan's
+    #[arg(long, value_parser = by_name())]
     repair: Option<Repair>,
     /// Folder for the pruned checkpoint
     #[arg(long)]
@@ -95,7 +95,8 @@ pub(crate) fn run(args: PruneArgs, printer: &mut Printer) -> anyhow::Result<Outc
     let fitted = match plan.repair() {
         Repair::LinearMap => {
             let train = train.or_else(|| rows_of(record.as_deref()));
-            let train = train.ok_or(RepairError::NoMaps).with_context(context)?;
+            let none = RepairError::NoFit { repair: plan.repair() };
+            let train = train.ok_or(none).with_context(context)?;
             printer.event(Event::Started(Stage::Fit));
             // Left there by a command that was stopped.
             let target = beside(&out, "maps");
@@ -144,13 +145,11 @@ pub(crate) fn run(args: PruneArgs, printer: &mut Printer) -> anyhow::Result<Outc
 /// The plan, by another repair if one is asked for.
 fn repaired(plan: Plan, repair: Option<Repair>) -> anyhow::Result<Plan> {
     match repair {
-        None => Ok(plan),
-        Some(Repair::LinearMap) => Ok(plan.with_linear_maps()),
-        Some(Repair::Drop) => Ok(Plan::new(plan.num_layers, plan.pruned, Vec::new(), plan.density)),
-        Some(Repair::SameSign) if plan.repair() == Repair::SameSign => Ok(plan),
-        Some(Repair::SameSign) => anyhow::bail!(
+        Some(repair) if repair.merges() && plan.merges.is_empty() => anyhow::bail!(
             "the plan merges no layers; make one that does by `gradpruner plan --merge`"
         ),
+        Some(repair) => Ok(plan.with_repair(repair)),
+        None => Ok(plan),
     }
 }
 

@@ -8,15 +8,35 @@ use merge::{Donor, Element, Mask, merge_part};
 
 use selection::Plan;
 
+use super::{Edits, Inputs, Opened, Part, Place, open_record};
 use crate::Result;
-use crate::edits::Edits;
 use crate::importance::{self, Room};
+
+/// Needs the record.
+pub(super) fn open(inputs: &Inputs<'_>) -> Result<Box<dyn Opened>> {
+    Ok(Box::new(Merging { record: open_record(inputs)? }))
+}
+
+/// The record that says which elements are merged.
+struct Merging {
+    record: Record,
+}
+
+impl Opened for Merging {
+    fn edits<'a>(&'a self, source: &'a Checkpoint, plan: &'a Plan) -> Box<dyn Edits + 'a> {
+        Box::new(SameSign::new(source, &self.record, plan))
+    }
+
+    fn require_unchanged(&self) -> Result<()> {
+        Ok(self.record.require_unchanged()?)
+    }
+}
 
 /// Elements of a weight that are merged at a time.
 const BLOCK: usize = 1 << 21;
 
 /// Merges the layers that a plan wants merged into those before them.
-pub(crate) struct SameSign<'a> {
+struct SameSign<'a> {
     source: &'a Checkpoint,
     record: &'a Record,
     plan: &'a Plan,
@@ -24,25 +44,25 @@ pub(crate) struct SameSign<'a> {
 }
 
 impl<'a> SameSign<'a> {
-    pub(crate) fn new(source: &'a Checkpoint, record: &'a Record, plan: &'a Plan) -> Self {
+    fn new(source: &'a Checkpoint, record: &'a Record, plan: &'a Plan) -> Self {
         Self { source, record, plan, room: Room::new() }
     }
 
     /// Which elements of a donor are kept: its most important ones (method.md §5).
-    pub(crate) fn kept(&mut self, donor: usize, module: Module) -> Result<Mask> {
+    fn kept(&mut self, donor: usize, module: Module) -> Result<Mask> {
         importance::kept(self.record, (donor, module), self.plan.density, &mut self.room)
     }
 }
 
 impl Edits for SameSign<'_> {
-    fn change(&self, layer: usize, _: Module) -> bool {
-        !self.plan.donors_of(layer).is_empty()
+    fn change(&self, place: Place) -> bool {
+        place.part == Part::Weight && !self.plan.donors_of(place.layer).is_empty()
     }
 
     fn write(
         &mut self,
         receiver: &TensorView<'_>,
-        (layer, module): (usize, Module),
+        Place { layer, module, .. }: Place,
         take: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
     ) -> Result<()> {
         let (source, plan) = (self.source, self.plan);
@@ -195,7 +215,8 @@ mod tests {
             found[offset as usize..][..part.len()].copy_from_slice(part);
             Ok(())
         };
-        merging.write(&view, (receiver, module), &mut take).unwrap();
+        let place = Place { layer: receiver, module, part: Part::Weight };
+        merging.write(&view, place, &mut take).unwrap();
         let donors: Vec<(Vec<f32>, Mask)> = plan
             .donors_of(receiver)
             .iter()

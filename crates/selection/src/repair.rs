@@ -1,0 +1,138 @@
+//! What may be done to the retained layers before they are fine-tuned, by name.
+//!
+//! The list of repairs; each is a file of the crate `repair`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// What is done to the retained layers before they are fine-tuned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum Repair {
+    /// Nothing.
+    #[default]
+    Drop,
+    /// The best elements of some pruned layers are added to the layer before them (method.md §5, §6).
+    SameSign,
+    /// A linear map stands in for each run of pruned layers, folded into the layer before it.
+    LinearMap,
+}
+
+/// What a repair needs besides the model and the plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RepairNeed {
+    /// A gradient record.
+    Record,
+    /// Something fitted on rows, in a folder of its own.
+    Fit,
+}
+
+/// What is known of a repair before it is carried out.
+struct Facts {
+    name: &'static str,
+    about: &'static str,
+    merges: bool,
+    needs: &'static [RepairNeed],
+}
+
+impl Repair {
+    /// All of them, the default first.
+    pub const ALL: [Self; 3] = [Self::LinearMap, Self::SameSign, Self::Drop];
+
+    const fn facts(self) -> Facts {
+        match self {
+            Self::LinearMap => Facts {
+                name: "linear-map",
+                about: "a map in the place of each run of pruned layers, folded into the layer before it",
+                merges: false,
+                needs: &[RepairNeed::Fit],
+            },
+            Self::SameSign => Facts {
+                name: "same-sign",
+                about: "the best elements of pruned layers, where signs agree, added to the layer before",
+                merges: true,
+                needs: &[RepairNeed::Record],
+            },
+            Self::Drop => Facts { name: "drop", about: "nothing", merges: false, needs: &[] },
+        }
+    }
+
+    /// Its name in files and on the command line.
+    pub const fn name(self) -> &'static str {
+        self.facts().name
+    }
+
+    /// What it does, in a line.
+    pub const fn about(self) -> &'static str {
+        self.facts().about
+    }
+
+    /// Whether it merges pruned layers into retained ones.
+    pub const fn merges(self) -> bool {
+        self.facts().merges
+    }
+
+    /// Whether it needs this.
+    pub fn needs(self, need: RepairNeed) -> bool {
+        self.facts().needs.contains(&need)
+    }
+}
+
+impl fmt::Display for Repair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Repair {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|repair| repair.name() == text).ok_or_else(|| {
+            let known = Self::ALL.map(Self::name).join(", ");
+            format!("`{text}` is not a repair; use one of {known}")
+        })
+    }
+}
+
+impl From<Repair> for String {
+    fn from(repair: Repair) -> Self {
+        repair.name().to_owned()
+    }
+}
+
+impl TryFrom<String> for Repair {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn names_are_told_apart_and_found() {
+        let names: BTreeSet<_> = Repair::ALL.iter().map(|repair| repair.name()).collect();
+        assert_eq!(names.len(), Repair::ALL.len());
+        for repair in Repair::ALL {
+            assert_eq!(repair.name().parse(), Ok(repair));
+            assert_eq!(serde_json::to_string(&repair).unwrap(), format!("\"{repair}\""));
+            assert!(!repair.about().is_empty());
+        }
+        assert!("glue".parse::<Repair>().unwrap_err().contains("linear-map"));
+        let known = include_str!("../../../docs/method.md");
+        for repair in Repair::ALL {
+            assert!(
+                known.contains(&format!("\n- `{repair}`")),
+                "{repair} is not in docs/method.md"
+            );
+        }
+    }
+}
