@@ -1,8 +1,9 @@
-//! Importance and weights to repaired weights: exact masks, the same-sign merge, linear maps folded in.
+//! Importance and weights to repaired weights: exact masks, merges, linear maps folded in.
 //!
 //! Kernels only. Weights are read and written in their stored type, computed with in f32 and
 //! rounded once. Equal input gives equal bytes at any thread count and on any processor.
 
+mod differences;
 mod element;
 mod mask;
 mod premultiply;
@@ -11,6 +12,7 @@ mod same_sign;
 mod sampled;
 mod top;
 
+pub use differences::add_differences;
 pub use element::Element;
 pub use mask::Mask;
 pub use premultiply::premultiply;

@@ -25,6 +25,17 @@ pub fn merge_same_sign(receiver: &[f32], donors: &[Donor<'_, f32>]) -> Vec<f32> 
         .collect()
 }
 
+/// Each donor's difference in turn, all elements at a time.
+pub fn add_differences(receiver: &[f32], donors: &[&[f32]]) -> Vec<f32> {
+    let mut sums: Vec<f64> = receiver.iter().copied().map(f64::from).collect();
+    for donor in donors {
+        for n in 0..receiver.len() {
+            sums[n] += f64::from(donor[n]) - f64::from(receiver[n]);
+        }
+    }
+    sums.into_iter().map(|sum| sum as f32).collect()
+}
+
 /// `Tᵀ·W`, element by element.
 pub fn premultiply(map: &[f32], weight: &[f32], columns: usize) -> Vec<f32> {
     let inner = weight.len() / columns;

@@ -260,7 +260,7 @@ fn new_name(name: &str, retained: &[usize]) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::io::Write;
     use std::path::Path;
 
@@ -271,7 +271,7 @@ mod tests {
     use super::*;
     use crate::{FittedRun, MapsHeader, MapsWriter};
 
-    fn settings(name: &str, target: &Path) -> PruneSettings {
+    pub(crate) fn settings(name: &str, target: &Path) -> PruneSettings {
         PruneSettings {
             model: testkit::fixture(&format!("{name}/model")),
             plan: Plan::read(&testkit::fixture(&format!("{name}/plan.json"))).unwrap(),
@@ -281,6 +281,22 @@ mod tests {
             shard_bytes: u64::MAX,
             verify: true,
         }
+    }
+
+    /// The tensors of a pruned checkpoint that are not those of the source, sorted.
+    pub(crate) fn changed_tensors(settings: &PruneSettings) -> Vec<String> {
+        let source = Checkpoint::open(&settings.model).unwrap();
+        let found = Checkpoint::open(&settings.target).unwrap();
+        let retained = settings.plan.retained();
+        let mut changed = Vec::new();
+        for view in source.weights().iter() {
+            let Some(name) = new_name(view.name(), &retained) else { continue };
+            if found.tensor(&name).unwrap().bytes() != view.bytes() {
+                changed.push(name);
+            }
+        }
+        changed.sort();
+        changed
     }
 
     #[test]
@@ -487,7 +503,7 @@ mod tests {
     fn linear_maps_are_folded_in() {
         let folder = testkit::temporary_folder();
         let maps = folder.path().join("maps");
-        let plan = Plan::new(6, vec![2, 3, 5], vec![], 0.2).with_repair(Repair::LinearMap);
+        let plan = Plan::new(6, vec![2, 3, 5], vec![], 0.2).with_repair(Repair::LinearMap).unwrap();
         let element = |receiver: usize, k: usize, i: usize| {
             ((receiver * 31 + k * 7 + i * 3) as f32).sin() + f32::from(u8::from(k == i))
         };
@@ -540,7 +556,7 @@ mod tests {
     fn maps_that_do_not_fit_are_refused() {
         let folder = testkit::temporary_folder();
         let at = |name: &str| folder.path().join(name);
-        let plan = Plan::new(6, vec![2, 3, 5], vec![], 0.2).with_repair(Repair::LinearMap);
+        let plan = Plan::new(6, vec![2, 3, 5], vec![], 0.2).with_repair(Repair::LinearMap).unwrap();
         write_maps(&at("maps"), &plan, &|_, _, _| 1.0);
         let check = |plan: &Plan, maps: Option<PathBuf>, reason: &str| {
             let base = settings("tiny_llama", &at("out"));
@@ -550,7 +566,7 @@ mod tests {
             assert!(!at("out").exists());
         };
         check(&plan, None, "add `--train`, or take `--repair drop`");
-        let other = Plan::new(6, vec![2, 5], vec![], 0.2).with_repair(Repair::LinearMap);
+        let other = Plan::new(6, vec![2, 5], vec![], 0.2).with_repair(Repair::LinearMap).unwrap();
         check(&other, Some(at("maps")), "it is for [2, 3, 5] pruned, the plan prunes [2, 5]");
         check(&plan, Some(at("none")), "maps.json");
         write_maps(&at("wild"), &plan, &|_, k, _| if k == 3 { f32::NAN } else { 0.0 });

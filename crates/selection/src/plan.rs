@@ -51,7 +51,8 @@ pub struct Merge {
 pub struct PlanSettings {
     /// What is done to the layers that stay.
     pub repair: Repair,
-    /// How many of the pruned layers are merged; more than none if the repair merges, else none.
+    /// How many of the pruned layers are merged; none of a repair that does not merge. None of one that merges all
+    /// unless it is told otherwise ([`Repair::merges_all`]) are all.
     pub merge: usize,
     /// The share of each donor's elements that is kept.
     pub density: f64,
@@ -73,7 +74,7 @@ impl PlanSettings {
         }
         let Self { repair, merge, .. } = *self;
         match (repair.merges(), merge) {
-            (true, 0) => Err(SelectionError::Plan(format!(
+            (true, 0) if !repair.merges_all() => Err(SelectionError::Plan(format!(
                 "`{repair}` merges layers; say how many with --merge"
             ))),
             (true, _) | (false, 0) => Ok(()),
@@ -92,18 +93,26 @@ impl Plan {
         Self { format, version: FIRST_VERSION, num_layers, pruned, merges, density, rule, repair }
     }
 
-    /// The same plan by another repair; its merges are kept if that one merges, else they are gone.
+    /// The same plan by another repair; its merges are kept if that one merges, else they are gone. Where the plan
+    /// merges no layers and the repair merges all that are pruned, all are merged.
     ///
-    /// [`Plan::check`] says whether it holds: a repair that merges needs a plan that names what is merged.
-    pub fn with_repair(self, repair: Repair) -> Self {
-        let merges = if repair.merges() { self.merges } else { Vec::new() };
-        // What merges alone say is not said again, so that plans of the first version stay such.
-        let said = match merges.is_empty() {
-            true => Repair::Drop,
-            false => Repair::SameSign,
+    /// # Errors
+    ///
+    /// [`SelectionError::Plan`] if the result cannot hold: most repairs that merge need a plan that names what is merged.
+    pub fn with_repair(self, repair: Repair) -> Result<Self> {
+        let merges = match repair.merges() {
+            false => Vec::new(),
+            true if self.merges.is_empty() && repair.merges_all() => {
+                merges_of(&self.pruned, &self.pruned)?
+            }
+            true => self.merges,
         };
+        // What merges alone say is not said again, so that plans of the first version stay such.
+        let said = if merges.is_empty() { Repair::Drop } else { Repair::SameSign };
         let repair = (repair != said).then_some(repair);
-        Self { merges, repair, ..self }.of_its_version()
+        let plan = Self { merges, repair, ..self }.of_its_version();
+        plan.check()?;
+        Ok(plan)
     }
 
     /// The same plan, of the first version that has all its keys.
@@ -121,27 +130,15 @@ impl Plan {
     /// stands before.
     pub fn of(num_layers: usize, selection: &Selection, settings: &PlanSettings) -> Result<Self> {
         let PlanSettings { repair, merge, density } = *settings;
-        let fail = |what: String| Err(SelectionError::Plan(what));
         let count = selection.removed.len();
         settings.check(count)?;
         let (_, donors) = selection.removed.split_at(count - merge);
-        let pruned: BTreeSet<usize> = selection.removed.iter().copied().collect();
-        let donors: BTreeSet<usize> = donors.iter().copied().collect();
-        let mut merges: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        for &donor in &donors {
-            let Some(into) = (0..donor).rev().find(|layer| !pruned.contains(layer)) else {
-                return fail(format!(
-                    "layer {donor} is to be merged, but no retained layer stands before it; merge \
-                     fewer layers, or prune fewer"
-                ));
-            };
-            merges.entry(into).or_default().push(donor);
-        }
-        let merges = merges.into_iter().map(|(into, from)| Merge { into, from }).collect();
-        let pruned = pruned.into_iter().collect();
-        let plan = Self::new(num_layers, pruned, merges, density).with_repair(repair);
-        plan.check()?;
-        Ok(plan)
+        let ascending = |layers: &[usize]| -> Vec<usize> {
+            layers.iter().copied().collect::<BTreeSet<_>>().into_iter().collect()
+        };
+        let pruned = ascending(&selection.removed);
+        let merges = merges_of(&pruned, &ascending(donors))?;
+        Self::new(num_layers, pruned, merges, density).with_repair(repair)
     }
 
     /// What is done to the layers that stay.
@@ -185,7 +182,10 @@ impl Plan {
                 ));
             }
             Some(repair) if repair.merges() && merges.is_empty() => {
-                return Some(format!("it repairs by `{repair}`, and merges no layers"));
+                return Some(format!(
+                    "it repairs by `{repair}`, and merges no layers; make one that does by \
+                     `gradpruner plan --merge`"
+                ));
             }
             Some(repair) if !repair.merges() && !merges.is_empty() => {
                 return Some(format!(
@@ -307,6 +307,21 @@ impl Plan {
     }
 }
 
+/// Each donor into the nearest retained layer before it; both lists ascend.
+fn merges_of(pruned: &[usize], donors: &[usize]) -> Result<Vec<Merge>> {
+    let mut merges: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for &donor in donors {
+        let Some(into) = (0..donor).rev().find(|layer| pruned.binary_search(layer).is_err()) else {
+            return Err(SelectionError::Plan(format!(
+                "layer {donor} is to be merged, but no retained layer stands before it; merge \
+                 fewer layers, or prune fewer"
+            )));
+        };
+        merges.entry(into).or_default().push(donor);
+    }
+    Ok(merges.into_iter().map(|(into, from)| Merge { into, from }).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -401,9 +416,18 @@ mod tests {
             let error = of(repair, merge).unwrap_err().to_string();
             assert!(error.contains(reason), "{error}");
         }
-        let first = Plan::new(6, vec![0, 1], vec![], 0.2).with_repair(Repair::LinearMap);
+        let first = Plan::new(6, vec![0, 1], vec![], 0.2).with_repair(Repair::LinearMap).unwrap();
         assert_eq!(first.runs(), [(None, 0..=1)]);
-        first.check().unwrap();
+        let whole = of(Repair::Laco, 0).unwrap();
+        let merge = |into, from: &[usize]| Merge { into, from: from.to_vec() };
+        assert_eq!((whole.repair(), whole.version), (Repair::Laco, 2));
+        assert_eq!(whole.merges, [merge(0, &[1, 2]), merge(3, &[4])]);
+        assert_eq!(of(Repair::Laco, 1).unwrap().merges, [merge(3, &[4])]);
+        assert_eq!(of(Repair::SameSign, 1).unwrap().with_repair(Repair::Drop).unwrap().version, 1);
+        let error = mapped.clone().with_repair(Repair::SameSign).unwrap_err().to_string();
+        assert!(error.contains("make one that does by `gradpruner plan --merge`"), "{error}");
+        let error = first.with_repair(Repair::Laco).unwrap_err().to_string();
+        assert!(error.contains("layer 0 is to be merged"), "{error}");
         let old = Plan { version: 1, ..mapped };
         assert!(old.check().unwrap_err().to_string().contains("a key of version 2"));
     }

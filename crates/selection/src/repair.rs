@@ -18,6 +18,8 @@ pub enum Repair {
     SameSign,
     /// A linear map stands in for each run of pruned layers, folded into the layer before it.
     LinearMap,
+    /// What pruned layers differ by from the layer before them is added to it.
+    Laco,
 }
 
 /// What a repair needs besides the model and the plan.
@@ -33,29 +35,47 @@ pub enum RepairNeed {
 struct Facts {
     name: &'static str,
     about: &'static str,
-    merges: bool,
+    merges: Merges,
     needs: &'static [RepairNeed],
+}
+
+/// Which pruned layers go into retained ones.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Merges {
+    None,
+    /// As many as are asked for.
+    Asked,
+    /// All, unless fewer are asked for.
+    All,
 }
 
 impl Repair {
     /// All of them, the default first.
-    pub const ALL: [Self; 3] = [Self::LinearMap, Self::SameSign, Self::Drop];
+    pub const ALL: [Self; 4] = [Self::LinearMap, Self::SameSign, Self::Laco, Self::Drop];
 
     const fn facts(self) -> Facts {
         match self {
             Self::LinearMap => Facts {
                 name: "linear-map",
                 about: "a map in the place of each run of pruned layers, folded into the layer before it",
-                merges: false,
+                merges: Merges::None,
                 needs: &[RepairNeed::Fit],
             },
             Self::SameSign => Facts {
                 name: "same-sign",
                 about: "the best elements of pruned layers, where signs agree, added to the layer before",
-                merges: true,
+                merges: Merges::Asked,
                 needs: &[RepairNeed::Record],
             },
-            Self::Drop => Facts { name: "drop", about: "nothing", merges: false, needs: &[] },
+            Self::Laco => Facts {
+                name: "laco",
+                about: "what pruned layers differ by from the layer before, added to it",
+                merges: Merges::All,
+                needs: &[],
+            },
+            Self::Drop => {
+                Facts { name: "drop", about: "nothing", merges: Merges::None, needs: &[] }
+            }
         }
     }
 
@@ -71,7 +91,12 @@ impl Repair {
 
     /// Whether it merges pruned layers into retained ones.
     pub const fn merges(self) -> bool {
-        self.facts().merges
+        !matches!(self.facts().merges, Merges::None)
+    }
+
+    /// Whether it merges all of them where nobody says how many.
+    pub const fn merges_all(self) -> bool {
+        matches!(self.facts().merges, Merges::All)
     }
 
     /// Whether it needs this.

@@ -91,7 +91,10 @@ pub(crate) fn run(args: PruneArgs, printer: &mut Printer) -> anyhow::Result<Outc
         return Err(taken).with_context(context);
     }
     let read = Plan::read(&plan).with_context(|| format!("cannot use `{}`", plan.display()))?;
-    let plan = repaired(read, repair).with_context(context)?;
+    let plan = match repair {
+        Some(repair) => read.with_repair(repair).with_context(context)?,
+        None => read,
+    };
     let fitted = match plan.repair() {
         Repair::LinearMap => {
             let train = train.or_else(|| rows_of(record.as_deref()));
@@ -121,7 +124,7 @@ pub(crate) fn run(args: PruneArgs, printer: &mut Printer) -> anyhow::Result<Outc
                 .with_context(context)?;
             Some(target)
         }
-        Repair::Drop | Repair::SameSign => None,
+        _ => None,
     };
     let settings = PruneSettings {
         model: folder,
@@ -140,17 +143,6 @@ pub(crate) fn run(args: PruneArgs, printer: &mut Printer) -> anyhow::Result<Outc
     }
     let report = report?;
     Outcome::new(text(&report), &report)
-}
-
-/// The plan, by another repair if one is asked for.
-fn repaired(plan: Plan, repair: Option<Repair>) -> anyhow::Result<Plan> {
-    match repair {
-        Some(repair) if repair.merges() && plan.merges.is_empty() => anyhow::bail!(
-            "the plan merges no layers; make one that does by `gradpruner plan --merge`"
-        ),
-        Some(repair) => Ok(plan.with_repair(repair)),
-        None => Ok(plan),
-    }
 }
 
 /// The rows that a record was collected on, if they are still the same.

@@ -212,6 +212,7 @@ fn repair(plan: &Plan, maps: Option<&MapsHeader>) -> String {
                 table.html()
             )
         }
+        (other, _) => format!("<p>Repair: <code>{other}</code>: {}.</p>", other.about()),
     }
 }
 

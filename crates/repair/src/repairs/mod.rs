@@ -1,12 +1,13 @@
 //! What is done to retained weights, a file a repair.
 
 mod drop;
+mod laco;
 mod linear_map;
 mod same_sign;
 
 use std::path::PathBuf;
 
-use checkpoint::{Checkpoint, LayerTensor, ModelConfig, Module, Record, TensorView};
+use checkpoint::{Checkpoint, LayerTensor, ModelConfig, Module, Record, TensorView, widen};
 use selection::{Plan, Repair};
 
 use crate::{RepairError, Result};
@@ -19,6 +20,7 @@ use crate::{RepairError, Result};
 pub(crate) fn open(inputs: &Inputs<'_>) -> Result<Box<dyn Opened>> {
     match inputs.plan.repair() {
         Repair::Drop => drop::open(inputs),
+        Repair::Laco => laco::open(inputs),
         Repair::SameSign => same_sign::open(inputs),
         Repair::LinearMap => linear_map::open(inputs),
     }
@@ -90,6 +92,17 @@ impl Place {
         let module = Module::ALL.into_iter().find(|module| module.name() == name)?;
         Some(Self { layer, module, part })
     }
+}
+
+/// Elements of a weight that are worked on at a time.
+pub(crate) const BLOCK: usize = 1 << 21;
+
+/// Some elements of a weight as f32.
+pub(crate) fn read_f32(view: &TensorView<'_>, first: usize, count: usize) -> Result<Vec<f32>> {
+    let dtype = view.dtype()?;
+    let mut bytes = vec![0; count * dtype.size()];
+    view.reader()?.read((first * dtype.size()) as u64, &mut bytes)?;
+    Ok(widen(&bytes, dtype))
 }
 
 /// Opens the gradient record, for repairs that go by it.

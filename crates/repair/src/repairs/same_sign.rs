@@ -1,14 +1,14 @@
 //! `same-sign`: donors into a receiver, a weight at a time, a block of it in memory (method.md §5, §6).
 
 use checkpoint::{
-    Checkpoint, Dtype, Module, Record, TensorReader, TensorView, narrow, tensor_name, widen,
+    Checkpoint, Dtype, Module, Record, TensorReader, TensorView, narrow, tensor_name,
 };
 use half::{bf16, f16};
 use merge::{Donor, Element, Mask, merge_part};
 
 use selection::Plan;
 
-use super::{Edits, Inputs, Opened, Part, Place, open_record};
+use super::{BLOCK, Edits, Inputs, Opened, Part, Place, open_record, read_f32};
 use crate::Result;
 use crate::importance::{self, Room};
 
@@ -31,9 +31,6 @@ impl Opened for Merging {
         Ok(self.record.require_unchanged()?)
     }
 }
-
-/// Elements of a weight that are merged at a time.
-const BLOCK: usize = 1 << 21;
 
 /// Merges the layers that a plan wants merged into those before them.
 struct SameSign<'a> {
@@ -121,18 +118,12 @@ fn merge_mixed(
     take: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
 ) -> Result<()> {
     let size = receiver.shape().iter().product::<usize>();
-    let values = |view: &TensorView<'_>, first: usize, count: usize| -> Result<Vec<f32>> {
-        let dtype = view.dtype()?;
-        let mut bytes = vec![0; count * dtype.size()];
-        view.reader()?.read((first * dtype.size()) as u64, &mut bytes)?;
-        Ok(widen(&bytes, dtype))
-    };
     for first in (0..size).step_by(BLOCK) {
         let count = BLOCK.min(size - first);
-        let own = values(receiver, first, count)?;
+        let own = read_f32(receiver, first, count)?;
         let theirs = donors
             .iter()
-            .map(|(weight, _)| values(weight, first, count))
+            .map(|(weight, _)| read_f32(weight, first, count))
             .collect::<Result<Vec<_>>>()?;
         let giving: Vec<Donor<'_, f32>> =
             theirs.iter().zip(donors).map(|(weight, (_, kept))| Donor { weight, kept }).collect();
