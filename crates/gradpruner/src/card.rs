@@ -159,7 +159,7 @@ fn repair_text(found: &RunOutcome) -> String {
             "a linear map in place of each run of removed layers is folded into the layer before it"
                 .into()
         }
-        Repair::SameSign | Repair::Laco => {
+        Repair::SameSign | Repair::Weighted | Repair::Laco => {
             let donors: Vec<usize> = plan.donors().into_iter().collect();
             format!("layers {} are merged into the layers before them", layers_text(&donors))
         }

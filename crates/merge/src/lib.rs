@@ -11,6 +11,7 @@ pub mod reference;
 mod same_sign;
 mod sampled;
 mod top;
+mod weighted;
 
 pub use differences::add_differences;
 pub use element::Element;
@@ -18,6 +19,7 @@ pub use mask::Mask;
 pub use premultiply::premultiply;
 pub use same_sign::{Donor, merge_part, merge_same_sign};
 pub use top::{Scores, keep_top, keep_top_of, kept_count};
+pub use weighted::{WeightedDonor, WeightedReceiver, add_weighted};
 
 /// The README's example runs.
 #[cfg(doctest)]

@@ -1,6 +1,6 @@
 //! The formulas of method.md written out, to test and time the kernels against.
 
-use crate::{Donor, Mask};
+use crate::{Donor, Mask, WeightedDonor, WeightedReceiver};
 
 /// Sorts all positions by rank and marks the first `count`.
 pub fn keep_top(scores: &[f32], count: usize) -> Mask {
@@ -34,6 +34,22 @@ pub fn add_differences(receiver: &[f32], donors: &[&[f32]]) -> Vec<f32> {
         }
     }
     sums.into_iter().map(|sum| sum as f32).collect()
+}
+
+/// A receiver from its first element on with one donor by its share of importance, element by element.
+pub fn add_weighted(
+    receiver: &WeightedReceiver<'_>,
+    donor: &WeightedDonor<'_>,
+    step: f64,
+) -> Vec<f64> {
+    let element = |n: usize| {
+        let (own, theirs) = (f64::from(receiver.weight[n]), f64::from(donor.weight[n]));
+        let (f, f_j) = (f64::from(receiver.importance[n]), f64::from(donor.importance[n]));
+        let share = if f_j == 0.0 { 0.0 } else { f_j / (f_j + f) };
+        let taken = donor.kept.get(receiver.first + n) && own * theirs > 0.0;
+        if taken { own + step * share * theirs } else { own }
+    };
+    (0..receiver.weight.len()).map(element).collect()
 }
 
 /// `Tᵀ·W`, element by element.

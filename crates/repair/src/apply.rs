@@ -45,6 +45,9 @@ pub struct PruneReport {
     pub pruned: Vec<usize>,
     pub merges: Vec<Merge>,
     pub repair: Repair,
+    /// How far the repair goes, if it may go less than the whole way; 0 if it is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<f64>,
     pub before: Size,
     pub after: Size,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -101,6 +104,7 @@ pub fn apply(
         pruned: plan.pruned.clone(),
         merges: plan.merges.clone(),
         repair: plan.repair(),
+        step: plan.step(),
         before: Size::of(config, source.weights()),
         after: Size::of(pruned.config(), pruned.weights()),
         verified_tensors,

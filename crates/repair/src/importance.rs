@@ -41,8 +41,13 @@ impl Room {
         [Self::new(), small, smaller]
     }
 
-    /// Importance of some rows of a weight.
-    fn rows(&mut self, weight: &Recorded<'_>, first: usize, rows: usize) -> Result<&[f32]> {
+    /// Importance of some rows of a weight, row-major.
+    pub(crate) fn rows(
+        &mut self,
+        weight: &Recorded<'_>,
+        first: usize,
+        rows: usize,
+    ) -> Result<&[f32]> {
         let size = rows * weight.columns;
         if self.importance.len() < size {
             self.importance = Buffer::default(); // The memory of both is not needed.
@@ -79,13 +84,8 @@ pub(crate) fn kept(
     density: f64,
     room: &mut Room,
 ) -> Result<Mask> {
-    require_single_precision(record, layer, module)?;
-    let (rows, rank, columns) = {
-        let first = record.gradients(0, layer, module)?;
-        (first.b.nrows(), first.b.ncols(), first.a.ncols())
-    };
-    let step_bytes = size_of::<f32>() * rank * (rows + columns);
-    let weight = Recorded { record, layer, module, rows, columns, step_bytes };
+    let weight = Recorded::of(record, (layer, module))?;
+    let Recorded { rows, columns, .. } = weight;
     let count = kept_count(density, rows * columns);
     if size_of::<f32>() * rows * columns > room.held_bytes {
         return keep_top_of(&Parts { weight, room: Mutex::new(room) }, count);
@@ -94,14 +94,27 @@ pub(crate) fn kept(
 }
 
 /// A weight whose gradients are recorded.
-struct Recorded<'a> {
+pub(crate) struct Recorded<'a> {
     record: &'a Record,
     layer: usize,
     module: Module,
-    rows: usize,
-    columns: usize,
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
     /// Bytes of one step's gradients as f32.
     step_bytes: usize,
+}
+
+impl<'a> Recorded<'a> {
+    /// Looks whether importance can be computed of its gradients.
+    pub(crate) fn of(record: &'a Record, (layer, module): (usize, Module)) -> Result<Self> {
+        require_single_precision(record, layer, module)?;
+        let (rows, rank, columns) = {
+            let first = record.gradients(0, layer, module)?;
+            (first.b.nrows(), first.b.ncols(), first.a.ncols())
+        };
+        let step_bytes = size_of::<f32>() * rank * (rows + columns);
+        Ok(Self { record, layer, module, rows, columns, step_bytes })
+    }
 }
 
 /// Importance that is computed when it is asked for.

@@ -7,12 +7,14 @@
 mod apply;
 mod error;
 mod importance;
+mod line_search;
 mod maps;
 mod repairs;
 mod size;
 
 pub use apply::{PruneReport, PruneSettings, apply};
 pub use error::RepairError;
+pub use line_search::{LineSearch, STEPS, TriedStep, line_search};
 pub use maps::{FittedRun, LinearMaps, MapsHeader, MapsWriter};
 pub use size::Size;
 

@@ -34,6 +34,9 @@ pub struct Plan {
     /// Of a plan of version 2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     repair: Option<Repair>,
+    /// Of a plan of version 2 that repairs by `weighted`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    step: Option<f64>,
 }
 
 /// One retained layer and the pruned layers merged into it.
@@ -89,8 +92,9 @@ impl Plan {
     /// A plan by hand: layers dropped, or merged by the same-sign rule. [`Plan::check`] says whether it holds.
     pub fn new(num_layers: usize, pruned: Vec<usize>, merges: Vec<Merge>, density: f64) -> Self {
         let (format, rule) = (FORMAT.into(), SAME_SIGN.into());
-        let repair = None;
-        Self { format, version: FIRST_VERSION, num_layers, pruned, merges, density, rule, repair }
+        let (repair, step) = (None, None);
+        let version = FIRST_VERSION;
+        Self { format, version, num_layers, pruned, merges, density, rule, repair, step }
     }
 
     /// The same plan by another repair; its merges are kept if that one merges, else they are gone. Where the plan
@@ -110,9 +114,25 @@ impl Plan {
         // What merges alone say is not said again, so that plans of the first version stay such.
         let said = if merges.is_empty() { Repair::Drop } else { Repair::SameSign };
         let repair = (repair != said).then_some(repair);
-        let plan = Self { merges, repair, ..self }.of_its_version();
+        let plan = Self { merges, repair, step: None, ..self }.of_its_version();
         plan.check()?;
         Ok(plan)
+    }
+
+    /// The same plan with a step of its `weighted` repair: 0 adds nothing, 1 all of it.
+    ///
+    /// # Errors
+    ///
+    /// [`SelectionError::Plan`] if it is not between 0 and 1, or the plan repairs otherwise.
+    pub fn with_step(self, step: f64) -> Result<Self> {
+        let plan = Self { step: Some(step), ..self };
+        plan.check()?;
+        Ok(plan)
+    }
+
+    /// How far a `weighted` repair goes: what the plan says, or 1; `None` of other repairs.
+    pub fn step(&self) -> Option<f64> {
+        (self.repair() == Repair::Weighted).then(|| self.step.unwrap_or(1.0))
     }
 
     /// The same plan, of the first version that has all its keys.
@@ -169,7 +189,8 @@ impl Plan {
     }
 
     fn reason_against(&self) -> Option<String> {
-        let Self { format, version, num_layers, pruned, merges, density, rule, repair } = self;
+        let Self { format, version, num_layers, pruned, merges, density, rule, repair, step } =
+            self;
         if format != FORMAT || !(FIRST_VERSION..=VERSION).contains(version) {
             return Some(format!(
                 "it says `{format}` version {version}; `{FORMAT}` versions {FIRST_VERSION} and {VERSION} are understood"
@@ -193,6 +214,16 @@ impl Plan {
                 ));
             }
             _ => {}
+        }
+        if let Some(step) = step {
+            if *repair != Some(Repair::Weighted) {
+                return Some(
+                    "`step` is of a plan that repairs by `weighted`, which it does not".into(),
+                );
+            }
+            if !(0.0..=1.0).contains(step) {
+                return Some(format!("the step is {step}, which is not between 0 and 1"));
+            }
         }
         if !(1..=MOST_LAYERS).contains(num_layers) {
             return Some(format!(
@@ -397,6 +428,27 @@ mod tests {
             let error = plan(&[1.0, 2.0, 3.0], prune, merge).unwrap_err().to_string();
             assert!(error.contains(reason), "{error}");
         }
+    }
+
+    #[test]
+    fn a_step_is_of_the_weighted_repair() {
+        let selection = Selection { removed: vec![2, 1, 4], scores: None };
+        let of = |repair| PlanSettings { repair, merge: 1, density: 0.2 };
+        let weighted = Plan::of(6, &selection, &of(Repair::Weighted)).unwrap();
+        assert_eq!((weighted.step(), weighted.version), (Some(1.0), 2));
+        assert!(!serde_json::to_string(&weighted).unwrap().contains("step"));
+        let half = weighted.clone().with_step(0.5).unwrap();
+        assert!(serde_json::to_string(&half).unwrap().ends_with(",\"step\":0.5}"));
+        assert_eq!(half.step(), Some(0.5));
+        for wrong in [-0.5, 1.5, f64::NAN] {
+            let error = weighted.clone().with_step(wrong).unwrap_err().to_string();
+            assert!(error.contains("is not between 0 and 1"), "{error}");
+        }
+        let merged = Plan::of(6, &selection, &of(Repair::SameSign)).unwrap();
+        assert_eq!(merged.step(), None);
+        let error = merged.with_step(0.5).unwrap_err().to_string();
+        assert!(error.contains("`step` is of a plan that repairs by `weighted`"), "{error}");
+        assert_eq!(half.with_repair(Repair::SameSign).unwrap().version, 1);
     }
 
     #[test]

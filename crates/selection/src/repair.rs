@@ -18,6 +18,8 @@ pub enum Repair {
     SameSign,
     /// A linear map stands in for each run of pruned layers, folded into the layer before it.
     LinearMap,
+    /// As [`Repair::SameSign`], each element by its importance's share, all by a step that is searched for.
+    Weighted,
     /// What pruned layers differ by from the layer before them is added to it.
     Laco,
 }
@@ -29,6 +31,8 @@ pub enum RepairNeed {
     Record,
     /// Something fitted on rows, in a folder of its own.
     Fit,
+    /// What is lost on rows, by which its step is chosen.
+    Losses,
 }
 
 /// What is known of a repair before it is carried out.
@@ -51,7 +55,8 @@ enum Merges {
 
 impl Repair {
     /// All of them, the default first.
-    pub const ALL: [Self; 4] = [Self::LinearMap, Self::SameSign, Self::Laco, Self::Drop];
+    pub const ALL: [Self; 5] =
+        [Self::LinearMap, Self::SameSign, Self::Weighted, Self::Laco, Self::Drop];
 
     const fn facts(self) -> Facts {
         match self {
@@ -66,6 +71,12 @@ impl Repair {
                 about: "the best elements of pruned layers, where signs agree, added to the layer before",
                 merges: Merges::Asked,
                 needs: &[RepairNeed::Record],
+            },
+            Self::Weighted => Facts {
+                name: "weighted",
+                about: "as same-sign, by the elements' shares of importance and as far as less is lost",
+                merges: Merges::Asked,
+                needs: &[RepairNeed::Record, RepairNeed::Losses],
             },
             Self::Laco => Facts {
                 name: "laco",

@@ -154,7 +154,7 @@ fn rows_of(record: Option<&Path>) -> Option<PathBuf> {
 }
 
 fn text(report: &PruneReport) -> String {
-    let PruneReport { target, before, after, verified_tensors, .. } = report;
+    let PruneReport { target, repair, step, before, after, verified_tensors, .. } = report;
     let line = |name: &str, before: u64, after: u64, unit: f64, suffix: &str| {
         let (x, y) = (before as f64 / unit, after as f64 / unit);
         format!("\n{name:<13}{x:>9.1}{suffix} → {y:>8.1}{suffix}  −{:.1} %", 100.0 * (1.0 - y / x))
@@ -162,8 +162,13 @@ fn text(report: &PruneReport) -> String {
     let verified = verified_tensors.map_or_else(String::new, |count| {
         format!("\nverified     {count} tensors are what the plan makes of the source")
     });
+    let step = match *step {
+        None => String::new(),
+        Some(0.0) => format!("\nrepair       `{repair}` is refused: its step is 0"),
+        Some(step) => format!("\nrepair       `{repair}` by a step of {step}"),
+    };
     format!(
-        "layers       {:>9} → {:>8}{}{}{}\nwritten to   {}{verified}",
+        "layers       {:>9} → {:>8}{}{}{}{step}\nwritten to   {}{verified}",
         before.num_layers,
         after.num_layers,
         line("parameters", before.parameters, after.parameters, 1e6, " M"),
