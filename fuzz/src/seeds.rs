@@ -227,7 +227,12 @@ pub(crate) fn plan() -> Vec<Seed> {
     repaired["version"] = 2.into();
     repaired["merges"] = json!([]);
     repaired["repair"] = "linear-map".into();
-    vec![changed("plan.json", Form::Json(tree)), changed("plan.json", Form::Json(repaired))]
+    let mut weighted = tree.clone();
+    weighted["version"] = 2.into();
+    weighted["repair"] = "weighted".into();
+    weighted["step"] = 0.5.into();
+    let plans = [tree, repaired, weighted];
+    plans.into_iter().map(|tree| changed("plan.json", Form::Json(tree))).collect()
 }
 
 pub(crate) fn maps() -> Vec<Seed> {
@@ -245,6 +250,14 @@ pub(crate) fn maps() -> Vec<Seed> {
         changed("maps.json", Form::Json(tree)),
         changed("maps.safetensors", tensors("F32", &shapes)),
     ]
+}
+
+pub(crate) fn scales() -> Vec<Seed> {
+    let cut = |first: usize, last: usize| json!({"first": first, "last": last, "factor": 1.5});
+    let tree = json!({"format": "gradpruner-scales", "version": 1, "num_layers": 8, "hidden_size": 4,
+        "pruned": [1, 3, 4], "tokens": 90, "model": {"name": "tiny", "config_sha256": "00"},
+        "data": {"path": "train.jsonl", "sha256": "00", "rows": 3}, "cuts": [cut(1, 1), cut(3, 4)]});
+    vec![changed("scales.json", Form::Json(tree))]
 }
 
 pub(crate) fn adapter() -> Vec<Seed> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use checkpoint::{Adapter, Checkpoint, ModelConfig, Record, Weights, gguf};
 use dataset::{Chat, ChatTemplate, Content, Encoder, Message, Place, Row, read_rows};
 use evidence::{Evidence, Need};
-use repair::LinearMaps;
+use repair::{LinearMaps, Scales};
 use selection::{Criterion, Keep, Plan, PlanSettings, Repair, Scores, Selection, Share};
 use serde_json::json;
 
@@ -34,7 +34,7 @@ pub(crate) struct Target {
 }
 
 /// Every reader.
-pub(crate) const TARGETS: [Target; 13] = [
+pub(crate) const TARGETS: [Target; 14] = [
     Target { name: "config", seeds: seeds::configs, read: config },
     Target { name: "safetensors", seeds: seeds::checkpoint, read: safetensors },
     Target { name: "index", seeds: seeds::index, read: safetensors },
@@ -43,6 +43,7 @@ pub(crate) const TARGETS: [Target; 13] = [
     Target { name: "scores", seeds: seeds::scores, read: scores },
     Target { name: "plan", seeds: seeds::plan, read: plan },
     Target { name: "maps", seeds: seeds::maps, read: maps },
+    Target { name: "scales", seeds: seeds::scales, read: scales },
     Target { name: "adapter", seeds: seeds::adapter, read: adapter },
     Target { name: "gguf", seeds: seeds::gguf, read: gguf },
     Target { name: "tokenizer", seeds: seeds::tokenizer, read: tokenizer },
@@ -155,6 +156,13 @@ fn maps(folder: &Path, _: &str) -> Verdict {
     for receiver in maps.receivers() {
         let _ = said(maps.matrix(receiver));
     }
+    Ok(())
+}
+
+fn scales(folder: &Path, _: &str) -> Verdict {
+    let scales = said(Scales::open(folder))?;
+    let before: Vec<f64> = (0..scales.num_layers).map(|layer| scales.before(layer)).collect();
+    assert!(before.iter().all(|factor| factor.is_finite()), "checked factors");
     Ok(())
 }
 

@@ -159,6 +159,9 @@ fn repair_text(found: &RunOutcome) -> String {
             "a linear map in place of each run of removed layers is folded into the layer before it"
                 .into()
         }
+        Repair::Scale => {
+            "what the layers behind a cut add is scaled down as the stream is without them".into()
+        }
         Repair::SameSign | Repair::Weighted | Repair::Laco => {
             let donors: Vec<usize> = plan.donors().into_iter().collect();
             format!("layers {} are merged into the layers before them", layers_text(&donors))

@@ -4,6 +4,7 @@
 //! rounded once. Equal input gives equal bytes at any thread count and on any processor.
 
 mod differences;
+mod divide;
 mod element;
 mod mask;
 mod premultiply;
@@ -14,6 +15,7 @@ mod top;
 mod weighted;
 
 pub use differences::add_differences;
+pub use divide::divide;
 pub use element::Element;
 pub use mask::Mask;
 pub use premultiply::premultiply;

@@ -52,6 +52,11 @@ pub fn add_weighted(
     (0..receiver.weight.len()).map(element).collect()
 }
 
+/// Each element in turn.
+pub fn divide(weight: &[f32], divisor: f64) -> Vec<f32> {
+    weight.iter().map(|&value| (f64::from(value) / divisor) as f32).collect()
+}
+
 /// `Tᵀ·W`, element by element.
 pub fn premultiply(map: &[f32], weight: &[f32], columns: usize) -> Vec<f32> {
     let inner = weight.len() / columns;

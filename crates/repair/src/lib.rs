@@ -10,12 +10,14 @@ mod importance;
 mod line_search;
 mod maps;
 mod repairs;
+mod scales;
 mod size;
 
 pub use apply::{PruneReport, PruneSettings, apply};
 pub use error::RepairError;
 pub use line_search::{LineSearch, STEPS, TriedStep, line_search};
 pub use maps::{FittedRun, LinearMaps, MapsHeader, MapsWriter};
+pub use scales::{Cut, Measured, Scales};
 pub use size::Size;
 
 /// What every function here returns.

@@ -18,6 +18,8 @@ pub enum Repair {
     SameSign,
     /// A linear map stands in for each run of pruned layers, folded into the layer before it.
     LinearMap,
+    /// Later layers' outputs are divided by how much larger the stream would be after each run of pruned layers.
+    Scale,
     /// As [`Repair::SameSign`], each element by its importance's share, all by a step that is searched for.
     Weighted,
     /// What pruned layers differ by from the layer before them is added to it.
@@ -55,14 +57,20 @@ enum Merges {
 
 impl Repair {
     /// All of them, the default first.
-    pub const ALL: [Self; 5] =
-        [Self::LinearMap, Self::SameSign, Self::Weighted, Self::Laco, Self::Drop];
+    pub const ALL: [Self; 6] =
+        [Self::LinearMap, Self::Scale, Self::SameSign, Self::Weighted, Self::Laco, Self::Drop];
 
     const fn facts(self) -> Facts {
         match self {
             Self::LinearMap => Facts {
                 name: "linear-map",
                 about: "a map in the place of each run of pruned layers, folded into the layer before it",
+                merges: Merges::None,
+                needs: &[RepairNeed::Fit],
+            },
+            Self::Scale => Facts {
+                name: "scale",
+                about: "what later layers add, made smaller by what pruned ones would have made the rest larger",
                 merges: Merges::None,
                 needs: &[RepairNeed::Fit],
             },
