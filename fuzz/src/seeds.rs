@@ -231,6 +231,7 @@ pub(crate) fn plan() -> Vec<Seed> {
     weighted["version"] = 2.into();
     weighted["repair"] = "weighted".into();
     weighted["step"] = 0.5.into();
+    weighted["density"] = "auto:0.9".into();
     let plans = [tree, repaired, weighted];
     plans.into_iter().map(|tree| changed("plan.json", Form::Json(tree))).collect()
 }

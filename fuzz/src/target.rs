@@ -136,7 +136,7 @@ fn record(folder: &Path, _: &str) -> Verdict {
 fn scores(folder: &Path, file: &str) -> Verdict {
     let scores = said(Scores::read(&folder.join(file)))?;
     let _ = scores.ranking();
-    let settings = PlanSettings { repair: Repair::SameSign, merge: 1, density: 0.2 };
+    let settings = PlanSettings { repair: Repair::SameSign, merge: 1, density: 0.2.into() };
     let (num_layers, share) = (scores.layers.len(), Share::Percent(40.0));
     let request = said(scores.criterion.request(num_layers, share, Keep::NONE, 0))?;
     let removed = request.first_of(scores.ranking());

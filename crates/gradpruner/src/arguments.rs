@@ -9,7 +9,7 @@ use pipeline::{
     CollectSettings, ComputeSettings, EvaluationSettings, FinetuneMethod, HeldOut,
     LinearMapSettings, LoraTargets, RunSettings, TrainingSettings,
 };
-use selection::{Criterion, Keep, PlanSettings, Refine, Repair, Share};
+use selection::{Criterion, Density, Keep, PlanSettings, Refine, Repair, Share};
 
 /// Where and in what type to compute.
 #[derive(Debug, clap::Args)]
@@ -175,9 +175,10 @@ pub(crate) struct RepairArgs {
     /// How many of the pruned layers to merge into the layer before them
     #[arg(long, default_value_t = 0)]
     merge: usize,
-    /// Share of a merged layer's elements that is merged
-    #[arg(long, default_value_t = 0.2, value_parser = share)]
-    density: f64,
+    /// Share of a merged layer's elements that is merged; auto: of each weight the fewest that hold 80 % of its
+    /// importance (auto:0.9 for 90 %)
+    #[arg(long, default_value = "0.2")]
+    density: Density,
 }
 
 impl RepairArgs {

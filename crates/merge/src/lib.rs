@@ -11,6 +11,7 @@ mod premultiply;
 pub mod reference;
 mod same_sign;
 mod sampled;
+mod share;
 mod top;
 mod weighted;
 
@@ -20,6 +21,7 @@ pub use element::Element;
 pub use mask::Mask;
 pub use premultiply::premultiply;
 pub use same_sign::{Donor, merge_part, merge_same_sign};
+pub use share::keep_share_of;
 pub use top::{Scores, keep_top, keep_top_of, kept_count};
 pub use weighted::{WeightedDonor, WeightedReceiver, add_weighted};
 

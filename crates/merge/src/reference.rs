@@ -13,6 +13,22 @@ pub fn keep_top(scores: &[f32], count: usize) -> Mask {
     mask.into_iter().collect()
 }
 
+/// Sorts all positions by rank and marks the first ones until they hold the share.
+pub fn keep_share(scores: &[f32], share: f64) -> Mask {
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    order.sort_by(|&i, &j| scores[j].total_cmp(&scores[i]).then(i.cmp(&j)));
+    let wanted = share * scores.iter().copied().map(f64::from).sum::<f64>();
+    let (mut mask, mut held) = (vec![false; scores.len()], 0.0);
+    for i in order {
+        if held >= wanted {
+            break;
+        }
+        mask[i] = true;
+        held += f64::from(scores[i]);
+    }
+    mask.into_iter().collect()
+}
+
 /// Element by element, each donor in turn.
 pub fn merge_same_sign(receiver: &[f32], donors: &[Donor<'_, f32>]) -> Vec<f32> {
     (0..receiver.len())

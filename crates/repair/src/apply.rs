@@ -332,7 +332,7 @@ pub(crate) mod tests {
     fn a_density_of_zero_merges_nothing() {
         let folder = testkit::temporary_folder();
         let mut settings = settings("tiny_llama", &folder.path().join("merged"));
-        settings.plan.density = 0.0;
+        settings.plan.density = 0.0.into();
         apply(&settings, &mut |_, _| {}).unwrap();
         let merged = fs_err::read(settings.target.join("model.safetensors")).unwrap();
         settings.plan.merges.clear();

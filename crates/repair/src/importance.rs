@@ -5,7 +5,8 @@ use std::sync::{Mutex, PoisonError};
 use checkpoint::{Module, Record};
 use evidence::{require_single_precision, step_pairs};
 use igia::{Buffer, ImportanceRows, Panels, mean_of_sums};
-use merge::{Mask, Scores, keep_top, keep_top_of, kept_count};
+use merge::{Mask, Scores, keep_share_of, keep_top, keep_top_of, kept_count};
+use selection::Density;
 
 use crate::{RepairError, Result};
 
@@ -77,20 +78,30 @@ impl Room {
     }
 }
 
-/// Marks the most important elements of a weight, as many as the density says (method.md §5).
+/// Marks the most important elements of a weight, as many as the density says or as it takes (method.md §5).
 pub(crate) fn kept(
     record: &Record,
     (layer, module): (usize, Module),
-    density: f64,
+    density: Density,
     room: &mut Room,
 ) -> Result<Mask> {
     let weight = Recorded::of(record, (layer, module))?;
     let Recorded { rows, columns, .. } = weight;
-    let count = kept_count(density, rows * columns);
     if size_of::<f32>() * rows * columns > room.held_bytes {
-        return keep_top_of(&Parts { weight, room: Mutex::new(room) }, count);
+        let parts = Parts { weight, room: Mutex::new(room) };
+        return match density {
+            Density::Share(share) => keep_top_of(&parts, kept_count(share, rows * columns)),
+            Density::Auto(share) => keep_share_of(&parts, share),
+        };
     }
-    Ok(keep_top(room.rows(&weight, 0, rows)?, count))
+    let all = room.rows(&weight, 0, rows)?;
+    Ok(match density {
+        Density::Share(share) => keep_top(all, kept_count(share, rows * columns)),
+        Density::Auto(share) => {
+            let Ok(mask) = keep_share_of(all, share);
+            mask
+        }
+    })
 }
 
 /// A weight whose gradients are recorded.
@@ -140,5 +151,32 @@ impl Scores for Parts<'_> {
             let Ok(()) = part.parts(&|at, part| see(first * columns + at, part));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However much of the importance is held, the fewest elements with the share are those that a sort finds.
+    #[test]
+    fn a_density_of_its_own_for_every_weight() {
+        let record = Record::open(&testkit::fixture("tiny_llama/record")).unwrap();
+        let mut counts = Vec::new();
+        for module in Module::ALL {
+            let steps = 0..record.num_steps();
+            let gradients: Vec<_> =
+                steps.map(|step| record.gradients(step, 3, module).unwrap()).collect();
+            let scores = igia::importance(&step_pairs(&gradients));
+            // Sums of f32s are rounded in either order, but here no share falls between two roundings.
+            let expected = merge::reference::keep_share(&scores, 0.8);
+            for mut room in Room::of_all_sizes() {
+                let found = kept(&record, (3, module), Density::AUTO, &mut room).unwrap();
+                assert_eq!(found, expected, "{module}");
+            }
+            counts.push(expected.count() as f64 / expected.len() as f64);
+        }
+        assert!(counts.iter().all(|share| (0.01..0.6).contains(share)), "{counts:?}");
+        assert!(counts.iter().any(|share| (share - counts[0]).abs() > 0.01), "{counts:?}");
     }
 }

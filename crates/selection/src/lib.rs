@@ -6,6 +6,7 @@
 //! No libtorch, and no model is run: what needs losses asks a [`LossProbe`](evidence::LossProbe).
 
 mod criterion;
+mod density;
 mod error;
 mod keep;
 mod plan;
@@ -17,6 +18,7 @@ mod selectors;
 mod share;
 
 pub use criterion::Criterion;
+pub use density::Density;
 pub use error::SelectionError;
 pub use keep::Keep;
 pub use plan::{Merge, Plan, PlanSettings};

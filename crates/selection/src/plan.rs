@@ -8,7 +8,7 @@ use checkpoint::MOST_LAYERS;
 use serde::{Deserialize, Serialize};
 
 use crate::scores::write_json;
-use crate::{Repair, Result, Selection, SelectionError};
+use crate::{Density, Repair, Result, Selection, SelectionError};
 
 const FORMAT: &str = "gradpruner-plan";
 /// The version of plans that drop and merge; those with a key more are of [`VERSION`].
@@ -28,8 +28,8 @@ pub struct Plan {
     pub pruned: Vec<usize>,
     /// Which of them are merged into retained layers first.
     pub merges: Vec<Merge>,
-    /// The share of each donor's elements that is kept.
-    pub density: f64,
+    /// Which of each donor's elements are kept.
+    pub density: Density,
     rule: String,
     /// Of a plan of version 2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -57,8 +57,8 @@ pub struct PlanSettings {
     /// How many of the pruned layers are merged; none of a repair that does not merge. None of one that merges all
     /// unless it is told otherwise ([`Repair::merges_all`]) are all.
     pub merge: usize,
-    /// The share of each donor's elements that is kept.
-    pub density: f64,
+    /// Which of each donor's elements are kept.
+    pub density: Density,
 }
 
 impl PlanSettings {
@@ -90,11 +90,18 @@ impl PlanSettings {
 
 impl Plan {
     /// A plan by hand: layers dropped, or merged by the same-sign rule. [`Plan::check`] says whether it holds.
-    pub fn new(num_layers: usize, pruned: Vec<usize>, merges: Vec<Merge>, density: f64) -> Self {
+    pub fn new(
+        num_layers: usize,
+        pruned: Vec<usize>,
+        merges: Vec<Merge>,
+        density: impl Into<Density>,
+    ) -> Self {
+        let density = density.into();
         let (format, rule) = (FORMAT.into(), SAME_SIGN.into());
         let (repair, step) = (None, None);
         let version = FIRST_VERSION;
         Self { format, version, num_layers, pruned, merges, density, rule, repair, step }
+            .of_its_version()
     }
 
     /// The same plan by another repair; its merges are kept if that one merges, else they are gone. Where the plan
@@ -137,7 +144,8 @@ impl Plan {
 
     /// The same plan, of the first version that has all its keys.
     fn of_its_version(mut self) -> Self {
-        self.version = if self.repair.is_some() { VERSION } else { FIRST_VERSION };
+        let is_later = self.repair.is_some() || self.density.is_auto();
+        self.version = if is_later { VERSION } else { FIRST_VERSION };
         self
     }
 
@@ -233,8 +241,13 @@ impl Plan {
         if rule != SAME_SIGN {
             return Some(format!("the rule `{rule}` is not known; there is `{SAME_SIGN}`"));
         }
-        if !(0.0..=1.0).contains(density) {
-            return Some(format!("the density is {density}, which is no share between 0 and 1"));
+        if *version == FIRST_VERSION && density.is_auto() {
+            return Some(format!(
+                "a density of `{density}` is of version {VERSION}, and it says {version}"
+            ));
+        }
+        if let Some(reason) = density.reason_against() {
+            return Some(reason);
         }
         if let Some(layer) = pruned.iter().find(|layer| *layer >= num_layers) {
             return Some(format!("layer {layer} is to be pruned, of {num_layers} counted from 0"));
@@ -366,7 +379,7 @@ mod tests {
         let scores = Scores::of_layers(Criterion::IGIA, values);
         let selection = Selection { removed: request.first_of(scores.ranking()), scores: None };
         let repair = if merge > 0 { Repair::SameSign } else { Repair::Drop };
-        Plan::of(values.len(), &selection, &PlanSettings { repair, merge, density: 0.2 })
+        Plan::of(values.len(), &selection, &PlanSettings { repair, merge, density: 0.2.into() })
     }
 
     #[test]
@@ -430,10 +443,31 @@ mod tests {
         }
     }
 
+    /// Plans of old forms are written as they always were.
+    #[test]
+    fn a_density_of_its_own_is_of_the_second_version() {
+        let merges = vec![Merge { into: 0, from: vec![1] }];
+        let old = Plan::new(3, vec![1], merges.clone(), 0.2);
+        assert_eq!(
+            serde_json::to_string(&old).unwrap(),
+            "{\"format\":\"gradpruner-plan\",\"version\":1,\"num_layers\":3,\"pruned\":[1],\
+             \"merges\":[{\"into\":0,\"from\":[1]}],\"density\":0.2,\"rule\":\"same-sign\"}"
+        );
+        let auto = Plan::new(3, vec![1], merges, Density::AUTO);
+        let text = serde_json::to_string(&auto).unwrap();
+        assert!(text.contains("\"version\":2") && text.contains("\"density\":\"auto\""), "{text}");
+        let read: Plan = serde_json::from_str(&text).unwrap();
+        assert_eq!((read.check().is_ok(), &read), (true, &auto));
+        let earlier: Plan =
+            serde_json::from_str(&text.replace("\"version\":2", "\"version\":1")).unwrap();
+        let error = earlier.check().unwrap_err().to_string();
+        assert!(error.contains("a density of `auto` is of version 2"), "{error}");
+    }
+
     #[test]
     fn a_step_is_of_the_weighted_repair() {
         let selection = Selection { removed: vec![2, 1, 4], scores: None };
-        let of = |repair| PlanSettings { repair, merge: 1, density: 0.2 };
+        let of = |repair| PlanSettings { repair, merge: 1, density: 0.2.into() };
         let weighted = Plan::of(6, &selection, &of(Repair::Weighted)).unwrap();
         assert_eq!((weighted.step(), weighted.version), (Some(1.0), 2));
         assert!(!serde_json::to_string(&weighted).unwrap().contains("step"));
@@ -454,8 +488,9 @@ mod tests {
     #[test]
     fn repairs_and_merges_agree() {
         let selection = Selection { removed: vec![2, 1, 4], scores: None };
-        let of =
-            |repair, merge| Plan::of(6, &selection, &PlanSettings { repair, merge, density: 0.2 });
+        let of = |repair, merge| {
+            Plan::of(6, &selection, &PlanSettings { repair, merge, density: 0.2.into() })
+        };
         let mapped = of(Repair::LinearMap, 0).unwrap();
         assert_eq!((mapped.repair(), mapped.version), (Repair::LinearMap, 2));
         assert_eq!(mapped.runs(), [(Some(0), 1..=2), (Some(3), 4..=4)]);

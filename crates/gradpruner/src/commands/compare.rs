@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use checkpoint::Staging;
 use pipeline::{CompareSettings, FinetuneMethod, compare};
-use selection::{Criterion, PlanSettings, Repair, Share};
+use selection::{Criterion, Density, PlanSettings, Repair, Share};
 
-use crate::arguments::{CellArgs, CellInputs, criterion, duration, share};
+use crate::arguments::{CellArgs, CellInputs, criterion, duration};
 use crate::comparison::{csv, html, markdown, terminal};
 use crate::interrupt;
 use crate::printer::{Outcome, Printer};
@@ -57,9 +57,10 @@ pub(crate) struct CompareArgs {
     /// For same-sign: how many of the pruned layers to merge into the layer before them
     #[arg(long, default_value_t = 1)]
     merge: usize,
-    /// Share of a merged layer's elements that is merged
-    #[arg(long, default_value_t = 0.2, value_parser = share)]
-    density: f64,
+    /// Share of a merged layer's elements that is merged; auto: of each weight the fewest that hold 80 % of its
+    /// importance (auto:0.9 for 90 %)
+    #[arg(long, default_value = "0.2")]
+    density: Density,
     /// Folder for the comparison
     #[arg(long)]
     out: PathBuf,
