@@ -103,7 +103,7 @@ pub fn measure_scales(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::path::Path;
 
     use checkpoint::{DataSource, ModelSource};
