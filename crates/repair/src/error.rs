@@ -24,10 +24,8 @@ pub enum RepairError {
     Differs { name: String },
     #[error("{}: the {what} does not fit the model: {reason}", path.display())]
     OtherModel { path: PathBuf, what: &'static str, reason: String },
-    #[error("{}: not usable linear maps: {what}", path.display())]
-    Maps { path: PathBuf, what: String },
-    #[error("{}: not usable scales: {what}", path.display())]
-    Scales { path: PathBuf, what: String },
+    #[error("{}: not usable {kind}: {what}", path.display())]
+    Fit { path: PathBuf, kind: &'static str, what: String },
     #[error("no memory for the importance of a weight; close other programs, or merge no layers")]
     Memory(#[source] io::Error),
     #[error("the plan merges layers, so the gradient record is needed; add `--record`")]

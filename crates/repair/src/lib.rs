@@ -6,6 +6,7 @@
 
 mod apply;
 mod error;
+mod fitted;
 mod importance;
 mod line_search;
 mod maps;
@@ -15,8 +16,9 @@ mod size;
 
 pub use apply::{PruneReport, PruneSettings, apply};
 pub use error::RepairError;
+pub use fitted::FittedRun;
 pub use line_search::{LineSearch, STEPS, TriedStep, line_search};
-pub use maps::{FittedRun, LinearMaps, MapsHeader, MapsWriter};
+pub use maps::{LinearMaps, MapsHeader, MapsWriter};
 pub use scales::{Cut, Measured, Scales};
 pub use size::Size;
 

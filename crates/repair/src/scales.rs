@@ -6,11 +6,13 @@ use checkpoint::{CheckpointError, DataSource, ModelConfig, ModelSource, Staging,
 use selection::Plan;
 use serde::{Deserialize, Serialize};
 
+use crate::fitted::FittedTo;
 use crate::{RepairError, Result};
 
 const FORMAT: &str = "gradpruner-scales";
 const VERSION: u64 = 1;
 const FILE: &str = "scales.json";
+const KIND: &str = "scales";
 /// The least and the most that all cuts together may make of the stream; beyond, weights would leave their type.
 const RANGE: std::ops::RangeInclusive<f64> = 1e-4..=1e4;
 
@@ -66,7 +68,7 @@ impl Scales {
     ///
     /// # Errors
     ///
-    /// [`RepairError::Scales`] if they are not those of the plan's runs, or are of no use.
+    /// [`RepairError::Fit`] if they are not those of the plan's runs, or are of no use.
     pub fn new(plan: &Plan, measured: Measured) -> Result<Self> {
         let Measured { hidden_size, tokens, model, data, cuts } = measured;
         let scales = Self {
@@ -82,7 +84,7 @@ impl Scales {
         };
         match scales.reason_against() {
             None => Ok(scales),
-            Some(what) => Err(RepairError::Scales { path: PathBuf::from(FILE), what }),
+            Some(what) => Err(RepairError::Fit { path: PathBuf::from(FILE), kind: KIND, what }),
         }
     }
 
@@ -96,7 +98,7 @@ impl Scales {
         let scales: Self = read_json(&path)?;
         match scales.reason_against() {
             None => Ok(scales),
-            Some(what) => Err(RepairError::Scales { path, what }),
+            Some(what) => Err(RepairError::Fit { path, kind: KIND, what }),
         }
     }
 
@@ -122,14 +124,14 @@ impl Scales {
     }
 
     fn reason_against(&self) -> Option<String> {
-        let Self { format, version, num_layers, hidden_size, pruned, cuts, .. } = self;
+        let Self { format, version, pruned, cuts, .. } = self;
         if format != FORMAT || *version != VERSION {
             return Some(format!("it says `{format}` version {version}, not `{FORMAT}` {VERSION}"));
         }
-        let plan = Plan::new(*num_layers, pruned.clone(), Vec::new(), 0.0);
-        if let Err(error) = plan.check() {
-            return Some(error.to_string());
-        }
+        let plan = match self.fitted_to().plan() {
+            Ok(plan) => plan,
+            Err(reason) => return Some(reason),
+        };
         let expected = plan.runs().into_iter().map(|(_, run)| (*run.start(), *run.end()));
         if !expected.eq(cuts.iter().map(|cut| (cut.first, cut.last))) {
             return Some(format!("its cuts are not those of the pruned layers {pruned:?}"));
@@ -145,7 +147,12 @@ impl Scales {
                 ));
             }
         }
-        (*hidden_size == 0).then(|| "its hidden size is 0".into())
+        None
+    }
+
+    fn fitted_to(&self) -> FittedTo<'_> {
+        let Self { num_layers, hidden_size, pruned, .. } = self;
+        FittedTo { num_layers: *num_layers, hidden_size: *hidden_size, pruned }
     }
 
     /// Refuses scales of another plan or model.
@@ -155,20 +162,6 @@ impl Scales {
         plan: &Plan,
         config: &ModelConfig,
     ) -> Result<()> {
-        let fail = |reason: String| {
-            let path = folder.to_owned();
-            Err(RepairError::OtherModel { path, what: "folder of scales", reason })
-        };
-        let Self { num_layers, hidden_size, pruned, .. } = self;
-        if (*num_layers, *hidden_size) != (config.num_layers, config.hidden_size) {
-            return fail(format!(
-                "it is for {num_layers} layers of {hidden_size}, the model has {} of {}",
-                config.num_layers, config.hidden_size
-            ));
-        }
-        if *pruned != plan.pruned {
-            return fail(format!("it is for {pruned:?} pruned, the plan prunes {:?}", plan.pruned));
-        }
-        Ok(())
+        self.fitted_to().require(folder, plan, config)
     }
 }
