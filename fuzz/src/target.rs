@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use checkpoint::{Adapter, Checkpoint, ModelConfig, Record, Weights, gguf};
+use checkpoint::{Adapter, Checkpoint, ModelConfig, Module, Record, Weights, gguf};
 use dataset::{Chat, ChatTemplate, Content, Encoder, Message, Place, Row, read_rows};
 use evidence::{Evidence, Need};
-use repair::{LinearMaps, Scales};
+use repair::{LinearMaps, Reconstructed, Scales};
 use selection::{Criterion, Keep, Plan, PlanSettings, Repair, Scores, Selection, Share};
 use serde_json::json;
 
@@ -34,7 +34,7 @@ pub(crate) struct Target {
 }
 
 /// Every reader.
-pub(crate) const TARGETS: [Target; 14] = [
+pub(crate) const TARGETS: [Target; 15] = [
     Target { name: "config", seeds: seeds::configs, read: config },
     Target { name: "safetensors", seeds: seeds::checkpoint, read: safetensors },
     Target { name: "index", seeds: seeds::index, read: safetensors },
@@ -44,6 +44,7 @@ pub(crate) const TARGETS: [Target; 14] = [
     Target { name: "plan", seeds: seeds::plan, read: plan },
     Target { name: "maps", seeds: seeds::maps, read: maps },
     Target { name: "scales", seeds: seeds::scales, read: scales },
+    Target { name: "reconstructed", seeds: seeds::reconstructed, read: reconstructed },
     Target { name: "adapter", seeds: seeds::adapter, read: adapter },
     Target { name: "gguf", seeds: seeds::gguf, read: gguf },
     Target { name: "tokenizer", seeds: seeds::tokenizer, read: tokenizer },
@@ -163,6 +164,16 @@ fn scales(folder: &Path, _: &str) -> Verdict {
     let scales = said(Scales::open(folder))?;
     let before: Vec<f64> = (0..scales.num_layers).map(|layer| scales.before(layer)).collect();
     assert!(before.iter().all(|factor| factor.is_finite()), "checked factors");
+    Ok(())
+}
+
+fn reconstructed(folder: &Path, _: &str) -> Verdict {
+    let layers = said(Reconstructed::open(folder))?;
+    for receiver in layers.receivers() {
+        for module in Module::ALL {
+            let _ = said(layers.weight(receiver, module)).map(|weight| weight.bytes().len());
+        }
+    }
     Ok(())
 }
 

@@ -159,6 +159,9 @@ fn repair_text(found: &RunOutcome) -> String {
             "a linear map in place of each run of removed layers is folded into the layer before it"
                 .into()
         }
+        Repair::Reconstruct => {
+            "the layer before each run of them was trained to give what the run gave".into()
+        }
         Repair::Scale => {
             "what the layers behind a cut add is scaled down as the stream is without them".into()
         }

@@ -10,6 +10,7 @@ mod fitted;
 mod importance;
 mod line_search;
 mod maps;
+mod reconstructed;
 mod repairs;
 mod scales;
 mod size;
@@ -19,6 +20,7 @@ pub use error::RepairError;
 pub use fitted::FittedRun;
 pub use line_search::{LineSearch, STEPS, TriedStep, line_search};
 pub use maps::{LinearMaps, MapsHeader, MapsWriter};
+pub use reconstructed::{Reconstructed, ReconstructedHeader, ReconstructedWriter, Retraining};
 pub use scales::{Cut, Measured, Scales};
 pub use size::Size;
 

@@ -22,6 +22,8 @@ pub enum Repair {
     Scale,
     /// As [`Repair::SameSign`], each element by its importance's share, all by a step that is searched for.
     Weighted,
+    /// The layer before each run of pruned layers is trained to give what the run gave.
+    Reconstruct,
     /// What pruned layers differ by from the layer before them is added to it.
     Laco,
 }
@@ -57,8 +59,15 @@ enum Merges {
 
 impl Repair {
     /// All of them, the default first.
-    pub const ALL: [Self; 6] =
-        [Self::LinearMap, Self::Scale, Self::SameSign, Self::Weighted, Self::Laco, Self::Drop];
+    pub const ALL: [Self; 7] = [
+        Self::LinearMap,
+        Self::Scale,
+        Self::Reconstruct,
+        Self::SameSign,
+        Self::Weighted,
+        Self::Laco,
+        Self::Drop,
+    ];
 
     const fn facts(self) -> Facts {
         match self {
@@ -71,6 +80,12 @@ impl Repair {
             Self::Scale => Facts {
                 name: "scale",
                 about: "what later layers add, made smaller by what pruned ones would have made the rest larger",
+                merges: Merges::None,
+                needs: &[RepairNeed::Fit],
+            },
+            Self::Reconstruct => Facts {
+                name: "reconstruct",
+                about: "the layer before each run of pruned layers, trained to give what the run gave",
                 merges: Merges::None,
                 needs: &[RepairNeed::Fit],
             },

@@ -3,6 +3,7 @@
 mod drop;
 mod laco;
 mod linear_map;
+mod reconstruct;
 mod same_sign;
 mod scale;
 mod weighted;
@@ -24,6 +25,7 @@ pub(crate) fn open(inputs: &Inputs<'_>) -> Result<Box<dyn Opened>> {
         Repair::Drop => drop::open(inputs),
         Repair::Laco => laco::open(inputs),
         Repair::SameSign => same_sign::open(inputs),
+        Repair::Reconstruct => reconstruct::open(inputs),
         Repair::Scale => scale::open(inputs),
         Repair::Weighted => weighted::open(inputs),
         Repair::LinearMap => linear_map::open(inputs),
