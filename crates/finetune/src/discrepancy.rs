@@ -249,7 +249,7 @@ mod tests {
             model: testkit::fixture(&format!("{name}/model")),
             plan: plan.clone(),
             record: None,
-            maps: None,
+            fitted: None,
             target: folder.join("pruned"),
             shard_bytes: u64::MAX,
             verify: false,

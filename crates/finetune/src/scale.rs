@@ -190,7 +190,7 @@ pub(crate) mod tests {
             model: source.to_owned(),
             plan: plan.clone(),
             record: None,
-            maps: Some(fitted),
+            fitted: Some(fitted),
             target: folder.join("scaled"),
             shard_bytes: u64::MAX,
             verify: true,

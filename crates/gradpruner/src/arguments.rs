@@ -193,7 +193,7 @@ impl RepairArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Repairing")]
 pub(crate) struct LinearMapArgs {
-    /// Tokens of training rows that linear maps are fitted on
+    /// Tokens of training rows that linear maps are fitted on, and what else a repair is fitted
     #[arg(long, default_value_t = 10_000, value_parser = positive)]
     map_tokens: usize,
     /// Ridge penalty that pulls a linear map towards the identity, relative to the mean of the squared inputs

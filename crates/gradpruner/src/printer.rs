@@ -15,7 +15,9 @@ use tracing_subscriber::fmt::MakeWriter;
 use crate::allocator;
 use crate::comparison::cell_text;
 use crate::stages::{done_text, figures_text, stage_text};
-use crate::texts::{computing_text, fitted_text, needs_text, rows_text};
+use crate::texts::{
+    computing_text, fitted_text, needs_text, reconstructed_text, rows_text, scaled_text,
+};
 use crate::units::elapsed_text;
 
 /// A command's result, for people and for programs.
@@ -161,6 +163,8 @@ impl Printer {
             }
             Event::Encoded(counts) => self.rows(counts),
             Event::Fitted(run) => self.note(&format!("  {}", fitted_text(&run))),
+            Event::Reconstructed(run) => self.note(&format!("  {}", reconstructed_text(&run))),
+            Event::Scaled(cut) => self.note(&format!("  {}", scaled_text(&cut))),
             Event::Step(metrics) => {
                 let text = format!(
                     "loss {:.4}, {:.0} tokens/s",

@@ -1,6 +1,6 @@
 //! Sentences about stages: what they are called, and what they came to.
 
-use pipeline::{Done, Stability, Stage};
+use pipeline::{Done, Fitted, Stability, Stage};
 use selection::Plan;
 
 use crate::units::{percent, perplexity_text};
@@ -12,7 +12,7 @@ pub(crate) fn stage_text(stage: Stage) -> &'static str {
         Stage::Collect => "collect gradients",
         Stage::Score => "score layers",
         Stage::Plan => "plan",
-        Stage::Fit => "fit linear maps",
+        Stage::Fit => "fit the repair",
         Stage::Prune => "prune and repair",
         Stage::Finetune => "fine-tune",
         Stage::DenseFinetune => "fine-tune dense",
@@ -38,7 +38,7 @@ pub(crate) fn done_text(done: &Done) -> String {
             format!("by {}; {what}: {}{more}", criterion.name(), first.join(" "))
         }
         Done::Planned(plan) => layer_strip(plan),
-        Done::Fitted { maps, tokens } => format!("{maps} fitted on {tokens} tokens"),
+        Done::Fitted(Fitted { runs, tokens }) => format!("{runs} fitted on {tokens} tokens"),
         Done::Pruned { before, after } => {
             let less = |after: u64, before: u64| percent(1.0 - after as f64 / before as f64);
             format!(

@@ -8,7 +8,7 @@ use finetune::{
     BatchShape, ComputeType, MemoryEstimate, Method, ProductRates, TrainSettings, Workload,
     available_memory_bytes, largest_batch, product_rate,
 };
-use selection::{Repair, Share};
+use selection::{RepairNeed, Share};
 use serde::{Deserialize, Serialize};
 
 use crate::{ComputeSettings, FinetuneMethod, PipelineError, Result, RunSettings, Stage};
@@ -196,7 +196,7 @@ pub fn estimate(
     if settings.choice().needs_losses() && count > 0 {
         stages.push(of.choosing(config, &collect, train));
     }
-    if settings.repair == Repair::LinearMap && count > 0 {
+    if settings.repair.needs(RepairNeed::Fit) && count > 0 {
         stages.push(of.fitting(config, &collect, train, settings.linear_map.tokens));
     }
     stages.push(StageEstimate { disk_bytes: stored(&pruned), ..of.writing(Stage::Prune) });

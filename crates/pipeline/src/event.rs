@@ -2,11 +2,11 @@
 
 use dataset::RowCounts;
 use finetune::{EvalReport, StepMetrics, TrainReport};
-use repair::{FittedRun, Size};
+use repair::{Cut, FittedRun, Size};
 use selection::{Criterion, Plan, Selection};
 use serde::{Deserialize, Serialize};
 
-use crate::{Cell, CellResult, Computing, Estimate, Stability};
+use crate::{Cell, CellResult, Computing, Estimate, Fitted, Stability};
 
 /// A part of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,13 +47,8 @@ pub enum Done {
     },
     /// It is decided what becomes of them.
     Planned(Plan),
-    /// Linear maps are fitted.
-    Fitted {
-        /// How many.
-        maps: usize,
-        /// On how many tokens.
-        tokens: usize,
-    },
+    /// What the repair needs is fitted.
+    Fitted(Fitted),
     /// The pruned checkpoint is written.
     Pruned {
         /// The dense model.
@@ -84,6 +79,10 @@ pub enum Event {
     Encoded(RowCounts),
     /// A linear map was fitted.
     Fitted(FittedRun),
+    /// The layer before a run was retrained.
+    Reconstructed(FittedRun),
+    /// The scale of a cut was measured.
+    Scaled(Cut),
     /// A training step was taken.
     Step(StepMetrics),
     /// So many of so many tensors are written.

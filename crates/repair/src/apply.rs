@@ -26,8 +26,8 @@ pub struct PruneSettings {
     pub plan: Plan,
     /// Folder of the gradient record; needed if the plan merges.
     pub record: Option<PathBuf>,
-    /// Folder of linear maps; needed if the plan repairs by them.
-    pub maps: Option<PathBuf>,
+    /// Folder of what the plan's repair was fitted: linear maps, scales or retrained layers; needed if it is fitted.
+    pub fitted: Option<PathBuf>,
     /// Folder to write.
     pub target: PathBuf,
     /// Most bytes of tensors in one file.
@@ -60,7 +60,8 @@ pub struct PruneReport {
 /// configuration follows, and all else is byte for byte the source: the kernel copies it from file to file
 /// meanwhile. Tensors of layers beyond the configuration's last are left out. Held in memory are, to merge, the
 /// importance of one weight, 224 MiB at most, its gradients of as many steps as fit 48 MiB (or of one), its
-/// donors' masks and a block of each; for linear maps one map and one weight as f32.
+/// donors' masks and a block of each; for linear maps one map and one weight as f32; for `weighted`
+/// the importance of some rows of both sides besides.
 ///
 /// # Errors
 ///
@@ -71,13 +72,13 @@ pub fn apply(
     settings: &PruneSettings,
     observe: &mut dyn FnMut(usize, usize),
 ) -> Result<PruneReport> {
-    let PruneSettings { model, plan, record, maps, target, shard_bytes, verify } = settings;
+    let PruneSettings { model, plan, record, fitted, target, shard_bytes, verify } = settings;
     plan.check()?;
     let source = Checkpoint::open(model)?;
     require_companions(model)?;
     let config = source.config();
     plan.require_layers(config.num_layers)?;
-    let inputs = Inputs { plan, config, record: record.as_ref(), fitted: maps.as_ref() };
+    let inputs = Inputs { plan, config, record: record.as_ref(), fitted: fitted.as_ref() };
     let repair = repairs::open(&inputs)?;
 
     let work = Work::new(&source, plan, &*repair);
@@ -280,7 +281,7 @@ pub(crate) mod tests {
             model: testkit::fixture(&format!("{name}/model")),
             plan: Plan::read(&testkit::fixture(&format!("{name}/plan.json"))).unwrap(),
             record: Some(testkit::fixture(&format!("{name}/record"))),
-            maps: None,
+            fitted: None,
             target: target.to_owned(),
             shard_bytes: u64::MAX,
             verify: true,
@@ -515,13 +516,13 @@ pub(crate) mod tests {
         let good = PruneSettings {
             plan: plan.clone(),
             record: None,
-            maps: Some(maps),
+            fitted: Some(maps),
             ..settings("tiny_llama", &folder.path().join("mapped"))
         };
         assert_eq!(apply(&good, &mut |_, _| {}).unwrap().repair, Repair::LinearMap);
         let dropped = PruneSettings {
             plan: Plan::new(6, plan.pruned.clone(), vec![], 0.2),
-            maps: None,
+            fitted: None,
             target: folder.path().join("dropped"),
             ..good.clone()
         };
@@ -564,7 +565,7 @@ pub(crate) mod tests {
         write_maps(&at("maps"), &plan, &|_, _, _| 1.0);
         let check = |plan: &Plan, maps: Option<PathBuf>, reason: &str| {
             let base = settings("tiny_llama", &at("out"));
-            let settings = PruneSettings { plan: plan.clone(), record: None, maps, ..base };
+            let settings = PruneSettings { plan: plan.clone(), record: None, fitted: maps, ..base };
             let error = apply(&settings, &mut |_, _| {}).unwrap_err().to_string();
             assert!(error.contains(reason), "{error}");
             assert!(!at("out").exists());

@@ -7,7 +7,7 @@ use checkpoint::Staging;
 use pipeline::{CompareSettings, FinetuneMethod, compare};
 use selection::{Criterion, Density, PlanSettings, Repair, Share};
 
-use crate::arguments::{CellArgs, CellInputs, criterion, duration};
+use crate::arguments::{CellArgs, CellInputs, criterion, duration, repair};
 use crate::comparison::{csv, html, markdown, terminal};
 use crate::interrupt;
 use crate::printer::{Outcome, Printer};
@@ -42,8 +42,8 @@ pub(crate) struct CompareArgs {
     /// What makes a layer go
     #[arg(long, default_value = "igia,bi,last", value_delimiter = ',', value_parser = criterion())]
     methods: Vec<Criterion>,
-    /// What is done to the layers that stay: linear-map, same-sign, drop
-    #[arg(long, default_value = "linear-map", value_delimiter = ',')]
+    /// What is done to the layers that stay
+    #[arg(long, default_value = "linear-map", value_delimiter = ',', value_parser = repair())]
     repairs: Vec<Repair>,
     /// What to fine-tune: lora, full, head+last:3, none
     #[arg(long, default_value = "lora", value_delimiter = ',')]
@@ -54,7 +54,7 @@ pub(crate) struct CompareArgs {
     /// Time to stay within, such as 30m or 2h; cells left out are listed
     #[arg(long, value_parser = duration)]
     budget: Option<f64>,
-    /// For same-sign: how many of the pruned layers to merge into the layer before them
+    /// For same-sign and weighted: how many of the pruned layers to merge into the layer before them
     #[arg(long, default_value_t = 1)]
     merge: usize,
     /// Share of a merged layer's elements that is merged; auto: of each weight the fewest that hold 80 % of its

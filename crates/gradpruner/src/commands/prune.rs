@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use checkpoint::{CheckpointError, Record, locate, remove_if_there};
 use pipeline::{
-    Event, MapsTarget, Named, Stage, StageContext, beside, check_outputs, digest_data, fit_maps,
+    Event, FitTarget, Named, Stage, StageContext, beside, check_outputs, digest_data, fit_name,
+    fit_repair,
 };
 use repair::{PruneReport, PruneSettings, RepairError, apply};
-use selection::{Plan, Repair};
+use selection::{Plan, Repair, RepairNeed};
 
 use crate::arguments::{ComputeArgs, DataArgs, LinearMapArgs, length, repair as by_name, size};
 use crate::printer::{Outcome, Printer};
@@ -16,7 +17,7 @@ use crate::printer::{Outcome, Printer};
 /// Write the pruned checkpoint of a plan.
 ///
 /// Kept layers are copied byte for byte and renumbered, but for the weights that the plan's repair changes: merged
-/// layers go into the layer before them, a linear map fitted on rows into the layer before each run of pruned
+/// layers go into the layer before them, and what is fitted on rows into the layers around each run of pruned
 /// ones. Without a fit, a few hundred megabytes are held in memory, whatever the model's size.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
@@ -31,7 +32,7 @@ pub(crate) struct PruneArgs {
     /// Gradient record; needed if the plan merges layers
     #[arg(long)]
     record: Option<PathBuf>,
-    /// Rows to fit linear maps on, if the plan repairs by them: a data file, a folder of them, or hub:owner/name
+    /// Rows to fit the repair on, if it is fitted: a data file, a folder of them, or hub:owner/name
     /// [default: those of the record]
     #[arg(long)]
     train: Option<PathBuf>,
@@ -44,7 +45,7 @@ pub(crate) struct PruneArgs {
     /// Tokens of a row at most; the rest is cut
     #[arg(long, default_value_t = 2048, value_parser = length)]
     max_length: usize,
-    /// Decides which rows linear maps are fitted on
+    /// Decides which rows the repair is fitted on
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Most bytes of tensors in one file
@@ -96,13 +97,13 @@ pub(crate) fn run(args: PruneArgs, printer: &mut Printer) -> anyhow::Result<Outc
         None => read,
     };
     let fitted = match plan.repair() {
-        Repair::LinearMap => {
+        repair if repair.needs(RepairNeed::Fit) => {
             let train = train.or_else(|| rows_of(record.as_deref()));
-            let none = RepairError::NoFit { repair: plan.repair() };
+            let none = RepairError::NoFit { repair };
             let train = train.ok_or(none).with_context(context)?;
             printer.event(Event::Started(Stage::Fit));
             // Left there by a command that was stopped.
-            let target = beside(&out, "maps");
+            let target = beside(&out, fit_name(repair).unwrap_or("fit"));
             remove_if_there(&target).with_context(context)?;
             let compute = compute.settings();
             let stage = StageContext {
@@ -113,14 +114,14 @@ pub(crate) fn run(args: PruneArgs, printer: &mut Printer) -> anyhow::Result<Outc
                 compute: &compute,
                 seed,
             };
-            let maps_target = MapsTarget {
+            let fit_target = FitTarget {
                 plan: &plan,
                 model_name: &model,
                 max_tokens: max_length,
                 adapters: None,
                 target: &target,
             };
-            fit_maps(stage, &maps.settings(), maps_target, &mut |event| printer.event(event))
+            fit_repair(stage, &maps.settings(), fit_target, &mut |event| printer.event(event))
                 .with_context(context)?;
             Some(target)
         }
@@ -130,7 +131,7 @@ pub(crate) fn run(args: PruneArgs, printer: &mut Printer) -> anyhow::Result<Outc
         model: folder,
         plan,
         record,
-        maps: fitted.clone(),
+        fitted: fitted.clone(),
         target: out,
         shard_bytes: shard_size,
         verify,

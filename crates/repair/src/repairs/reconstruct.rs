@@ -110,7 +110,7 @@ mod tests {
         let plan = plan(&[2, 3, 5]);
         write(&fitted, &plan, &element);
         let base = settings("tiny_qwen2", &folder.path().join("out"));
-        let settings = PruneSettings { plan, record: None, maps: Some(fitted), ..base };
+        let settings = PruneSettings { plan, record: None, fitted: Some(fitted), ..base };
         apply(&settings, &mut |_, _| {}).unwrap();
         let found = Checkpoint::open(&settings.target).unwrap();
         let mut names = Vec::new();
@@ -137,7 +137,7 @@ mod tests {
         write(&at("layers"), &good, &element);
         let check = |plan: &Plan, fitted: Option<PathBuf>, reason: &str| {
             let base = settings("tiny_qwen2", &at("out"));
-            let settings = PruneSettings { plan: plan.clone(), record: None, maps: fitted, ..base };
+            let settings = PruneSettings { plan: plan.clone(), record: None, fitted, ..base };
             let error = apply(&settings, &mut |_, _| {}).unwrap_err().to_string();
             assert!(error.contains(reason), "{error}");
             assert!(!at("out").exists());

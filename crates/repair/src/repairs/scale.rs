@@ -108,7 +108,8 @@ mod tests {
             scales(&plan, model, &factors).unwrap().write(&fitted).unwrap();
             let base = settings("tiny_llama", &folder.path().join("out"));
             let model = testkit::fixture(model);
-            let settings = PruneSettings { plan, model, record: None, maps: Some(fitted), ..base };
+            let settings =
+                PruneSettings { plan, model, record: None, fitted: Some(fitted), ..base };
             apply(&settings, &mut |_, _| {}).unwrap();
             let source = Checkpoint::open(&settings.model).unwrap();
             let found = Checkpoint::open(&settings.target).unwrap();
@@ -160,7 +161,7 @@ mod tests {
         }
         let check = |plan: &Plan, fitted: Option<PathBuf>, reason: &str| {
             let base = settings("tiny_llama", &at("out"));
-            let settings = PruneSettings { plan: plan.clone(), record: None, maps: fitted, ..base };
+            let settings = PruneSettings { plan: plan.clone(), record: None, fitted, ..base };
             let error = apply(&settings, &mut |_, _| {}).unwrap_err().to_string();
             assert!(error.contains(reason), "{error}");
             assert!(!at("out").exists());
