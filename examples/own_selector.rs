@@ -53,7 +53,7 @@ fn plan(record: &Path, count: usize) -> Result<Plan> {
     let num_layers = seen.num_layers;
     let request = Request::new(num_layers, Share::Layers(count), Keep::Guard, 0)?;
     let chosen: Selection = LargerRank.select(&mut seen, &request)?;
-    let settings = PlanSettings { repair: Repair::Drop, merge: 0, density: 0.0 };
+    let settings = PlanSettings { repair: Repair::Drop, merge: 0, density: 0.0.into() };
     Ok(Plan::of(num_layers, &chosen, &settings)?)
 }
 

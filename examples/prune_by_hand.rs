@@ -28,7 +28,7 @@ fn run(arguments: impl Iterator<Item = OsString>) -> Result<PruneReport> {
         plan: Plan::new(num_layers, pruned, Vec::new(), 0.0),
         model,
         record: None,
-        maps: None,
+        fitted: None,
         target,
         shard_bytes: u64::MAX,
         verify: true,

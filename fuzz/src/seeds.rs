@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use checkpoint::{Module, tensor_name};
 use serde_json::{Map, Value, json};
 
 use crate::form::Form;
@@ -227,7 +228,13 @@ pub(crate) fn plan() -> Vec<Seed> {
     repaired["version"] = 2.into();
     repaired["merges"] = json!([]);
     repaired["repair"] = "linear-map".into();
-    vec![changed("plan.json", Form::Json(tree)), changed("plan.json", Form::Json(repaired))]
+    let mut weighted = tree.clone();
+    weighted["version"] = 2.into();
+    weighted["repair"] = "weighted".into();
+    weighted["step"] = 0.5.into();
+    weighted["density"] = "auto:0.9".into();
+    let plans = [tree, repaired, weighted];
+    plans.into_iter().map(|tree| changed("plan.json", Form::Json(tree))).collect()
 }
 
 pub(crate) fn maps() -> Vec<Seed> {
@@ -244,6 +251,28 @@ pub(crate) fn maps() -> Vec<Seed> {
     vec![
         changed("maps.json", Form::Json(tree)),
         changed("maps.safetensors", tensors("F32", &shapes)),
+    ]
+}
+
+pub(crate) fn scales() -> Vec<Seed> {
+    let cut = |first: usize, last: usize| json!({"first": first, "last": last, "factor": 1.5});
+    let tree = json!({"format": "gradpruner-scales", "version": 1, "num_layers": 8, "hidden_size": 4,
+        "pruned": [1, 3, 4], "tokens": 90, "model": {"name": "tiny", "config_sha256": "00"},
+        "data": {"path": "train.jsonl", "sha256": "00", "rows": 3}, "cuts": [cut(1, 1), cut(3, 4)]});
+    vec![changed("scales.json", Form::Json(tree))]
+}
+
+pub(crate) fn reconstructed() -> Vec<Seed> {
+    let run =
+        json!({"receiver": 0, "first": 1, "last": 2, "error_before": 0.9, "error_after": 0.1});
+    let tree = json!({"format": "gradpruner-reconstructed", "version": 1, "num_layers": 4,
+        "hidden_size": 4, "pruned": [1, 2], "steps": 300, "rate": 1e-4, "tokens": 90,
+        "model": {"name": "tiny", "config_sha256": "00"},
+        "data": {"path": "train.jsonl", "sha256": "00", "rows": 3}, "runs": [run]});
+    let shapes = Module::ALL.map(|module| (tensor_name(0, module), vec![4, 4]));
+    vec![
+        changed("reconstructed.json", Form::Json(tree)),
+        changed("reconstructed.safetensors", tensors("F32", &shapes)),
     ]
 }
 

@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use checkpoint::{Adapter, Checkpoint, ModelConfig, Record, Weights, gguf};
+use checkpoint::{Adapter, Checkpoint, ModelConfig, Module, Record, Weights, gguf};
 use dataset::{Chat, ChatTemplate, Content, Encoder, Message, Place, Row, read_rows};
 use evidence::{Evidence, Need};
-use repair::LinearMaps;
+use repair::{LinearMaps, Reconstructed, Scales};
 use selection::{Criterion, Keep, Plan, PlanSettings, Repair, Scores, Selection, Share};
 use serde_json::json;
 
@@ -34,7 +34,7 @@ pub(crate) struct Target {
 }
 
 /// Every reader.
-pub(crate) const TARGETS: [Target; 13] = [
+pub(crate) const TARGETS: [Target; 15] = [
     Target { name: "config", seeds: seeds::configs, read: config },
     Target { name: "safetensors", seeds: seeds::checkpoint, read: safetensors },
     Target { name: "index", seeds: seeds::index, read: safetensors },
@@ -43,6 +43,8 @@ pub(crate) const TARGETS: [Target; 13] = [
     Target { name: "scores", seeds: seeds::scores, read: scores },
     Target { name: "plan", seeds: seeds::plan, read: plan },
     Target { name: "maps", seeds: seeds::maps, read: maps },
+    Target { name: "scales", seeds: seeds::scales, read: scales },
+    Target { name: "reconstructed", seeds: seeds::reconstructed, read: reconstructed },
     Target { name: "adapter", seeds: seeds::adapter, read: adapter },
     Target { name: "gguf", seeds: seeds::gguf, read: gguf },
     Target { name: "tokenizer", seeds: seeds::tokenizer, read: tokenizer },
@@ -135,7 +137,7 @@ fn record(folder: &Path, _: &str) -> Verdict {
 fn scores(folder: &Path, file: &str) -> Verdict {
     let scores = said(Scores::read(&folder.join(file)))?;
     let _ = scores.ranking();
-    let settings = PlanSettings { repair: Repair::SameSign, merge: 1, density: 0.2 };
+    let settings = PlanSettings { repair: Repair::SameSign, merge: 1, density: 0.2.into() };
     let (num_layers, share) = (scores.layers.len(), Share::Percent(40.0));
     let request = said(scores.criterion.request(num_layers, share, Keep::NONE, 0))?;
     let removed = request.first_of(scores.ranking());
@@ -154,6 +156,23 @@ fn maps(folder: &Path, _: &str) -> Verdict {
     let maps = said(LinearMaps::open(folder))?;
     for receiver in maps.receivers() {
         let _ = said(maps.matrix(receiver));
+    }
+    Ok(())
+}
+
+fn scales(folder: &Path, _: &str) -> Verdict {
+    let scales = said(Scales::open(folder))?;
+    let before: Vec<f64> = (0..scales.num_layers).map(|layer| scales.before(layer)).collect();
+    assert!(before.iter().all(|factor| factor.is_finite()), "checked factors");
+    Ok(())
+}
+
+fn reconstructed(folder: &Path, _: &str) -> Verdict {
+    let layers = said(Reconstructed::open(folder))?;
+    for receiver in layers.receivers() {
+        for module in Module::ALL {
+            let _ = said(layers.weight(receiver, module)).map(|weight| weight.bytes().len());
+        }
     }
     Ok(())
 }

@@ -148,6 +148,61 @@ fn plans_and_repairs() {
     );
 }
 
+/// Each repair changes the layers it is said to change, and what it was fitted is gone afterwards.
+#[test]
+fn repairs_of_one_plan() {
+    let desk = Desk::new();
+    desk.run(
+        "collect --model model --train train.jsonl --steps 4 --device cpu --dtype f32 --out record",
+    );
+    desk.run("plan record --criterion last --prune 2 --out plan.json");
+    let prune =
+        |rest: &str| desk.json(&format!("prune --model model --plan plan.json --dtype f32 {rest}"));
+    let down = |folder: &str, layer: usize| {
+        let file = desk.at(folder).join("model.safetensors");
+        testkit::tensor_f32(&file, &format!("model.layers.{layer}.mlp.down_proj.weight")).1
+    };
+    let perplexity = |model: &str| {
+        let eval = format!("eval --model {model} --data train.jsonl --device cpu --dtype f32");
+        desk.json(&eval)["perplexity"].as_f64().unwrap()
+    };
+    prune("--repair drop --out dropped");
+    // Layers 3 and 4 go: 2 stands before them, and 5 behind them is the fourth then.
+    for (repair, fitted, changed) in
+        [("scale", "scales", 3), ("reconstruct", "reconstructed", 2), ("laco", "none", 2)]
+    {
+        let report =
+            prune(&format!("--repair {repair} --train train.jsonl --verify --out {repair}"));
+        assert_eq!(report["repair"], repair);
+        for layer in 0..4 {
+            let same = down(repair, layer) == down("dropped", layer);
+            assert_eq!(same, layer != changed, "{repair}, layer {layer}");
+        }
+        assert!(!desk.at(&format!(".{repair}.{fitted}")).exists());
+    }
+    assert!(perplexity("reconstruct") < perplexity("dropped"));
+
+    // Half of the most important elements, or as many as hold most of the importance, and no more than the step says.
+    let weighted = |density: &str| {
+        desk.run(&format!(
+            "plan record --criterion last --prune 2 --repair weighted --merge 1 --density {density} --out w.json"
+        ));
+        let report = desk
+            .json(&format!("prune --model model --plan w.json --record record --out w-{density}"));
+        assert_eq!((&report["repair"], &report["step"]), (&"weighted".into(), &1.0.into()));
+        down(&format!("w-{density}"), 2)
+    };
+    let (half, most) = (weighted("0.5"), weighted("auto"));
+    assert!(half != most && most != down("dropped", 2));
+    let failure = desk.failure("prune --model model --plan plan.json --repair weighted --out x");
+    assert!(failure.contains("make one that does by `gradpruner plan --merge`"), "{failure}");
+    let failure = desk.failure("prune --model model --plan plan.json --repair scale --out x");
+    assert!(
+        failure.contains("repairs by `scale`, which is fitted on rows; add `--train`"),
+        "{failure}"
+    );
+}
+
 /// Computing layers again changes no byte of the result; steps are logged either way.
 #[test]
 fn finetune_again_and_in_part() {

@@ -237,6 +237,15 @@ impl Layer {
         layer
     }
 
+    /// The same layer with copies of the linear weights that train, and nothing else that does.
+    pub(crate) fn with_trained_weights(&self) -> Result<Self> {
+        let mut layer = self.untrained();
+        for linear in layer.linears.values_mut() {
+            linear.weight.train()?;
+        }
+        Ok(layer)
+    }
+
     fn siblings<const N: usize>(&self, modules: [Module; N]) -> Siblings<'_, N> {
         Siblings(modules.map(|module| &self.linears[&module]))
     }

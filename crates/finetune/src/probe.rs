@@ -4,35 +4,26 @@ use std::collections::BTreeMap;
 
 use dataset::Example;
 use evidence::{EvidenceError, GateSettings, LossProbe, RunErrors, RunSettings};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
-use crate::bridge::number;
+use crate::discrepancy::Discrepancy;
 use crate::gated::{Gated, GatedPass};
 use crate::gates::train_gates;
-use crate::head::LOGIT_BYTES;
 use crate::offload::Passage;
 use crate::run_errors::run_errors;
 use crate::sensitivity::norm_sum;
 use crate::stop;
-use crate::walk::{Pack, Walk};
 use crate::{FinetuneError, Model, Result};
 
 /// Bytes of states between layers that are held.
 const HELD_BYTES: usize = 512 << 20;
 
-/// Skips layers of a model and compares what is left with the whole, on some rows (method.md §3):
+/// Skips layers of a model and compares what is left with the whole, on some rows: `D(S)` (method.md §3), as
+/// [`Discrepancy`] has it.
 ///
-/// ```text
-/// D(S) = mean over answer tokens of KL(p_T ‖ p_S) + ½ · mean over tokens of ‖x_S − x_T‖² / ‖x_T‖²
-/// ```
-///
-/// `T` is the whole model, with the adapters it has; `x` is the state before the final norm, first tokens of rows left
-/// out. A skipped layer costs nothing, and a set that agrees with the last one up to some layer begins there.
+/// A skipped layer costs nothing, and a set that agrees with the last one up to some layer begins there.
 pub struct SkipProbe<'a> {
-    model: &'a Model,
-    walk: Walk<'a>,
-    /// The whole model's last states, a tensor a pack.
-    whole: Vec<Tensor>,
+    rule: Discrepancy<'a>,
     /// The layers of the last pass, in order.
     path: Vec<usize>,
     /// The states before some places of it, by place.
@@ -57,18 +48,14 @@ impl<'a> SkipProbe<'a> {
     /// [`FinetuneError::Settings`] if nothing of the rows is labelled; if libtorch refuses.
     pub fn new(model: &'a Model, rows: &[&Example], batch_tokens: usize) -> Result<Self> {
         let _guard = tch::no_grad_guard();
-        let walk = Walk::new(model, rows, batch_tokens)?;
-        if walk.packs.iter().all(|pack| pack.rows.num_predicted() == 0) {
-            let what = "the rows that layers are chosen by have no tokens to learn";
-            return Err(FinetuneError::Settings(what.into()));
-        }
-        let embedded = walk.embedded()?;
+        let rule = Discrepancy::before_the_pass(model, rows, batch_tokens)?;
+        let embedded = rule.walk.embedded()?;
         let bytes: usize = embedded.iter().map(|x| x.numel() * x.kind().elt_size_in_bytes()).sum();
         let stride = (bytes * (model.config.num_layers + 1)).div_ceil(HELD_BYTES).max(1);
         let states = BTreeMap::from([(0, embedded)]);
-        let (whole, path) = (Vec::new(), Vec::new());
-        let mut probe = Self { model, walk, whole, path, states, stride, layers_computed: 0 };
-        probe.whole = probe.pass(&[])?;
+        let mut probe = Self { rule, path: Vec::new(), states, stride, layers_computed: 0 };
+        let whole = probe.pass(&[])?;
+        probe.rule.is_of(whole);
         Ok(probe)
     }
 
@@ -80,22 +67,23 @@ impl<'a> SkipProbe<'a> {
     /// The last states without some layers.
     fn pass(&mut self, without: &[usize]) -> Result<Vec<Tensor>> {
         let kept = self.kept(without);
+        let walk = &self.rule.walk;
         let common = self.path.iter().zip(&kept).take_while(|(x, y)| x == y).count();
         self.states.retain(|&place, _| place <= common);
         let held = self.states.last_key_value();
         let (first, mut states) = held.map_or_else(
-            || Ok((0, self.walk.embedded()?)),
+            || Ok((0, walk.embedded()?)),
             |(&place, states)| {
                 let states: Vec<Tensor> = states.iter().map(Tensor::shallow_clone).collect();
                 Ok::<_, FinetuneError>((place, states))
             },
         )?;
-        let mut passage = Passage::new(self.model, kept[first..].iter().copied());
+        let mut passage = Passage::new(self.rule.model, kept[first..].iter().copied());
         for (place, &number) in kept.iter().enumerate().skip(first) {
             stop::check()?;
             let layer = passage.next()?;
-            for (pack, state) in self.walk.packs.iter().zip(&mut states) {
-                *state = self.walk.through(pack, (number, &layer), state)?.0;
+            for (pack, state) in walk.packs.iter().zip(&mut states) {
+                *state = walk.through(pack, (number, &layer), state)?.0;
             }
             self.layers_computed += 1;
             if (place + 1).is_multiple_of(self.stride) {
@@ -110,21 +98,22 @@ impl<'a> SkipProbe<'a> {
 
     /// The layers that are left without some.
     fn kept(&self, without: &[usize]) -> Vec<usize> {
-        (0..self.model.config.num_layers).filter(|layer| !without.contains(layer)).collect()
+        (0..self.rule.model.config.num_layers).filter(|layer| !without.contains(layer)).collect()
     }
 
     /// `mean ‖∂L/∂x_{l+1}‖` over tokens without some layers, by layer.
     fn gradient_norms(&self, without: &[usize]) -> Result<BTreeMap<usize, f64>> {
         let path: Vec<Gated> =
             self.kept(without).into_iter().map(|layer| Gated { layer, gate: 1.0 }).collect();
-        let packs = &self.walk.packs;
+        let walk = &self.rule.walk;
+        let packs = &walk.packs;
         let labels: usize = packs.iter().map(|pack| pack.rows.num_predicted()).sum();
         let tokens: usize = packs.iter().map(|pack| pack.rows.num_tokens()).sum();
         let mut norms = vec![0.0; path.len()];
         // Where nothing is labelled, nothing has a gradient.
         for pack in packs.iter().filter(|pack| pack.rows.num_predicted() > 0) {
             let scale = 1.0 / labels as f64;
-            let pass = GatedPass { walk: &self.walk, pack, path: &path, scale };
+            let pass = GatedPass { walk, pack, path: &path, scale };
             pass.forth_and_back(&mut |turn| {
                 norms[turn.place] += norm_sum(turn.gradient)?;
                 Ok(())
@@ -136,49 +125,6 @@ impl<'a> SkipProbe<'a> {
         let mean = |(at, sum): (&Gated, f64)| (at.layer, sum / tokens.max(1) as f64);
         Ok(path.iter().zip(norms).map(mean).collect())
     }
-
-    fn distance(&self, states: &[Tensor]) -> Result<f64> {
-        let (mut divergence, mut answers) = (0.0, 0);
-        let (mut error, mut tokens) = (0.0, 0);
-        for ((pack, state), whole) in self.walk.packs.iter().zip(states).zip(&self.whole) {
-            divergence += self.divergence(pack, state, whole)?;
-            answers += pack.rows.num_predicted();
-            error += relative_error(&pack.later, state, whole)?;
-            tokens += pack.later.numel();
-        }
-        Ok(divergence / answers.max(1) as f64 + 0.5 * error / tokens.max(1) as f64)
-    }
-
-    /// `Σ KL(p_T ‖ p_S)` over the answer tokens of a pack.
-    fn divergence(&self, pack: &Pack, state: &Tensor, whole: &Tensor) -> Result<f64> {
-        let head = self.model.head();
-        let vocabulary = self.model.config.vocab_size as i64;
-        let most = (LOGIT_BYTES / (4 * vocabulary)).max(1);
-        let count = pack.rows.num_predicted() as i64;
-        let mut sum = 0.0;
-        for first in (0..count).step_by(most as usize) {
-            let places = pack.rows.predict.f_narrow(0, first, most.min(count - first))?;
-            let log_probabilities = |x: &Tensor| -> Result<Tensor> {
-                let logits = head.logits(&x.f_index_select(0, &places)?)?;
-                Ok(logits.f_log_softmax(-1, Kind::Float)?)
-            };
-            let (of_whole, of_rest) = (log_probabilities(whole)?, log_probabilities(state)?);
-            let apart = of_whole.f_sub(&of_rest)?.f_mul(&of_whole.f_exp()?)?;
-            sum += number(&apart.f_sum(Kind::Double)?)?;
-        }
-        Ok(sum)
-    }
-}
-
-/// `Σ ‖x_S − x_T‖² / ‖x_T‖²` over some tokens.
-fn relative_error(tokens: &Tensor, state: &Tensor, whole: &Tensor) -> Result<f64> {
-    let wide =
-        |x: &Tensor| -> Result<Tensor> { Ok(x.f_index_select(0, tokens)?.f_to_kind(Kind::Float)?) };
-    let (state, whole) = (wide(state)?, wide(whole)?);
-    let squares =
-        |x: &Tensor| x.f_square()?.f_sum_dim_intlist([-1_i64].as_slice(), false, Kind::Double);
-    let (apart, size) = (squares(&state.f_sub(&whole)?)?, squares(&whole)?);
-    number(&apart.f_div(&size.f_clamp_min(f64::MIN_POSITIVE)?)?.f_sum(Kind::Double)?)
 }
 
 impl LossProbe for SkipProbe<'_> {
@@ -188,7 +134,8 @@ impl LossProbe for SkipProbe<'_> {
             without: without.to_vec(),
             source,
         };
-        let found = self.pass(without).and_then(|states| self.distance(&states));
+        let head = self.rule.model.head();
+        let found = self.pass(without).and_then(|states| self.rule.distance(&states, &head));
         match found {
             Ok(found) if found.is_finite() => Ok(found),
             Ok(_) => Err(fail("it is not finite; compute in f32".into())),
@@ -209,7 +156,7 @@ impl LossProbe for SkipProbe<'_> {
 
     fn gates(&mut self, settings: &GateSettings) -> Result<Vec<f64>, EvidenceError> {
         let _guard = tch::no_grad_guard();
-        train_gates(&self.walk, settings).map_err(|error| EvidenceError::Probe {
+        train_gates(&self.rule.walk, settings).map_err(|error| EvidenceError::Probe {
             what: "the layers' gates".into(),
             source: error.into(),
         })
@@ -217,7 +164,7 @@ impl LossProbe for SkipProbe<'_> {
 
     fn run_errors(&mut self, settings: &RunSettings) -> Result<RunErrors, EvidenceError> {
         let _guard = tch::no_grad_guard();
-        run_errors(&self.walk, settings).map_err(|error| EvidenceError::Probe {
+        run_errors(&self.rule.walk, settings).map_err(|error| EvidenceError::Probe {
             what: "linear maps in the place of runs of layers".into(),
             source: error.into(),
         })

@@ -10,7 +10,7 @@ use pipeline::{
     Choosing, CollectSettings, ComputeSettings, EvaluationSettings, FinetuneMethod, HeldOut,
     LinearMapSettings, LoraTargets, RunSettings, TrainingSettings,
 };
-use selection::{Criterion, Keep, PlanSettings, Refine, Repair, Share};
+use selection::{Criterion, Density, Keep, PlanSettings, Refine, Repair, Share};
 
 /// Where and in what type to compute.
 #[derive(Debug, clap::Args)]
@@ -170,17 +170,16 @@ impl CellArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Repairing")]
 pub(crate) struct RepairArgs {
-    /// What is done to the layers that stay: linear-map (a map in the place of each run of pruned layers, folded
-    /// into the layer before it), same-sign (pruned layers merged into the one before) or drop (nothing)
-    /// [default: same-sign with --merge, else linear-map]
-    #[arg(long)]
+    /// What is done to the layers that stay [default: same-sign with --merge, else linear-map]
+    #[arg(long, value_parser = repair())]
     repair: Option<Repair>,
     /// How many of the pruned layers to merge into the layer before them
     #[arg(long, default_value_t = 0)]
     merge: usize,
-    /// Share of a merged layer's elements that is merged
-    #[arg(long, default_value_t = 0.2, value_parser = share)]
-    density: f64,
+    /// Share of a merged layer's elements that is merged; auto: of each weight the fewest that hold 80 % of its
+    /// importance (auto:0.9 for 90 %)
+    #[arg(long, default_value = "0.2")]
+    density: Density,
 }
 
 impl RepairArgs {
@@ -195,7 +194,7 @@ impl RepairArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Repairing")]
 pub(crate) struct LinearMapArgs {
-    /// Tokens of training rows that linear maps are fitted on
+    /// Tokens of training rows that linear maps are fitted on, and what else a repair is fitted
     #[arg(long, default_value_t = 10_000, value_parser = positive)]
     map_tokens: usize,
     /// Ridge penalty that pulls a linear map towards the identity, relative to the mean of the squared inputs
@@ -512,6 +511,12 @@ impl TypedValueParser for ChoosingParser {
 pub(crate) fn criterion() -> impl TypedValueParser<Value = Criterion> {
     let known = |criterion: Criterion| PossibleValue::new(criterion.name()).help(criterion.about());
     PossibleValuesParser::new(Criterion::all().map(known)).try_map(|text| text.parse::<Criterion>())
+}
+
+/// The name of a repair.
+pub(crate) fn repair() -> impl TypedValueParser<Value = Repair> {
+    let known = |repair: Repair| PossibleValue::new(repair.name()).help(repair.about());
+    PossibleValuesParser::new(Repair::ALL.map(known)).try_map(|text| text.parse::<Repair>())
 }
 
 /// A size such as `5GB`, in bytes.

@@ -159,7 +159,13 @@ fn repair_text(found: &RunOutcome) -> String {
             "a linear map in place of each run of removed layers is folded into the layer before it"
                 .into()
         }
-        Repair::SameSign => {
+        Repair::Reconstruct => {
+            "the layer before each run of them was trained to give what the run gave".into()
+        }
+        Repair::Scale => {
+            "what the layers behind a cut add is scaled down as the stream is without them".into()
+        }
+        Repair::SameSign | Repair::Weighted | Repair::Laco => {
             let donors: Vec<usize> = plan.donors().into_iter().collect();
             let verb = if donors.len() == 1 { "is" } else { "are" };
             format!(

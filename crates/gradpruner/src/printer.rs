@@ -17,7 +17,9 @@ use crate::comparison::cell_text;
 use crate::stages::{
     collapsed_text, criteria_text, done_text, figures_text, stage_text, trial_text,
 };
-use crate::texts::{computing_text, fitted_text, needs_text, rows_text};
+use crate::texts::{
+    computing_text, fitted_text, needs_text, reconstructed_text, rows_text, scaled_text,
+};
 use crate::units::{elapsed_text, layers_text};
 
 /// A command's result, for people and for programs.
@@ -163,6 +165,8 @@ impl Printer {
             }
             Event::Encoded(counts) => self.rows(counts),
             Event::Fitted(run) => self.note(&format!("  {}", fitted_text(&run))),
+            Event::Reconstructed(run) => self.note(&format!("  {}", reconstructed_text(&run))),
+            Event::Scaled(cut) => self.note(&format!("  {}", scaled_text(&cut))),
             Event::Step(metrics) => {
                 let text = format!(
                     "loss {:.4}, {:.0} tokens/s",

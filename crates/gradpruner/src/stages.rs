@@ -1,6 +1,6 @@
 //! Sentences about stages: what they are called, and what they came to.
 
-use pipeline::{Done, Stability, Stage, Trial};
+use pipeline::{Done, Fitted, Stability, Stage, Trial};
 use selection::{Criterion, Plan};
 
 use crate::units::{layers_text, percent, perplexity_text};
@@ -13,7 +13,7 @@ pub(crate) fn stage_text(stage: Stage) -> &'static str {
         Stage::Score => "score layers",
         Stage::Race => "race",
         Stage::Plan => "plan",
-        Stage::Fit => "fit linear maps",
+        Stage::Fit => "fit the repair",
         Stage::Prune => "prune and repair",
         Stage::Finetune => "fine-tune",
         Stage::DenseFinetune => "fine-tune dense",
@@ -43,7 +43,7 @@ pub(crate) fn done_text(done: &Done) -> String {
             format!("won by {} of {} choices", criteria_text(&winner.criteria), others + 1)
         }),
         Done::Planned(plan) => layer_strip(plan),
-        Done::Fitted { maps, tokens } => format!("{maps} fitted on {tokens} tokens"),
+        Done::Fitted(Fitted { runs, tokens }) => format!("{runs} fitted on {tokens} tokens"),
         Done::Pruned { before, after } => {
             let less = |after: u64, before: u64| percent(1.0 - after as f64 / before as f64);
             format!(

@@ -2,9 +2,9 @@
 
 use dataset::RowCounts;
 use pipeline::{Computing, Estimate};
-use repair::FittedRun;
+use repair::{Cut, FittedRun};
 
-use crate::units::{bytes_text, time_text};
+use crate::units::{bytes_text, layers_text, time_text};
 
 /// Seconds of a day.
 const DAY: f64 = 86_400.0;
@@ -52,6 +52,25 @@ pub(crate) fn fitted_text(run: &FittedRun) -> String {
     format!(
         "{} as a map in layer {receiver}: relative error {error_before:.3} → {error_after:.3}",
         run_text(run)
+    )
+}
+
+/// A run of pruned layers and the layer that was retrained for it, in one line.
+pub(crate) fn reconstructed_text(run: &FittedRun) -> String {
+    let FittedRun { receiver, error_before, error_after, .. } = run;
+    format!(
+        "{} learnt by layer {receiver}: relative error {error_before:.3} → {error_after:.3}",
+        run_text(run)
+    )
+}
+
+/// A cut and its scale, in one line.
+pub(crate) fn scaled_text(cut: &Cut) -> String {
+    let layers: Vec<usize> = (cut.first..=cut.last).collect();
+    format!(
+        "layers {}: the stream is {:.3} times as large behind them",
+        layers_text(&layers),
+        cut.factor
     )
 }
 

@@ -105,9 +105,9 @@ pub fn keep_top_of<S: Scores + ?Sized>(scores: &S, count: usize) -> Result<Mask,
 }
 
 /// How often each pattern of sixteen bits occurs.
-type Histogram = Vec<u32>;
+pub(crate) type Histogram = Vec<u32>;
 
-const BUCKETS: usize = 1 << 16;
+pub(crate) const BUCKETS: usize = 1 << 16;
 
 /// A score's bits, ordered as the scores are.
 fn rank(score: f32) -> u32 {
@@ -117,35 +117,50 @@ fn rank(score: f32) -> u32 {
 }
 
 /// Counts the upper halves of all ranks, or the lower halves of those with a given upper one.
-fn histogram<S: Scores + ?Sized>(scores: &S, within: Option<u16>) -> Result<Histogram, S::Error> {
-    // A part takes one that no other thread is at; there are as many in the end as threads.
-    let idle: Mutex<Vec<Histogram>> = Mutex::default();
-    let lock = || idle.lock().unwrap_or_else(PoisonError::into_inner);
-    scores.parts(&|_, part| {
-        let taken = lock().pop();
-        let mut counts = taken.unwrap_or_else(|| vec![0; BUCKETS]);
-        match within {
-            None => {
-                for &score in part {
-                    counts[(rank(score) >> 16) as usize] += 1;
-                }
+pub(crate) fn histogram<S: Scores + ?Sized>(
+    scores: &S,
+    within: Option<u16>,
+) -> Result<Histogram, S::Error> {
+    let add = |counts: &mut Histogram, part: &[f32]| match within {
+        None => {
+            for &score in part {
+                counts[(rank(score) >> 16) as usize] += 1;
             }
-            Some(upper) => {
-                for rank in part.iter().map(|&score| rank(score)) {
-                    if rank >> 16 == u32::from(upper) {
-                        counts[(rank & 0xffff) as usize] += 1;
-                    }
+        }
+        Some(upper) => {
+            for rank in part.iter().map(|&score| rank(score)) {
+                if rank >> 16 == u32::from(upper) {
+                    counts[(rank & 0xffff) as usize] += 1;
                 }
             }
         }
-        lock().push(counts);
-    })?;
-    let all = idle.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let sums = all.into_iter().reduce(|mut sums, counts| {
+    };
+    let join = |sums: &mut Histogram, counts: Histogram| {
         sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
-        sums
-    });
-    Ok(sums.unwrap_or_else(|| vec![0; BUCKETS]))
+    };
+    gather(scores, &|| vec![0; BUCKETS], &add, &join)
+}
+
+/// Adds all parts to what is `empty` at first, in any order, and joins what several threads have.
+pub(crate) fn gather<S: Scores + ?Sized, T: Send>(
+    scores: &S,
+    empty: &(dyn Fn() -> T + Sync),
+    add: &(dyn Fn(&mut T, &[f32]) + Sync),
+    join: &dyn Fn(&mut T, T),
+) -> Result<T, S::Error> {
+    // A part takes one that no other thread is at; there are as many in the end as threads.
+    let idle: Mutex<Vec<T>> = Mutex::default();
+    let lock = || idle.lock().unwrap_or_else(PoisonError::into_inner);
+    scores.parts(&|_, part| {
+        let taken = lock().pop();
+        let mut gathered = taken.unwrap_or_else(empty);
+        add(&mut gathered, part);
+        lock().push(gathered);
+    })?;
+    let mut all = idle.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter();
+    let mut joined = all.next().unwrap_or_else(empty);
+    all.for_each(|gathered| join(&mut joined, gathered));
+    Ok(joined)
 }
 
 /// Whether no score is infinite or NaN, which have all bits of the exponent set.
@@ -169,7 +184,11 @@ fn bucket_of(histogram: &Histogram, count: usize) -> (u16, usize) {
 }
 
 /// Marks all ranks above the threshold, and the first `ties` of those that equal it.
-fn mark<S: Scores + ?Sized>(scores: &S, threshold: u32, mut ties: usize) -> Result<Mask, S::Error> {
+pub(crate) fn mark<S: Scores + ?Sized>(
+    scores: &S,
+    threshold: u32,
+    mut ties: usize,
+) -> Result<Mask, S::Error> {
     let size = scores.count();
     let words =
         || -> Vec<AtomicU64> { (0..size.div_ceil(64)).map(|_| AtomicU64::new(0)).collect() };

@@ -8,7 +8,7 @@ use finetune::{
     BatchShape, ComputeType, MemoryEstimate, Method, ProductRates, SENSITIVITY_ROWS, TrainSettings,
     Workload, available_memory_bytes, largest_batch, product_rate,
 };
-use selection::{Repair, Share};
+use selection::{RepairNeed, Share};
 use serde::{Deserialize, Serialize};
 
 use crate::{ComputeSettings, FinetuneMethod, PipelineError, Result, RunSettings, Stage, Until};
@@ -203,7 +203,7 @@ pub fn estimate(
     if passes > 0.0 && count > 0 {
         stages.push(of.choosing(config, &collect, train, passes));
     }
-    if settings.repair == Repair::LinearMap && count > 0 {
+    if settings.repair.needs(RepairNeed::Fit) && count > 0 {
         stages.push(of.fitting(config, &collect, train, settings.linear_map.tokens));
     }
     stages.push(StageEstimate { disk_bytes: stored(&pruned), ..of.writing(Stage::Prune) });

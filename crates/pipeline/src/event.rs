@@ -2,11 +2,11 @@
 
 use dataset::RowCounts;
 use finetune::{EvalReport, StepMetrics, TrainReport};
-use repair::{FittedRun, Size};
+use repair::{Cut, FittedRun, Size};
 use selection::{Criterion, Plan, Selection};
 use serde::{Deserialize, Serialize};
 
-use crate::{Cell, CellResult, Computing, Estimate, Race, Stability, Trial};
+use crate::{Cell, CellResult, Computing, Estimate, Fitted, Race, Stability, Trial};
 
 /// A part of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,13 +50,8 @@ pub enum Done {
     Raced(Race),
     /// It is decided what becomes of them.
     Planned(Plan),
-    /// Linear maps are fitted.
-    Fitted {
-        /// How many.
-        maps: usize,
-        /// On how many tokens.
-        tokens: usize,
-    },
+    /// What the repair needs is fitted.
+    Fitted(Fitted),
     /// The pruned checkpoint is written.
     Pruned {
         /// The dense model.
@@ -108,6 +103,10 @@ pub enum Event {
         /// The layers that went.
         pruned: Vec<usize>,
     },
+    /// The layer before a run was retrained.
+    Reconstructed(FittedRun),
+    /// The scale of a cut was measured.
+    Scaled(Cut),
     /// A training step was taken.
     Step(StepMetrics),
     /// So many of so many tensors are written.

@@ -8,7 +8,7 @@ use finetune::{
     AdamWSettings, ComputeChoice, ComputeType, Decay, DeviceChoice, EvalSettings, LoraSettings,
     Method, ProductRates, Schedule, TrainSettings, num_threads, product_rates,
 };
-use selection::{Criterion, Keep, PlanSettings, Refine, Repair, Share};
+use selection::{Criterion, Density, Keep, PlanSettings, Refine, Repair, Share};
 use serde::{Deserialize, Serialize};
 use serde_with::{DeserializeFromStr, SerializeDisplay};
 
@@ -41,8 +41,8 @@ pub struct RunSettings {
     pub repair: Repair,
     /// How many of the pruned layers to merge.
     pub merge: usize,
-    /// The share of each donor's elements that is merged.
-    pub density: f64,
+    /// Which of each donor's elements are merged.
+    pub density: Density,
     /// How the pruned model is fine-tuned.
     pub finetune: FinetuneMethod,
     /// Throw the collected steps away and fine-tune the pruned model from the start, as the paper's

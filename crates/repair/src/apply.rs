@@ -7,17 +7,15 @@ use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread::available_parallelism;
 
 use checkpoint::{
-    Checkpoint, CheckpointWriter, LayerTensor, ModelConfig, Module, Record, Staging, TensorSpec,
-    TensorView, copy_companions, require_companions,
+    Checkpoint, CheckpointWriter, LayerTensor, Staging, TensorSpec, TensorView, copy_companions,
+    require_companions,
 };
 use rayon::prelude::*;
 use selection::{Merge, Plan, Repair};
 use serde::{Deserialize, Serialize};
 
-use crate::edits::{Edits, Nothing};
-use crate::linear_map::LinearMap;
-use crate::same_sign::SameSign;
-use crate::{LinearMaps, RepairError, Result, Size};
+use crate::repairs::{self, Edits, Inputs, Opened, Place};
+use crate::{RepairError, Result, Size};
 
 /// What [`apply`] needs to know.
 #[derive(Debug, Clone)]
@@ -28,8 +26,8 @@ pub struct PruneSettings {
     pub plan: Plan,
     /// Folder of the gradient record; needed if the plan merges.
     pub record: Option<PathBuf>,
-    /// Folder of linear maps; needed if the plan repairs by them.
-    pub maps: Option<PathBuf>,
+    /// Folder of what the plan's repair was fitted: linear maps, scales or retrained layers; needed if it is fitted.
+    pub fitted: Option<PathBuf>,
     /// Folder to write.
     pub target: PathBuf,
     /// Most bytes of tensors in one file.
@@ -47,6 +45,9 @@ pub struct PruneReport {
     pub pruned: Vec<usize>,
     pub merges: Vec<Merge>,
     pub repair: Repair,
+    /// How far the repair goes, if it may go less than the whole way; 0 if it is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<f64>,
     pub before: Size,
     pub after: Size,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -59,7 +60,8 @@ pub struct PruneReport {
 /// configuration follows, and all else is byte for byte the source: the kernel copies it from file to file
 /// meanwhile. Tensors of layers beyond the configuration's last are left out. Held in memory are, to merge, the
 /// importance of one weight, 224 MiB at most, its gradients of as many steps as fit 48 MiB (or of one), its
-/// donors' masks and a block of each; for linear maps one map and one weight as f32.
+/// donors' masks and a block of each; for linear maps one map and one weight as f32; for `weighted`
+/// the importance of some rows of both sides besides.
 ///
 /// # Errors
 ///
@@ -70,27 +72,16 @@ pub fn apply(
     settings: &PruneSettings,
     observe: &mut dyn FnMut(usize, usize),
 ) -> Result<PruneReport> {
-    let PruneSettings { model, plan, record, maps, target, shard_bytes, verify } = settings;
+    let PruneSettings { model, plan, record, fitted, target, shard_bytes, verify } = settings;
     plan.check()?;
     let source = Checkpoint::open(model)?;
     require_companions(model)?;
     let config = source.config();
     plan.require_layers(config.num_layers)?;
-    let changes = match plan.repair() {
-        Repair::Drop => Changes::None,
-        Repair::SameSign => {
-            let record = Record::open(record.as_ref().ok_or(RepairError::NoRecord)?)?;
-            require_same_model(&record, config)?;
-            Changes::Record(record)
-        }
-        Repair::LinearMap => {
-            let maps = LinearMaps::open(maps.as_ref().ok_or(RepairError::NoMaps)?)?;
-            maps.require_fit(plan, config)?;
-            Changes::Maps(maps)
-        }
-    };
+    let inputs = Inputs { plan, config, record: record.as_ref(), fitted: fitted.as_ref() };
+    let repair = repairs::open(&inputs)?;
 
-    let work = Work::new(&source, plan, &changes);
+    let work = Work::new(&source, plan, &*repair);
     let staging = Staging::folder(target)?;
     copy_companions(model, staging.path())?;
     let raw = serde_json::Value::Object(config.with_layers(&plan.retained()));
@@ -101,7 +92,7 @@ pub fn apply(
     work.write(&writer, observe)?;
     writer.finish()?;
     source.weights().require_unchanged()?;
-    changes.require_unchanged()?;
+    repair.require_unchanged()?;
     let pruned = Checkpoint::open(staging.path())?;
     let verified_tensors = match verify {
         true => Some(work.verify(&pruned, observe)?),
@@ -114,51 +105,35 @@ pub fn apply(
         pruned: plan.pruned.clone(),
         merges: plan.merges.clone(),
         repair: plan.repair(),
+        step: plan.step(),
         before: Size::of(config, source.weights()),
         after: Size::of(pruned.config(), pruned.weights()),
         verified_tensors,
     })
 }
 
-/// What retained weights are changed by.
-enum Changes {
-    None,
-    Record(Record),
-    Maps(LinearMaps),
-}
-
-impl Changes {
-    fn require_unchanged(&self) -> Result<()> {
-        match self {
-            Self::None => Ok(()),
-            Self::Record(record) => Ok(record.require_unchanged()?),
-            Self::Maps(maps) => maps.require_unchanged(),
-        }
-    }
-}
-
 /// What becomes of each tensor of the source.
 struct Work<'a> {
     source: &'a Checkpoint,
     plan: &'a Plan,
-    changes: &'a Changes,
+    repair: &'a dyn Opened,
     /// Tensors that stay as they are, in the order they lie on disk, and their new names.
     copied: Vec<(TensorView<'a>, String)>,
-    /// Linear weights that the repair changes.
-    edited: Vec<(TensorView<'a>, String, (usize, Module))>,
+    /// Tensors of linear maps that the repair changes.
+    edited: Vec<(TensorView<'a>, String, Place)>,
     /// All of them, in the order they lie on disk.
     specs: Vec<TensorSpec>,
 }
 
 impl<'a> Work<'a> {
-    fn new(source: &'a Checkpoint, plan: &'a Plan, changes: &'a Changes) -> Self {
+    fn new(source: &'a Checkpoint, plan: &'a Plan, repair: &'a dyn Opened) -> Self {
         let (copied, edited, specs) = (Vec::new(), Vec::new(), Vec::new());
-        let mut work = Self { source, plan, changes, copied, edited, specs };
+        let mut work = Self { source, plan, repair, copied, edited, specs };
         let (retained, edits) = (plan.retained(), work.edits());
         for view in source.weights().iter() {
             let Some(name) = new_name(view.name(), &retained) else { continue };
             work.specs.push(TensorSpec::like(&view, &name));
-            match linear_weight(&view).filter(|&(layer, module)| edits.change(layer, module)) {
+            match Place::of(&view).filter(|&place| edits.change(place)) {
                 Some(place) => work.edited.push((view, name, place)),
                 None => work.copied.push((view, name)),
             }
@@ -206,7 +181,7 @@ impl<'a> Work<'a> {
                 if failed.load(Ordering::Relaxed) {
                     break;
                 }
-                let (layer, module) = place;
+                let Place { layer, module, .. } = place;
                 tracing::info!(layer, %module, repair = %self.plan.repair(), "changing");
                 let mut take = |offset, part: &[u8]| Ok(writer.write_part(name, offset, part)?);
                 step(edits.write(view, *place, &mut take), &done)?;
@@ -235,11 +210,7 @@ impl<'a> Work<'a> {
     }
 
     fn edits(&self) -> Box<dyn Edits + 'a> {
-        match self.changes {
-            Changes::None => Box::new(Nothing),
-            Changes::Record(record) => Box::new(SameSign::new(self.source, record, self.plan)),
-            Changes::Maps(maps) => Box::new(LinearMap { maps }),
-        }
+        self.repair.edits(self.source, self.plan)
     }
 
     /// Compares every tensor of the result with what the plan makes of the source; returns how many
@@ -293,57 +264,44 @@ fn new_name(name: &str, retained: &[usize]) -> Option<String> {
     Some(format!("model.layers.{position}.{rest}"))
 }
 
-/// Which linear weight this is, if it is one.
-fn linear_weight(view: &TensorView<'_>) -> Option<(usize, Module)> {
-    let tensor = LayerTensor::parse(view.name())?;
-    Some((tensor.layer, tensor.module()?))
-}
-
-fn require_same_model(record: &Record, config: &ModelConfig) -> Result<()> {
-    let fail = |reason: String| {
-        let path = record.folder().to_owned();
-        Err(RepairError::OtherModel { path, what: "record", reason })
-    };
-    if record.num_layers() != config.num_layers {
-        return fail(format!(
-            "it has {} layers, the model {}",
-            record.num_layers(),
-            config.num_layers
-        ));
-    }
-    for (layer, module) in record.pairs() {
-        let expected = config.linear_shape(module);
-        if let Some(found) = record.shape(layer, module)
-            && found != expected
-        {
-            return fail(format!(
-                "layer {layer} {module} is {found:?} there and {expected:?} in the model"
-            ));
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::io::Write;
     use std::path::Path;
 
-    use checkpoint::{DataSource, Dtype, ModelSource, RecordWriter, StepGradients};
+    use checkpoint::{
+        DataSource, Dtype, ModelConfig, ModelSource, Module, Record, RecordWriter, StepGradients,
+    };
 
     use super::*;
     use crate::{FittedRun, MapsHeader, MapsWriter};
 
-    fn settings(name: &str, target: &Path) -> PruneSettings {
+    pub(crate) fn settings(name: &str, target: &Path) -> PruneSettings {
         PruneSettings {
             model: testkit::fixture(&format!("{name}/model")),
             plan: Plan::read(&testkit::fixture(&format!("{name}/plan.json"))).unwrap(),
             record: Some(testkit::fixture(&format!("{name}/record"))),
-            maps: None,
+            fitted: None,
             target: target.to_owned(),
             shard_bytes: u64::MAX,
             verify: true,
         }
+    }
+
+    /// The tensors of a pruned checkpoint that are not those of the source, sorted.
+    pub(crate) fn changed_tensors(settings: &PruneSettings) -> Vec<String> {
+        let source = Checkpoint::open(&settings.model).unwrap();
+        let found = Checkpoint::open(&settings.target).unwrap();
+        let retained = settings.plan.retained();
+        let mut changed = Vec::new();
+        for view in source.weights().iter() {
+            let Some(name) = new_name(view.name(), &retained) else { continue };
+            if found.tensor(&name).unwrap().bytes() != view.bytes() {
+                changed.push(name);
+            }
+        }
+        changed.sort();
+        changed
     }
 
     #[test]
@@ -375,7 +333,7 @@ mod tests {
     fn a_density_of_zero_merges_nothing() {
         let folder = testkit::temporary_folder();
         let mut settings = settings("tiny_llama", &folder.path().join("merged"));
-        settings.plan.density = 0.0;
+        settings.plan.density = 0.0.into();
         apply(&settings, &mut |_, _| {}).unwrap();
         let merged = fs_err::read(settings.target.join("model.safetensors")).unwrap();
         settings.plan.merges.clear();
@@ -502,9 +460,14 @@ mod tests {
         assert_eq!(apply(&settings, &mut |_, _| {}).unwrap().verified_tensors, Some(30));
         let (source, found) = (&settings.model, &settings.target);
         let source = Checkpoint::open(source).unwrap();
-        let record = Record::open(settings.record.as_ref().unwrap()).unwrap();
-        let changes = Changes::Record(record);
-        let work = Work::new(&source, &settings.plan, &changes);
+        let inputs = Inputs {
+            plan: &settings.plan,
+            config: source.config(),
+            record: settings.record.as_ref(),
+            fitted: None,
+        };
+        let repair = repairs::open(&inputs).unwrap();
+        let work = Work::new(&source, &settings.plan, &*repair);
         let file = found.join("model.safetensors");
         let whole = fs_err::read(&file).unwrap();
         for name in ["model.norm.weight", "model.layers.2.mlp.down_proj.weight"] {
@@ -545,7 +508,7 @@ mod tests {
     fn linear_maps_are_folded_in() {
         let folder = testkit::temporary_folder();
         let maps = folder.path().join("maps");
-        let plan = Plan::new(6, vec![2, 3, 5], vec![], 0.2).with_linear_maps();
+        let plan = Plan::new(6, vec![2, 3, 5], vec![], 0.2).with_repair(Repair::LinearMap).unwrap();
         let element = |receiver: usize, k: usize, i: usize| {
             ((receiver * 31 + k * 7 + i * 3) as f32).sin() + f32::from(u8::from(k == i))
         };
@@ -553,13 +516,13 @@ mod tests {
         let good = PruneSettings {
             plan: plan.clone(),
             record: None,
-            maps: Some(maps),
+            fitted: Some(maps),
             ..settings("tiny_llama", &folder.path().join("mapped"))
         };
         assert_eq!(apply(&good, &mut |_, _| {}).unwrap().repair, Repair::LinearMap);
         let dropped = PruneSettings {
             plan: Plan::new(6, plan.pruned.clone(), vec![], 0.2),
-            maps: None,
+            fitted: None,
             target: folder.path().join("dropped"),
             ..good.clone()
         };
@@ -598,17 +561,17 @@ mod tests {
     fn maps_that_do_not_fit_are_refused() {
         let folder = testkit::temporary_folder();
         let at = |name: &str| folder.path().join(name);
-        let plan = Plan::new(6, vec![2, 3, 5], vec![], 0.2).with_linear_maps();
+        let plan = Plan::new(6, vec![2, 3, 5], vec![], 0.2).with_repair(Repair::LinearMap).unwrap();
         write_maps(&at("maps"), &plan, &|_, _, _| 1.0);
         let check = |plan: &Plan, maps: Option<PathBuf>, reason: &str| {
             let base = settings("tiny_llama", &at("out"));
-            let settings = PruneSettings { plan: plan.clone(), record: None, maps, ..base };
+            let settings = PruneSettings { plan: plan.clone(), record: None, fitted: maps, ..base };
             let error = apply(&settings, &mut |_, _| {}).unwrap_err().to_string();
             assert!(error.contains(reason), "{error}");
             assert!(!at("out").exists());
         };
         check(&plan, None, "add `--train`, or take `--repair drop`");
-        let other = Plan::new(6, vec![2, 5], vec![], 0.2).with_linear_maps();
+        let other = Plan::new(6, vec![2, 5], vec![], 0.2).with_repair(Repair::LinearMap).unwrap();
         check(&other, Some(at("maps")), "it is for [2, 3, 5] pruned, the plan prunes [2, 5]");
         check(&plan, Some(at("none")), "maps.json");
         write_maps(&at("wild"), &plan, &|_, k, _| if k == 3 { f32::NAN } else { 0.0 });

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use checkpoint::CheckpointError;
 use evidence::EvidenceError;
-use selection::SelectionError;
+use selection::{Repair, SelectionError};
 
 /// Why a model cannot be pruned as planned.
 #[derive(Debug, thiserror::Error)]
@@ -24,14 +24,14 @@ pub enum RepairError {
     Differs { name: String },
     #[error("{}: the {what} does not fit the model: {reason}", path.display())]
     OtherModel { path: PathBuf, what: &'static str, reason: String },
-    #[error("{}: not usable linear maps: {what}", path.display())]
-    Maps { path: PathBuf, what: String },
+    #[error("{}: not usable {kind}: {what}", path.display())]
+    Fit { path: PathBuf, kind: &'static str, what: String },
     #[error("no memory for the importance of a weight; close other programs, or merge no layers")]
     Memory(#[source] io::Error),
     #[error("the plan merges layers, so the gradient record is needed; add `--record`")]
     NoRecord,
     #[error(
-        "the plan repairs by `linear-map`, which is fitted on rows; add `--train`, or take `--repair drop`"
+        "the plan repairs by `{repair}`, which is fitted on rows; add `--train`, or take `--repair drop`"
     )]
-    NoMaps,
+    NoFit { repair: Repair },
 }

@@ -5,7 +5,8 @@ use std::sync::{Mutex, PoisonError};
 use checkpoint::{Module, Record};
 use evidence::{require_single_precision, step_pairs};
 use igia::{Buffer, ImportanceRows, Panels, mean_of_sums};
-use merge::{Mask, Scores, keep_top, keep_top_of, kept_count};
+use merge::{Mask, Scores, keep_share_of, keep_top, keep_top_of, kept_count};
+use selection::Density;
 
 use crate::{RepairError, Result};
 
@@ -41,8 +42,13 @@ impl Room {
         [Self::new(), small, smaller]
     }
 
-    /// Importance of some rows of a weight.
-    fn rows(&mut self, weight: &Recorded<'_>, first: usize, rows: usize) -> Result<&[f32]> {
+    /// Importance of some rows of a weight, row-major.
+    pub(crate) fn rows(
+        &mut self,
+        weight: &Recorded<'_>,
+        first: usize,
+        rows: usize,
+    ) -> Result<&[f32]> {
         let size = rows * weight.columns;
         if self.importance.len() < size {
             self.importance = Buffer::default(); // The memory of both is not needed.
@@ -72,36 +78,54 @@ impl Room {
     }
 }
 
-/// Marks the most important elements of a weight, as many as the density says (method.md §5).
+/// Marks the most important elements of a weight, as many as the density says or as it takes (method.md §5).
 pub(crate) fn kept(
     record: &Record,
     (layer, module): (usize, Module),
-    density: f64,
+    density: Density,
     room: &mut Room,
 ) -> Result<Mask> {
-    require_single_precision(record, layer, module)?;
-    let (rows, rank, columns) = {
-        let first = record.gradients(0, layer, module)?;
-        (first.b.nrows(), first.b.ncols(), first.a.ncols())
-    };
-    let step_bytes = size_of::<f32>() * rank * (rows + columns);
-    let weight = Recorded { record, layer, module, rows, columns, step_bytes };
-    let count = kept_count(density, rows * columns);
+    let weight = Recorded::of(record, (layer, module))?;
+    let Recorded { rows, columns, .. } = weight;
     if size_of::<f32>() * rows * columns > room.held_bytes {
-        return keep_top_of(&Parts { weight, room: Mutex::new(room) }, count);
+        let parts = Parts { weight, room: Mutex::new(room) };
+        return match density {
+            Density::Share(share) => keep_top_of(&parts, kept_count(share, rows * columns)),
+            Density::Auto(share) => keep_share_of(&parts, share),
+        };
     }
-    Ok(keep_top(room.rows(&weight, 0, rows)?, count))
+    let all = room.rows(&weight, 0, rows)?;
+    Ok(match density {
+        Density::Share(share) => keep_top(all, kept_count(share, rows * columns)),
+        Density::Auto(share) => {
+            let Ok(mask) = keep_share_of(all, share);
+            mask
+        }
+    })
 }
 
 /// A weight whose gradients are recorded.
-struct Recorded<'a> {
+pub(crate) struct Recorded<'a> {
     record: &'a Record,
     layer: usize,
     module: Module,
-    rows: usize,
-    columns: usize,
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
     /// Bytes of one step's gradients as f32.
     step_bytes: usize,
+}
+
+impl<'a> Recorded<'a> {
+    /// Looks whether importance can be computed of its gradients.
+    pub(crate) fn of(record: &'a Record, (layer, module): (usize, Module)) -> Result<Self> {
+        require_single_precision(record, layer, module)?;
+        let (rows, rank, columns) = {
+            let first = record.gradients(0, layer, module)?;
+            (first.b.nrows(), first.b.ncols(), first.a.ncols())
+        };
+        let step_bytes = size_of::<f32>() * rank * (rows + columns);
+        Ok(Self { record, layer, module, rows, columns, step_bytes })
+    }
 }
 
 /// Importance that is computed when it is asked for.
@@ -127,5 +151,32 @@ impl Scores for Parts<'_> {
             let Ok(()) = part.parts(&|at, part| see(first * columns + at, part));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However much of the importance is held, the fewest elements with the share are those that a sort finds.
+    #[test]
+    fn a_density_of_its_own_for_every_weight() {
+        let record = Record::open(&testkit::fixture("tiny_llama/record")).unwrap();
+        let mut counts = Vec::new();
+        for module in Module::ALL {
+            let steps = 0..record.num_steps();
+            let gradients: Vec<_> =
+                steps.map(|step| record.gradients(step, 3, module).unwrap()).collect();
+            let scores = igia::importance(&step_pairs(&gradients));
+            // Sums of f32s are rounded in either order, but here no share falls between two roundings.
+            let expected = merge::reference::keep_share(&scores, 0.8);
+            for mut room in Room::of_all_sizes() {
+                let found = kept(&record, (3, module), Density::AUTO, &mut room).unwrap();
+                assert_eq!(found, expected, "{module}");
+            }
+            counts.push(expected.count() as f64 / expected.len() as f64);
+        }
+        assert!(counts.iter().all(|share| (0.01..0.6).contains(share)), "{counts:?}");
+        assert!(counts.iter().any(|share| (share - counts[0]).abs() > 0.01), "{counts:?}");
     }
 }

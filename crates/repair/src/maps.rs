@@ -9,12 +9,14 @@ use checkpoint::{
 use selection::Plan;
 use serde::{Deserialize, Serialize};
 
+use crate::fitted::{FittedRun, FittedTo};
 use crate::{RepairError, Result};
 
 const FORMAT: &str = "gradpruner-linear-maps";
 const VERSION: u64 = 1;
 const HEADER: &str = "maps.json";
 const MATRICES: &str = "maps.safetensors";
+const KIND: &str = "linear maps";
 
 /// `maps.json`: whose maps they are, and how well each fits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -37,21 +39,6 @@ pub struct MapsHeader {
     pub data: DataSource,
     /// The runs of pruned layers, ascending.
     pub runs: Vec<FittedRun>,
-}
-
-/// A run of pruned layers and the map in its place.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct FittedRun {
-    /// The retained layer before the run, which takes the map in.
-    pub receiver: usize,
-    /// The run's first layer.
-    pub first: usize,
-    /// The run's last layer.
-    pub last: usize,
-    /// Relative squared error of the run's output without a map: `‖x̂ − x‖² / ‖x‖²`.
-    pub error_before: f64,
-    /// The same with the map.
-    pub error_after: f64,
 }
 
 impl MapsHeader {
@@ -78,24 +65,16 @@ impl MapsHeader {
     }
 
     fn reason_against(&self) -> Option<String> {
-        let Self { format, version, num_layers, hidden_size, pruned, runs, .. } = self;
+        let Self { format, version, runs, .. } = self;
         if format != FORMAT || *version != VERSION {
             return Some(format!("it says `{format}` version {version}, not `{FORMAT}` {VERSION}"));
         }
-        let plan = Plan::new(*num_layers, pruned.clone(), Vec::new(), 0.0);
-        if let Err(error) = plan.check() {
-            return Some(error.to_string());
-        }
-        // A run from layer 0 on has no layer before it to take a map in.
-        let expected = plan
-            .runs()
-            .into_iter()
-            .filter_map(|(receiver, run)| Some((receiver?, *run.start(), *run.end())));
-        let found = runs.iter().map(|run| (run.receiver, run.first, run.last));
-        if !expected.eq(found) {
-            return Some(format!("its runs are not those of the pruned layers {pruned:?}"));
-        }
-        (*hidden_size == 0).then(|| "its hidden size is 0".into())
+        self.fitted_to().reason_against(runs)
+    }
+
+    fn fitted_to(&self) -> FittedTo<'_> {
+        let Self { num_layers, hidden_size, pruned, .. } = self;
+        FittedTo { num_layers: *num_layers, hidden_size: *hidden_size, pruned }
     }
 }
 
@@ -115,7 +94,8 @@ impl LinearMaps {
     /// If it holds none, or header and matrices disagree.
     pub fn open(folder: &Path) -> Result<Self> {
         let header: MapsHeader = read_json(&folder.join(HEADER))?;
-        let fail = |file: &str, what| Err(RepairError::Maps { path: folder.join(file), what });
+        let fail =
+            |file: &str, what| Err(RepairError::Fit { path: folder.join(file), kind: KIND, what });
         if let Some(reason) = header.reason_against() {
             return fail(HEADER, reason);
         }
@@ -157,7 +137,7 @@ impl LinearMaps {
     /// If there is none or it is not finite.
     pub fn matrix(&self, receiver: usize) -> Result<Vec<f32>> {
         let name = name_of(receiver);
-        let fail = |what| RepairError::Maps { path: self.folder.join(MATRICES), what };
+        let fail = |what| RepairError::Fit { path: self.folder.join(MATRICES), kind: KIND, what };
         let view = self.matrices.get(&name).ok_or_else(|| fail(format!("`{name}` is missing")))?;
         let matrix = view.to_f32()?;
         match matrix.iter().all(|value| value.is_finite()) {
@@ -168,25 +148,11 @@ impl LinearMaps {
 
     /// Refuses maps of another plan or model.
     pub(crate) fn require_fit(&self, plan: &Plan, config: &ModelConfig) -> Result<()> {
-        let MapsHeader { num_layers, hidden_size, pruned, .. } = &self.header;
-        let fail = |reason: String| {
-            let path = self.folder.clone();
-            Err(RepairError::OtherModel { path, what: "folder of linear maps", reason })
-        };
-        if (*num_layers, *hidden_size) != (config.num_layers, config.hidden_size) {
-            return fail(format!(
-                "it is for {num_layers} layers of {hidden_size}, the model has {} of {}",
-                config.num_layers, config.hidden_size
-            ));
-        }
-        if *pruned != plan.pruned {
-            return fail(format!("it is for {pruned:?} pruned, the plan prunes {:?}", plan.pruned));
-        }
-        Ok(())
+        self.header.fitted_to().require(&self.folder, plan, config)
     }
 
     /// Whether the matrices are still those that were mapped.
-    pub(crate) fn require_unchanged(&self) -> Result<()> {
+    pub(crate) fn matrices_unchanged(&self) -> Result<()> {
         Ok(self.matrices.require_unchanged()?)
     }
 }
@@ -245,7 +211,7 @@ impl MapsWriter {
         self.header.tokens = tokens;
         let target = self.staging.path().to_owned();
         if let Some(what) = self.header.reason_against() {
-            return Err(RepairError::Maps { path: target.join(HEADER), what });
+            return Err(RepairError::Fit { path: target.join(HEADER), kind: KIND, what });
         }
         self.writer.finish()?;
         fs_err::rename(target.join("model.safetensors"), target.join(MATRICES))

@@ -6,10 +6,12 @@
 //! No libtorch, and no model is run: what needs losses asks a [`LossProbe`](evidence::LossProbe).
 
 mod criterion;
+mod density;
 mod error;
 mod keep;
 mod plan;
 mod refine;
+mod repair;
 mod scores;
 mod selector;
 mod selectors;
@@ -17,10 +19,12 @@ mod share;
 mod tuned;
 
 pub use criterion::Criterion;
+pub use density::Density;
 pub use error::SelectionError;
 pub use keep::Keep;
-pub use plan::{Merge, Plan, PlanSettings, Repair};
+pub use plan::{Merge, Plan, PlanSettings};
 pub use refine::{Refine, swap};
+pub use repair::{Repair, RepairNeed};
 pub use scores::{LayerScore, Scores};
 pub use selector::{Request, Selection, Selector};
 pub use selectors::SELECTORS;

@@ -1,16 +1,14 @@
 //! `plan.json`: which layers are pruned and which of those are merged, and into what.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::Path;
-use std::str::FromStr;
 
 use checkpoint::MOST_LAYERS;
 use serde::{Deserialize, Serialize};
 
 use crate::scores::write_json;
-use crate::{Result, Selection, SelectionError};
+use crate::{Density, Repair, Result, Selection, SelectionError};
 
 const FORMAT: &str = "gradpruner-plan";
 /// The version of plans that drop and merge; those with a key more are of [`VERSION`].
@@ -30,12 +28,15 @@ pub struct Plan {
     pub pruned: Vec<usize>,
     /// Which of them are merged into retained layers first.
     pub merges: Vec<Merge>,
-    /// The share of each donor's elements that is kept.
-    pub density: f64,
+    /// Which of each donor's elements are kept.
+    pub density: Density,
     rule: String,
     /// Of a plan of version 2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     repair: Option<Repair>,
+    /// Of a plan of version 2 that repairs by `weighted`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    step: Option<f64>,
 }
 
 /// One retained layer and the pruned layers merged into it.
@@ -48,59 +49,16 @@ pub struct Merge {
     pub from: Vec<usize>,
 }
 
-/// What is done to the retained layers before they are fine-tuned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Repair {
-    /// Nothing.
-    #[default]
-    Drop,
-    /// The best elements of some pruned layers are added to the layer before them (method.md §5, §6).
-    SameSign,
-    /// A linear map stands in for each run of pruned layers, folded into the layer before it.
-    LinearMap,
-}
-
-impl Repair {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::LinearMap, Self::SameSign, Self::Drop];
-
-    /// Its name in files and on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Drop => "drop",
-            Self::SameSign => "same-sign",
-            Self::LinearMap => "linear-map",
-        }
-    }
-}
-
-impl fmt::Display for Repair {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Repair {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|repair| repair.name() == text).ok_or_else(|| {
-            let known = Self::ALL.map(Self::name).join(", ");
-            format!("`{text}` is not a repair; use one of {known}")
-        })
-    }
-}
-
 /// What becomes of the layers that a selection removes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PlanSettings {
     /// What is done to the layers that stay.
     pub repair: Repair,
-    /// How many of the pruned layers are merged; more than none if the repair merges, else none.
+    /// How many of the pruned layers are merged; none of a repair that does not merge. None of one that merges all
+    /// unless it is told otherwise ([`Repair::merges_all`]) are all.
     pub merge: usize,
-    /// The share of each donor's elements that is kept.
-    pub density: f64,
+    /// Which of each donor's elements are kept.
+    pub density: Density,
 }
 
 impl PlanSettings {
@@ -117,13 +75,14 @@ impl PlanSettings {
                 "{merge} layers are to be merged, but only {count} are pruned"
             )));
         }
-        match (self.repair, self.merge) {
-            (Repair::SameSign, 0) => Err(SelectionError::Plan(
-                "`same-sign` merges layers; say how many with --merge".into(),
-            )),
-            (Repair::SameSign, _) | (_, 0) => Ok(()),
-            (other, merge) => Err(SelectionError::Plan(format!(
-                "`{other}` merges no layers, and --merge says {merge}; leave one of them out"
+        let Self { repair, merge, .. } = *self;
+        match (repair.merges(), merge) {
+            (true, 0) if !repair.merges_all() => Err(SelectionError::Plan(format!(
+                "`{repair}` merges layers; say how many with --merge"
+            ))),
+            (true, _) | (false, 0) => Ok(()),
+            (false, merge) => Err(SelectionError::Plan(format!(
+                "`{repair}` merges no layers, and --merge says {merge}; leave one of them out"
             ))),
         }
     }
@@ -131,15 +90,63 @@ impl PlanSettings {
 
 impl Plan {
     /// A plan by hand: layers dropped, or merged by the same-sign rule. [`Plan::check`] says whether it holds.
-    pub fn new(num_layers: usize, pruned: Vec<usize>, merges: Vec<Merge>, density: f64) -> Self {
+    pub fn new(
+        num_layers: usize,
+        pruned: Vec<usize>,
+        merges: Vec<Merge>,
+        density: impl Into<Density>,
+    ) -> Self {
+        let density = density.into();
         let (format, rule) = (FORMAT.into(), SAME_SIGN.into());
-        let repair = None;
-        Self { format, version: FIRST_VERSION, num_layers, pruned, merges, density, rule, repair }
+        let (repair, step) = (None, None);
+        let version = FIRST_VERSION;
+        Self { format, version, num_layers, pruned, merges, density, rule, repair, step }
+            .of_its_version()
     }
 
-    /// The same plan with a linear map in the place of each run of pruned layers.
-    pub fn with_linear_maps(self) -> Self {
-        Self { version: VERSION, repair: Some(Repair::LinearMap), merges: Vec::new(), ..self }
+    /// The same plan by another repair; its merges are kept if that one merges, else they are gone. Where the plan
+    /// merges no layers and the repair merges all that are pruned, all are merged.
+    ///
+    /// # Errors
+    ///
+    /// [`SelectionError::Plan`] if the result cannot hold: most repairs that merge need a plan that names what is merged.
+    pub fn with_repair(self, repair: Repair) -> Result<Self> {
+        let merges = match repair.merges() {
+            false => Vec::new(),
+            true if self.merges.is_empty() && repair.merges_all() => {
+                merges_of(&self.pruned, &self.pruned)?
+            }
+            true => self.merges,
+        };
+        // What merges alone say is not said again, so that plans of the first version stay such.
+        let said = if merges.is_empty() { Repair::Drop } else { Repair::SameSign };
+        let repair = (repair != said).then_some(repair);
+        let plan = Self { merges, repair, step: None, ..self }.of_its_version();
+        plan.check()?;
+        Ok(plan)
+    }
+
+    /// The same plan with a step of its `weighted` repair: 0 adds nothing, 1 all of it.
+    ///
+    /// # Errors
+    ///
+    /// [`SelectionError::Plan`] if it is not between 0 and 1, or the plan repairs otherwise.
+    pub fn with_step(self, step: f64) -> Result<Self> {
+        let plan = Self { step: Some(step), ..self };
+        plan.check()?;
+        Ok(plan)
+    }
+
+    /// How far a `weighted` repair goes: what the plan says, or 1; `None` of other repairs.
+    pub fn step(&self) -> Option<f64> {
+        (self.repair() == Repair::Weighted).then(|| self.step.unwrap_or(1.0))
+    }
+
+    /// The same plan, of the first version that has all its keys.
+    fn of_its_version(mut self) -> Self {
+        let is_later = self.repair.is_some() || self.density.is_auto();
+        self.version = if is_later { VERSION } else { FIRST_VERSION };
+        self
     }
 
     /// Prunes the layers of a selection and merges the most important of these, each into the
@@ -151,27 +158,15 @@ impl Plan {
     /// stands before.
     pub fn of(num_layers: usize, selection: &Selection, settings: &PlanSettings) -> Result<Self> {
         let PlanSettings { repair, merge, density } = *settings;
-        let fail = |what: String| Err(SelectionError::Plan(what));
         let count = selection.removed.len();
         settings.check(count)?;
         let (_, donors) = selection.removed.split_at(count - merge);
-        let pruned: BTreeSet<usize> = selection.removed.iter().copied().collect();
-        let donors: BTreeSet<usize> = donors.iter().copied().collect();
-        let mut merges: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        for &donor in &donors {
-            let Some(into) = (0..donor).rev().find(|layer| !pruned.contains(layer)) else {
-                return fail(format!(
-                    "layer {donor} is to be merged, but no retained layer stands before it; merge \
-                     fewer layers, or prune fewer"
-                ));
-            };
-            merges.entry(into).or_default().push(donor);
-        }
-        let merges = merges.into_iter().map(|(into, from)| Merge { into, from }).collect();
-        let plan = Self::new(num_layers, pruned.into_iter().collect(), merges, density);
-        let plan = if repair == Repair::LinearMap { plan.with_linear_maps() } else { plan };
-        plan.check()?;
-        Ok(plan)
+        let ascending = |layers: &[usize]| -> Vec<usize> {
+            layers.iter().copied().collect::<BTreeSet<_>>().into_iter().collect()
+        };
+        let pruned = ascending(&selection.removed);
+        let merges = merges_of(&pruned, &ascending(donors))?;
+        Self::new(num_layers, pruned, merges, density).with_repair(repair)
     }
 
     /// What is done to the layers that stay.
@@ -202,7 +197,8 @@ impl Plan {
     }
 
     fn reason_against(&self) -> Option<String> {
-        let Self { format, version, num_layers, pruned, merges, density, rule, repair } = self;
+        let Self { format, version, num_layers, pruned, merges, density, rule, repair, step } =
+            self;
         if format != FORMAT || !(FIRST_VERSION..=VERSION).contains(version) {
             return Some(format!(
                 "it says `{format}` version {version}; `{FORMAT}` versions {FIRST_VERSION} and {VERSION} are understood"
@@ -214,15 +210,28 @@ impl Plan {
                     "`repair` is a key of version {VERSION}, and it says {version}"
                 ));
             }
-            Some(Repair::SameSign) if merges.is_empty() => {
-                return Some("it repairs by `same-sign`, and merges no layers".into());
+            Some(repair) if repair.merges() && merges.is_empty() => {
+                return Some(format!(
+                    "it repairs by `{repair}`, and merges no layers; make one that does by \
+                     `gradpruner plan --merge`"
+                ));
             }
-            Some(repair @ (Repair::Drop | Repair::LinearMap)) if !merges.is_empty() => {
+            Some(repair) if !repair.merges() && !merges.is_empty() => {
                 return Some(format!(
                     "it repairs by `{repair}`, which merges no layers, and has merges"
                 ));
             }
             _ => {}
+        }
+        if let Some(step) = step {
+            if *repair != Some(Repair::Weighted) {
+                return Some(
+                    "`step` is of a plan that repairs by `weighted`, which it does not".into(),
+                );
+            }
+            if !(0.0..=1.0).contains(step) {
+                return Some(format!("the step is {step}, which is not between 0 and 1"));
+            }
         }
         if !(1..=MOST_LAYERS).contains(num_layers) {
             return Some(format!(
@@ -232,8 +241,13 @@ impl Plan {
         if rule != SAME_SIGN {
             return Some(format!("the rule `{rule}` is not known; there is `{SAME_SIGN}`"));
         }
-        if !(0.0..=1.0).contains(density) {
-            return Some(format!("the density is {density}, which is no share between 0 and 1"));
+        if *version == FIRST_VERSION && density.is_auto() {
+            return Some(format!(
+                "a density of `{density}` is of version {VERSION}, and it says {version}"
+            ));
+        }
+        if let Some(reason) = density.reason_against() {
+            return Some(reason);
         }
         if let Some(layer) = pruned.iter().find(|layer| *layer >= num_layers) {
             return Some(format!("layer {layer} is to be pruned, of {num_layers} counted from 0"));
@@ -337,6 +351,21 @@ impl Plan {
     }
 }
 
+/// Each donor into the nearest retained layer before it; both lists ascend.
+fn merges_of(pruned: &[usize], donors: &[usize]) -> Result<Vec<Merge>> {
+    let mut merges: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for &donor in donors {
+        let Some(into) = (0..donor).rev().find(|layer| pruned.binary_search(layer).is_err()) else {
+            return Err(SelectionError::Plan(format!(
+                "layer {donor} is to be merged, but no retained layer stands before it; merge \
+                 fewer layers, or prune fewer"
+            )));
+        };
+        merges.entry(into).or_default().push(donor);
+    }
+    Ok(merges.into_iter().map(|(into, from)| Merge { into, from }).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -350,7 +379,7 @@ mod tests {
         let scores = Scores::of_layers(Criterion::IGIA, values);
         let selection = Selection { removed: request.first_of(scores.ranking()), scores: None };
         let repair = if merge > 0 { Repair::SameSign } else { Repair::Drop };
-        Plan::of(values.len(), &selection, &PlanSettings { repair, merge, density: 0.2 })
+        Plan::of(values.len(), &selection, &PlanSettings { repair, merge, density: 0.2.into() })
     }
 
     #[test]
@@ -414,11 +443,54 @@ mod tests {
         }
     }
 
+    /// Plans of old forms are written as they always were.
+    #[test]
+    fn a_density_of_its_own_is_of_the_second_version() {
+        let merges = vec![Merge { into: 0, from: vec![1] }];
+        let old = Plan::new(3, vec![1], merges.clone(), 0.2);
+        assert_eq!(
+            serde_json::to_string(&old).unwrap(),
+            "{\"format\":\"gradpruner-plan\",\"version\":1,\"num_layers\":3,\"pruned\":[1],\
+             \"merges\":[{\"into\":0,\"from\":[1]}],\"density\":0.2,\"rule\":\"same-sign\"}"
+        );
+        let auto = Plan::new(3, vec![1], merges, Density::AUTO);
+        let text = serde_json::to_string(&auto).unwrap();
+        assert!(text.contains("\"version\":2") && text.contains("\"density\":\"auto\""), "{text}");
+        let read: Plan = serde_json::from_str(&text).unwrap();
+        assert_eq!((read.check().is_ok(), &read), (true, &auto));
+        let earlier: Plan =
+            serde_json::from_str(&text.replace("\"version\":2", "\"version\":1")).unwrap();
+        let error = earlier.check().unwrap_err().to_string();
+        assert!(error.contains("a density of `auto` is of version 2"), "{error}");
+    }
+
+    #[test]
+    fn a_step_is_of_the_weighted_repair() {
+        let selection = Selection { removed: vec![2, 1, 4], scores: None };
+        let of = |repair| PlanSettings { repair, merge: 1, density: 0.2.into() };
+        let weighted = Plan::of(6, &selection, &of(Repair::Weighted)).unwrap();
+        assert_eq!((weighted.step(), weighted.version), (Some(1.0), 2));
+        assert!(!serde_json::to_string(&weighted).unwrap().contains("step"));
+        let half = weighted.clone().with_step(0.5).unwrap();
+        assert!(serde_json::to_string(&half).unwrap().ends_with(",\"step\":0.5}"));
+        assert_eq!(half.step(), Some(0.5));
+        for wrong in [-0.5, 1.5, f64::NAN] {
+            let error = weighted.clone().with_step(wrong).unwrap_err().to_string();
+            assert!(error.contains("is not between 0 and 1"), "{error}");
+        }
+        let merged = Plan::of(6, &selection, &of(Repair::SameSign)).unwrap();
+        assert_eq!(merged.step(), None);
+        let error = merged.with_step(0.5).unwrap_err().to_string();
+        assert!(error.contains("`step` is of a plan that repairs by `weighted`"), "{error}");
+        assert_eq!(half.with_repair(Repair::SameSign).unwrap().version, 1);
+    }
+
     #[test]
     fn repairs_and_merges_agree() {
         let selection = Selection { removed: vec![2, 1, 4], scores: None };
-        let of =
-            |repair, merge| Plan::of(6, &selection, &PlanSettings { repair, merge, density: 0.2 });
+        let of = |repair, merge| {
+            Plan::of(6, &selection, &PlanSettings { repair, merge, density: 0.2.into() })
+        };
         let mapped = of(Repair::LinearMap, 0).unwrap();
         assert_eq!((mapped.repair(), mapped.version), (Repair::LinearMap, 2));
         assert_eq!(mapped.runs(), [(Some(0), 1..=2), (Some(3), 4..=4)]);
@@ -431,9 +503,18 @@ mod tests {
             let error = of(repair, merge).unwrap_err().to_string();
             assert!(error.contains(reason), "{error}");
         }
-        let first = Plan::new(6, vec![0, 1], vec![], 0.2).with_linear_maps();
+        let first = Plan::new(6, vec![0, 1], vec![], 0.2).with_repair(Repair::LinearMap).unwrap();
         assert_eq!(first.runs(), [(None, 0..=1)]);
-        first.check().unwrap();
+        let whole = of(Repair::Laco, 0).unwrap();
+        let merge = |into, from: &[usize]| Merge { into, from: from.to_vec() };
+        assert_eq!((whole.repair(), whole.version), (Repair::Laco, 2));
+        assert_eq!(whole.merges, [merge(0, &[1, 2]), merge(3, &[4])]);
+        assert_eq!(of(Repair::Laco, 1).unwrap().merges, [merge(3, &[4])]);
+        assert_eq!(of(Repair::SameSign, 1).unwrap().with_repair(Repair::Drop).unwrap().version, 1);
+        let error = mapped.clone().with_repair(Repair::SameSign).unwrap_err().to_string();
+        assert!(error.contains("make one that does by `gradpruner plan --merge`"), "{error}");
+        let error = first.with_repair(Repair::Laco).unwrap_err().to_string();
+        assert!(error.contains("layer 0 is to be merged"), "{error}");
         let old = Plan { version: 1, ..mapped };
         assert!(old.check().unwrap_err().to_string().contains("a key of version 2"));
     }

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use checkpoint::Staging;
 use pipeline::{Choosing, CompareSettings, FinetuneMethod, compare};
-use selection::{Criterion, PlanSettings, Repair, Share};
+use selection::{Criterion, Density, PlanSettings, Repair, Share};
 
-use crate::arguments::{CellArgs, CellInputs, choosing, duration, share};
+use crate::arguments::{CellArgs, CellInputs, choosing, duration, repair};
 use crate::comparison::{csv, html, markdown, terminal};
 use crate::interrupt;
 use crate::printer::{Outcome, Printer};
@@ -42,8 +42,8 @@ pub(crate) struct CompareArgs {
     /// What makes a layer go
     #[arg(long, default_value = "igia,bi,last", value_delimiter = ',', value_parser = choosing())]
     methods: Vec<Choosing>,
-    /// What is done to the layers that stay: linear-map, same-sign, drop
-    #[arg(long, default_value = "linear-map", value_delimiter = ',')]
+    /// What is done to the layers that stay
+    #[arg(long, default_value = "linear-map", value_delimiter = ',', value_parser = repair())]
     repairs: Vec<Repair>,
     /// What to fine-tune: lora, full, head+last:3, none
     #[arg(long, default_value = "lora", value_delimiter = ',')]
@@ -54,12 +54,13 @@ pub(crate) struct CompareArgs {
     /// Time to stay within, such as 30m or 2h; cells left out are listed
     #[arg(long, value_parser = duration)]
     budget: Option<f64>,
-    /// For same-sign: how many of the pruned layers to merge into the layer before them
+    /// For same-sign and weighted: how many of the pruned layers to merge into the layer before them
     #[arg(long, default_value_t = 1)]
     merge: usize,
-    /// Share of a merged layer's elements that is merged
-    #[arg(long, default_value_t = 0.2, value_parser = share)]
-    density: f64,
+    /// Share of a merged layer's elements that is merged; auto: of each weight the fewest that hold 80 % of its
+    /// importance (auto:0.9 for 90 %)
+    #[arg(long, default_value = "0.2")]
+    density: Density,
     /// Folder for the comparison
     #[arg(long)]
     out: PathBuf,

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use checkpoint::gguf::GgufFile;
 use checkpoint::{Adapter, Checkpoint, Record, locate, read_json};
-use repair::{LinearMaps, Size};
+use repair::{LinearMaps, Reconstructed, Scales, Size};
 use selection::{Plan, Scores};
 use serde_json::{Value, json};
 
@@ -14,7 +14,7 @@ use crate::commands::inspect_rows::RowsView;
 use crate::commands::ranking_text;
 use crate::printer::Outcome;
 use crate::stages::layer_strip;
-use crate::texts::fitted_text;
+use crate::texts::{fitted_text, reconstructed_text, scaled_text};
 
 /// Say what a model, record, adapter, scores, plan, GGUF or data file holds.
 ///
@@ -88,10 +88,18 @@ fn inspect(path: &Path) -> anyhow::Result<Outcome> {
     if has("maps.json") {
         return maps(path);
     }
+    if has("scales.json") {
+        return scales(path);
+    }
+    if has("reconstructed.json") {
+        return reconstructed(path);
+    }
     if has("manifest.json") || has("step-00001.safetensors") {
         return record(path);
     }
-    bail!("it holds neither config.json, adapter_config.json, maps.json nor a record's steps");
+    bail!(
+        "it holds neither config.json, adapter_config.json, maps.json, scales.json, reconstructed.json nor a record's steps"
+    );
 }
 
 fn model(path: &Path) -> anyhow::Result<Outcome> {
@@ -130,6 +138,38 @@ fn maps(path: &Path) -> anyhow::Result<Outcome> {
     );
     for run in &header.runs {
         text.push_str(&format!("\n  {}", fitted_text(run)));
+    }
+    Outcome::new(text, header)
+}
+
+fn scales(path: &Path) -> anyhow::Result<Outcome> {
+    let scales = Scales::open(path)?;
+    let mut text = format!(
+        "scales of {}, {} of {} layers pruned, measured on {} tokens",
+        scales.model.name,
+        scales.pruned.len(),
+        scales.num_layers,
+        scales.tokens,
+    );
+    for cut in &scales.cuts {
+        text.push_str(&format!("\n  {}", scaled_text(cut)));
+    }
+    Outcome::new(text, &scales)
+}
+
+fn reconstructed(path: &Path) -> anyhow::Result<Outcome> {
+    let layers = Reconstructed::open(path)?;
+    let header = layers.header();
+    let mut text = format!(
+        "reconstructed layers of {}, {} of {} layers pruned, {} steps each on {} tokens",
+        header.model.name,
+        header.pruned.len(),
+        header.num_layers,
+        header.steps,
+        header.tokens,
+    );
+    for run in &header.runs {
+        text.push_str(&format!("\n  {}", reconstructed_text(run)));
     }
     Outcome::new(text, header)
 }

@@ -5,18 +5,19 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use checkpoint::{CheckpointError, Record, locate, remove_if_there};
 use pipeline::{
-    Event, MapsTarget, Named, Stage, StageContext, beside, check_outputs, digest_data, fit_maps,
+    Event, FitTarget, Named, Stage, StageContext, beside, check_outputs, digest_data, fit_name,
+    fit_repair,
 };
 use repair::{PruneReport, PruneSettings, RepairError, apply};
-use selection::{Plan, Repair};
+use selection::{Plan, Repair, RepairNeed};
 
-use crate::arguments::{ComputeArgs, DataArgs, LinearMapArgs, length, size};
+use crate::arguments::{ComputeArgs, DataArgs, LinearMapArgs, length, repair as by_name, size};
 use crate::printer::{Outcome, Printer};
 
 /// Write the pruned checkpoint of a plan.
 ///
 /// Kept layers are copied byte for byte and renumbered, but for the weights that the plan's repair changes: merged
-/// layers go into the layer before them, a linear map fitted on rows into the layer before each run of pruned
+/// layers go into the layer before them, and what is fitted on rows into the layers around each run of pruned
 /// ones. Without a fit, a few hundred megabytes are held in memory, whatever the model's size.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
@@ -31,12 +32,12 @@ pub(crate) struct PruneArgs {
     /// Gradient record; needed if the plan merges layers
     #[arg(long)]
     record: Option<PathBuf>,
-    /// Rows to fit linear maps on, if the plan repairs by them: a data file, a folder of them, or hub:owner/name
+    /// Rows to fit the repair on, if it is fitted: a data file, a folder of them, or hub:owner/name
     /// [default: those of the record]
     #[arg(long)]
     train: Option<PathBuf>,
-    /// Another repair than the plan's: linear-map or drop
-    #[arg(long)]
+    /// Another repair than the plan's
+    #[arg(long, value_parser = by_name())]
     repair: Option<Repair>,
     /// Folder for the pruned checkpoint
     #[arg(long)]
@@ -44,7 +45,7 @@ pub(crate) struct PruneArgs {
     /// Tokens of a row at most; the rest is cut
     #[arg(long, default_value_t = 2048, value_parser = length)]
     max_length: usize,
-    /// Decides which rows linear maps are fitted on
+    /// Decides which rows the repair is fitted on
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Most bytes of tensors in one file
@@ -91,14 +92,18 @@ pub(crate) fn run(args: PruneArgs, printer: &mut Printer) -> anyhow::Result<Outc
         return Err(taken).with_context(context);
     }
     let read = Plan::read(&plan).with_context(|| format!("cannot use `{}`", plan.display()))?;
-    let plan = repaired(read, repair).with_context(context)?;
+    let plan = match repair {
+        Some(repair) => read.with_repair(repair).with_context(context)?,
+        None => read,
+    };
     let fitted = match plan.repair() {
-        Repair::LinearMap => {
+        repair if repair.needs(RepairNeed::Fit) => {
             let train = train.or_else(|| rows_of(record.as_deref()));
-            let train = train.ok_or(RepairError::NoMaps).with_context(context)?;
+            let none = RepairError::NoFit { repair };
+            let train = train.ok_or(none).with_context(context)?;
             printer.event(Event::Started(Stage::Fit));
             // Left there by a command that was stopped.
-            let target = beside(&out, "maps");
+            let target = beside(&out, fit_name(repair).unwrap_or("fit"));
             remove_if_there(&target).with_context(context)?;
             let compute = compute.settings();
             let stage = StageContext {
@@ -109,24 +114,24 @@ pub(crate) fn run(args: PruneArgs, printer: &mut Printer) -> anyhow::Result<Outc
                 compute: &compute,
                 seed,
             };
-            let maps_target = MapsTarget {
+            let fit_target = FitTarget {
                 plan: &plan,
                 model_name: &model,
                 max_tokens: max_length,
                 adapters: None,
                 target: &target,
             };
-            fit_maps(stage, &maps.settings(), maps_target, &mut |event| printer.event(event))
+            fit_repair(stage, &maps.settings(), fit_target, &mut |event| printer.event(event))
                 .with_context(context)?;
             Some(target)
         }
-        Repair::Drop | Repair::SameSign => None,
+        _ => None,
     };
     let settings = PruneSettings {
         model: folder,
         plan,
         record,
-        maps: fitted.clone(),
+        fitted: fitted.clone(),
         target: out,
         shard_bytes: shard_size,
         verify,
@@ -141,19 +146,6 @@ pub(crate) fn run(args: PruneArgs, printer: &mut Printer) -> anyhow::Result<Outc
     Outcome::new(text(&report), &report)
 }
 
-/// The plan, by another repair if one is asked for.
-fn repaired(plan: Plan, repair: Option<Repair>) -> anyhow::Result<Plan> {
-    match repair {
-        None => Ok(plan),
-        Some(Repair::LinearMap) => Ok(plan.with_linear_maps()),
-        Some(Repair::Drop) => Ok(Plan::new(plan.num_layers, plan.pruned, Vec::new(), plan.density)),
-        Some(Repair::SameSign) if plan.repair() == Repair::SameSign => Ok(plan),
-        Some(Repair::SameSign) => anyhow::bail!(
-            "the plan merges no layers; make one that does by `gradpruner plan --merge`"
-        ),
-    }
-}
-
 /// The rows that a record was collected on, if they are still the same.
 fn rows_of(record: Option<&Path>) -> Option<PathBuf> {
     let record = Record::open(record?).ok()?;
@@ -163,7 +155,7 @@ fn rows_of(record: Option<&Path>) -> Option<PathBuf> {
 }
 
 fn text(report: &PruneReport) -> String {
-    let PruneReport { target, before, after, verified_tensors, .. } = report;
+    let PruneReport { target, repair, step, before, after, verified_tensors, .. } = report;
     let line = |name: &str, before: u64, after: u64, unit: f64, suffix: &str| {
         let (x, y) = (before as f64 / unit, after as f64 / unit);
         format!("\n{name:<13}{x:>9.1}{suffix} → {y:>8.1}{suffix}  −{:.1} %", 100.0 * (1.0 - y / x))
@@ -171,8 +163,13 @@ fn text(report: &PruneReport) -> String {
     let verified = verified_tensors.map_or_else(String::new, |count| {
         format!("\nverified     {count} tensors are what the plan makes of the source")
     });
+    let step = match *step {
+        None => String::new(),
+        Some(0.0) => format!("\nrepair       `{repair}` is refused: its step is 0"),
+        Some(step) => format!("\nrepair       `{repair}` by a step of {step}"),
+    };
     format!(
-        "layers       {:>9} → {:>8}{}{}{}\nwritten to   {}{verified}",
+        "layers       {:>9} → {:>8}{}{}{}{step}\nwritten to   {}{verified}",
         before.num_layers,
         after.num_layers,
         line("parameters", before.parameters, after.parameters, 1e6, " M"),

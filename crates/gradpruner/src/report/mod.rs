@@ -9,7 +9,7 @@ use std::path::Path;
 use dataset::Row;
 use pipeline::{RunOutcome, Stage, StageTime};
 use repair::MapsHeader;
-use selection::{Merge, Plan, Repair};
+use selection::{Density, Merge, Plan, Repair};
 
 use crate::machine::Machine;
 use crate::models::{model_rows, model_table, no_better_than_majority};
@@ -181,10 +181,17 @@ fn repair(plan: &Plan, maps: Option<&MapsHeader>) -> String {
                 format!("{} into layer {}", layers_named(&merge.from), merge.into)
             };
             let merges: Vec<String> = plan.merges.iter().map(into).collect();
+            let kept = match plan.density {
+                Density::Share(share) => {
+                    format!("The most important {} of each merged weight", percent(share))
+                }
+                Density::Auto(share) => format!(
+                    "Of each merged weight the fewest elements that hold {} of its importance",
+                    percent(share)
+                ),
+            };
             format!(
-                "<p>Repair: <code>same-sign</code>. The most important {} of each merged weight went into the layer \
-                 before, where the signs agree: {}.</p>",
-                percent(plan.density),
+                "<p>Repair: <code>same-sign</code>. {kept} went into the layer before, where the signs agree: {}.</p>",
                 merges.join("; ")
             )
         }
@@ -212,6 +219,7 @@ fn repair(plan: &Plan, maps: Option<&MapsHeader>) -> String {
                 table.html()
             )
         }
+        (other, _) => format!("<p>Repair: <code>{other}</code>: {}.</p>", other.about()),
     }
 }
 

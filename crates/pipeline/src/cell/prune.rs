@@ -1,11 +1,11 @@
-//! The pruned checkpoint of a plan, and the linear maps it is repaired by.
+//! The pruned checkpoint of a plan, and what its repair is fitted.
 
 use repair::{PruneSettings, apply};
-use selection::{Plan, Repair};
+use selection::{Plan, Repair, RepairNeed};
 use serde_json::json;
 
 use super::{Base, CollectedSlots, Stages, found};
-use crate::stage::{MapsTarget, fit_maps};
+use crate::stage::{FitTarget, RETRAINING_RATE, RETRAINING_STEPS, fit_name, fit_repair};
 use crate::store::Slot;
 use crate::{Done, Event, Result, Stage};
 
@@ -13,13 +13,13 @@ use crate::{Done, Event, Result, Stage};
 #[derive(Debug, Clone)]
 pub(crate) struct PruningSlots {
     /// What the repair is made with, if it is made with anything.
-    pub(crate) maps: Option<Slot>,
+    pub(crate) fitted: Option<Slot>,
     pub(crate) pruned: Slot,
 }
 
 impl PruningSlots {
     pub(crate) fn all(&self) -> impl Iterator<Item = &Slot> {
-        self.maps.iter().chain([&self.pruned])
+        self.fitted.iter().chain([&self.pruned])
     }
 }
 
@@ -31,45 +31,50 @@ impl Stages<'_> {
         plan: &Plan,
         observe: &mut dyn FnMut(Event),
     ) -> Result<Base> {
-        let PruningSlots { maps, pruned } = self.pruning(collected, plan);
+        let PruningSlots { fitted, pruned } = self.pruning(collected, plan);
         if !pruned.is_there()?
-            && let Some(maps) = &maps
+            && let Some(fitted) = &fitted
         {
-            self.fit(collected, plan, maps, observe)?;
+            self.fit(collected, plan, fitted, observe)?;
         }
         if !found(Stage::Prune, &pruned, observe)? {
-            self.apply(collected, plan, maps.as_ref(), &pruned, observe)?;
+            self.apply(collected, plan, fitted.as_ref(), &pruned, observe)?;
         }
         Ok(self.base(collected, plan))
     }
 
     /// The pruned model of a plan, whether it is there or not.
     pub(crate) fn base(&self, collected: &CollectedSlots, plan: &Plan) -> Base {
-        let PruningSlots { maps, pruned } = self.pruning(collected, plan);
-        let seconds = pruned.seconds() + maps.as_ref().map_or(0.0, Slot::seconds);
+        let PruningSlots { fitted, pruned } = self.pruning(collected, plan);
+        let seconds = pruned.seconds() + fitted.as_ref().map_or(0.0, Slot::seconds);
         Base { folder: pruned.path, digest: pruned.digest, origin: plan.retained(), seconds }
     }
 
     /// Where what is made of a plan lies, or will.
     pub(crate) fn pruning(&self, collected: &CollectedSlots, plan: &Plan) -> PruningSlots {
-        let maps = (plan.repair() == Repair::LinearMap).then(|| self.maps(collected, plan));
+        let fitted = self.fitted(collected, plan);
         let mut recipe = json!({
-            "model": self.digests.model, "plan": plan, "maps": maps.as_ref().map(|slot| &slot.digest),
+            "model": self.digests.model, "plan": plan, "maps": fitted.as_ref().map(|slot| &slot.digest),
         });
-        if plan.repair() == Repair::SameSign {
+        if plan.repair().needs(RepairNeed::Record) {
             recipe["record"] = json!(collected.record.digest);
         }
-        PruningSlots { pruned: self.store.slot("pruned", &recipe), maps }
+        PruningSlots { pruned: self.store.slot("pruned", &recipe), fitted }
     }
 
-    /// Where the linear maps of a plan lie, or will.
-    fn maps(&self, collected: &CollectedSlots, plan: &Plan) -> Slot {
-        let recipe = json!({
+    /// Where what the plan's repair is fitted lies, or will; `None` if it is not fitted.
+    fn fitted(&self, collected: &CollectedSlots, plan: &Plan) -> Option<Slot> {
+        let name = fit_name(plan.repair())?;
+        let mut recipe = json!({
             "common": self.common(), "pruned": plan.pruned, "settings": self.settings.linear_map,
             "state": collected.state.as_ref().map(|slot| &slot.digest),
             "max_tokens": self.settings.training.max_tokens,
         });
-        self.store.slot("maps", &recipe)
+        if plan.repair() == Repair::Reconstruct {
+            recipe["steps"] = json!(RETRAINING_STEPS);
+            recipe["rate"] = json!(RETRAINING_RATE);
+        }
+        Some(self.store.slot(name, &recipe))
     }
 
     fn fit(
@@ -83,7 +88,7 @@ impl Stages<'_> {
         if found(Stage::Fit, slot, observe)? {
             return Ok(());
         }
-        let target = MapsTarget {
+        let target = FitTarget {
             plan,
             model_name: &self.settings.model,
             max_tokens: self.settings.training.max_tokens,
@@ -91,9 +96,8 @@ impl Stages<'_> {
             target: &slot.path,
         };
         let (context, settings) = (self.context(self.model), &self.settings.linear_map);
-        let found = slot.make(|| fit_maps(context, settings, target, observe))?;
-        let (maps, tokens) = (found.runs.len(), found.tokens);
-        observe(Event::Done(Stage::Fit, Done::Fitted { maps, tokens }));
+        let found = slot.make(|| fit_repair(context, settings, target, observe))?;
+        observe(Event::Done(Stage::Fit, Done::Fitted(found)));
         Ok(())
     }
 
@@ -101,7 +105,7 @@ impl Stages<'_> {
         &self,
         collected: &CollectedSlots,
         plan: &Plan,
-        maps: Option<&Slot>,
+        fitted: Option<&Slot>,
         slot: &Slot,
         observe: &mut dyn FnMut(Event),
     ) -> Result<()> {
@@ -109,7 +113,7 @@ impl Stages<'_> {
             model: self.model.to_owned(),
             plan: plan.clone(),
             record: Some(collected.record.path.clone()),
-            maps: maps.map(|slot| slot.path.clone()),
+            fitted: fitted.map(|slot| slot.path.clone()),
             target: slot.path.clone(),
             shard_bytes: self.settings.shard_bytes,
             verify: false,

@@ -64,11 +64,12 @@ impl CompareSettings {
             (settings.prune, settings.repair) = (*prune, *repair);
             settings.criterion.clone_from(criterion);
         }
-        if settings.repair == Repair::SameSign {
-            settings.merge = settings.merge.max(1);
-        } else {
-            settings.merge = 0;
-        }
+        settings.merge = match settings.repair.merges() {
+            // Which layers it merges is its own affair.
+            true if settings.repair.merges_all() => 0,
+            true => settings.merge.max(1),
+            false => 0,
+        };
         settings
     }
 }

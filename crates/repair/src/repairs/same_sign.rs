@@ -1,22 +1,39 @@
 //! `same-sign`: donors into a receiver, a weight at a time, a block of it in memory (method.md §5, §6).
 
 use checkpoint::{
-    Checkpoint, Dtype, Module, Record, TensorReader, TensorView, narrow, tensor_name, widen,
+    Checkpoint, Dtype, Module, Record, TensorReader, TensorView, narrow, tensor_name,
 };
 use half::{bf16, f16};
 use merge::{Donor, Element, Mask, merge_part};
 
 use selection::Plan;
 
+use super::{BLOCK, Edits, Inputs, Opened, Part, Place, open_record, read_f32};
 use crate::Result;
-use crate::edits::Edits;
 use crate::importance::{self, Room};
 
-/// Elements of a weight that are merged at a time.
-const BLOCK: usize = 1 << 21;
+/// Needs the record.
+pub(super) fn open(inputs: &Inputs<'_>) -> Result<Box<dyn Opened>> {
+    Ok(Box::new(Merging { record: open_record(inputs)? }))
+}
+
+/// The record that says which elements are merged.
+struct Merging {
+    record: Record,
+}
+
+impl Opened for Merging {
+    fn edits<'a>(&'a self, source: &'a Checkpoint, plan: &'a Plan) -> Box<dyn Edits + 'a> {
+        Box::new(SameSign::new(source, &self.record, plan))
+    }
+
+    fn require_unchanged(&self) -> Result<()> {
+        Ok(self.record.require_unchanged()?)
+    }
+}
 
 /// Merges the layers that a plan wants merged into those before them.
-pub(crate) struct SameSign<'a> {
+struct SameSign<'a> {
     source: &'a Checkpoint,
     record: &'a Record,
     plan: &'a Plan,
@@ -24,25 +41,25 @@ pub(crate) struct SameSign<'a> {
 }
 
 impl<'a> SameSign<'a> {
-    pub(crate) fn new(source: &'a Checkpoint, record: &'a Record, plan: &'a Plan) -> Self {
+    fn new(source: &'a Checkpoint, record: &'a Record, plan: &'a Plan) -> Self {
         Self { source, record, plan, room: Room::new() }
     }
 
     /// Which elements of a donor are kept: its most important ones (method.md §5).
-    pub(crate) fn kept(&mut self, donor: usize, module: Module) -> Result<Mask> {
+    fn kept(&mut self, donor: usize, module: Module) -> Result<Mask> {
         importance::kept(self.record, (donor, module), self.plan.density, &mut self.room)
     }
 }
 
 impl Edits for SameSign<'_> {
-    fn change(&self, layer: usize, _: Module) -> bool {
-        !self.plan.donors_of(layer).is_empty()
+    fn change(&self, place: Place) -> bool {
+        place.part == Part::Weight && !self.plan.donors_of(place.layer).is_empty()
     }
 
     fn write(
         &mut self,
         receiver: &TensorView<'_>,
-        (layer, module): (usize, Module),
+        Place { layer, module, .. }: Place,
         take: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
     ) -> Result<()> {
         let (source, plan) = (self.source, self.plan);
@@ -101,18 +118,12 @@ fn merge_mixed(
     take: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
 ) -> Result<()> {
     let size = receiver.shape().iter().product::<usize>();
-    let values = |view: &TensorView<'_>, first: usize, count: usize| -> Result<Vec<f32>> {
-        let dtype = view.dtype()?;
-        let mut bytes = vec![0; count * dtype.size()];
-        view.reader()?.read((first * dtype.size()) as u64, &mut bytes)?;
-        Ok(widen(&bytes, dtype))
-    };
     for first in (0..size).step_by(BLOCK) {
         let count = BLOCK.min(size - first);
-        let own = values(receiver, first, count)?;
+        let own = read_f32(receiver, first, count)?;
         let theirs = donors
             .iter()
-            .map(|(weight, _)| values(weight, first, count))
+            .map(|(weight, _)| read_f32(weight, first, count))
             .collect::<Result<Vec<_>>>()?;
         let giving: Vec<Donor<'_, f32>> =
             theirs.iter().zip(donors).map(|(weight, (_, kept))| Donor { weight, kept }).collect();
@@ -195,7 +206,8 @@ mod tests {
             found[offset as usize..][..part.len()].copy_from_slice(part);
             Ok(())
         };
-        merging.write(&view, (receiver, module), &mut take).unwrap();
+        let place = Place { layer: receiver, module, part: Part::Weight };
+        merging.write(&view, place, &mut take).unwrap();
         let donors: Vec<(Vec<f32>, Mask)> = plan
             .donors_of(receiver)
             .iter()

@@ -1,32 +1,52 @@
 //! `linear-map`: a map that stands in for a run of pruned layers (`ReplaceMe`, arXiv 2505.02819).
 
-use checkpoint::{Module, TensorView, narrow, widen};
+use checkpoint::{Checkpoint, Module, TensorView, narrow, widen};
 use merge::premultiply;
+use selection::Plan;
 
-use crate::edits::Edits;
-use crate::{LinearMaps, Result};
+use super::{Edits, Inputs, Opened, Part, Place};
+use crate::{LinearMaps, RepairError, Result};
 
 /// Bytes of a repaired weight, as f32, that are computed at a time.
 const PART_BYTES: usize = 32 << 20;
+
+/// Needs the maps.
+pub(super) fn open(inputs: &Inputs<'_>) -> Result<Box<dyn Opened>> {
+    let repair = inputs.plan.repair();
+    let maps = LinearMaps::open(inputs.fitted.ok_or(RepairError::NoFit { repair })?)?;
+    maps.require_fit(inputs.plan, inputs.config)?;
+    Ok(Box::new(maps))
+}
+
+impl Opened for LinearMaps {
+    fn edits<'a>(&'a self, _: &'a Checkpoint, _: &'a Plan) -> Box<dyn Edits + 'a> {
+        Box::new(LinearMap { maps: self })
+    }
+
+    fn require_unchanged(&self) -> Result<()> {
+        self.matrices_unchanged()
+    }
+}
 
 /// Folds each run's map `T` into the layer before it, whose MLP's output it takes:
 ///
 /// ```text
 /// (m·T)ᵀ = Tᵀ·W_down·a,  so  W_down ← Tᵀ·W_down
 /// ```
-pub(crate) struct LinearMap<'a> {
-    pub(crate) maps: &'a LinearMaps,
+struct LinearMap<'a> {
+    maps: &'a LinearMaps,
 }
 
 impl Edits for LinearMap<'_> {
-    fn change(&self, layer: usize, module: Module) -> bool {
-        module == Module::DownProj && self.maps.receivers().any(|receiver| receiver == layer)
+    fn change(&self, Place { layer, module, part }: Place) -> bool {
+        (module, part) == (Module::DownProj, Part::Weight)
+            && self.maps.receivers().any(|receiver| receiver == layer)
     }
 
     fn write(
         &mut self,
         weight: &TensorView<'_>,
-        (layer, _): (usize, Module),
+        Place { layer, .. }: Place,
         take: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
     ) -> Result<()> {
         let map = self.maps.matrix(layer)?;

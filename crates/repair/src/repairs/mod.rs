@@ -1,0 +1,140 @@
+//! What is done to retained weights, a file a repair.
+
+mod drop;
+mod laco;
+mod linear_map;
+mod reconstruct;
+mod same_sign;
+mod scale;
+mod weighted;
+
+use std::path::PathBuf;
+
+use checkpoint::{Checkpoint, LayerTensor, ModelConfig, Module, Record, TensorView, widen};
+use selection::{Plan, Repair};
+
+use crate::{RepairError, Result};
+
+/// Opens what a plan's repair reads. The list of repairs.
+///
+/// # Errors
+///
+/// If something is missing, or does not fit the model or the plan.
+pub(crate) fn open(inputs: &Inputs<'_>) -> Result<Box<dyn Opened>> {
+    match inputs.plan.repair() {
+        Repair::Drop => drop::open(inputs),
+        Repair::Laco => laco::open(inputs),
+        Repair::SameSign => same_sign::open(inputs),
+        Repair::Reconstruct => reconstruct::open(inputs),
+        Repair::Scale => scale::open(inputs),
+        Repair::Weighted => weighted::open(inputs),
+        Repair::LinearMap => linear_map::open(inputs),
+    }
+}
+
+/// What a repair may open.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Inputs<'a> {
+    pub(crate) plan: &'a Plan,
+    /// The dense model's.
+    pub(crate) config: &'a ModelConfig,
+    /// Folder of the gradient record.
+    pub(crate) record: Option<&'a PathBuf>,
+    /// Folder of what was fitted.
+    pub(crate) fitted: Option<&'a PathBuf>,
+}
+
+/// A repair that has opened and checked what it reads.
+pub(crate) trait Opened: Sync {
+    /// Its changes of a model's weights.
+    fn edits<'a>(&'a self, source: &'a Checkpoint, plan: &'a Plan) -> Box<dyn Edits + 'a>;
+
+    /// Refuses what was changed since it was opened.
+    fn require_unchanged(&self) -> Result<()>;
+}
+
+/// Changes of the linear maps of retained layers, computed part by part.
+pub(crate) trait Edits: Send {
+    /// Whether a retained tensor changes.
+    fn change(&self, place: Place) -> bool;
+
+    /// Hands on the bytes of a tensor that changes, part by part, each with its offset.
+    ///
+    /// # Errors
+    ///
+    /// If what it is changed by cannot be used, or `take` fails.
+    fn write(
+        &mut self,
+        tensor: &TensorView<'_>,
+        place: Place,
+        take: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
+    ) -> Result<()>;
+}
+
+/// Which tensor of a linear map this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// In the dense model.
+    pub(crate) layer: usize,
+    pub(crate) module: Module,
+    pub(crate) part: Part,
+}
+
+/// A half of a linear map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    Weight,
+    Bias,
+}
+
+impl Place {
+    /// `None` for what is of no linear map.
+    pub(crate) fn of(view: &TensorView<'_>) -> Option<Self> {
+        let LayerTensor { layer, rest } = LayerTensor::parse(view.name())?;
+        let (name, part) = match rest.strip_suffix(".bias") {
+            Some(name) => (name, Part::Bias),
+            None => (rest.strip_suffix(".weight")?, Part::Weight),
+        };
+        let module = Module::ALL.into_iter().find(|module| module.name() == name)?;
+        Some(Self { layer, module, part })
+    }
+}
+
+/// Elements of a weight that are worked on at a time.
+pub(crate) const BLOCK: usize = 1 << 21;
+
+/// Some elements of a weight as f32.
+pub(crate) fn read_f32(view: &TensorView<'_>, first: usize, count: usize) -> Result<Vec<f32>> {
+    let dtype = view.dtype()?;
+    let mut bytes = vec![0; count * dtype.size()];
+    view.reader()?.read((first * dtype.size()) as u64, &mut bytes)?;
+    Ok(widen(&bytes, dtype))
+}
+
+/// Opens the gradient record, for repairs that go by it.
+pub(crate) fn open_record(inputs: &Inputs<'_>) -> Result<Record> {
+    let record = Record::open(inputs.record.ok_or(RepairError::NoRecord)?)?;
+    let fail = |reason: String| {
+        let path = record.folder().to_owned();
+        Err(RepairError::OtherModel { path, what: "record", reason })
+    };
+    let config = inputs.config;
+    if record.num_layers() != config.num_layers {
+        return fail(format!(
+            "it has {} layers, the model {}",
+            record.num_layers(),
+            config.num_layers
+        ));
+    }
+    for (layer, module) in record.pairs() {
+        let expected = config.linear_shape(module);
+        if let Some(found) = record.shape(layer, module)
+            && found != expected
+        {
+            return fail(format!(
+                "layer {layer} {module} is {found:?} there and {expected:?} in the model"
+            ));
+        }
+    }
+    Ok(record)
+}
