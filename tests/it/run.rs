@@ -186,6 +186,33 @@ fn what_a_person_reads_of_a_run() {
     assert_eq!(read("r/command.txt"), format!("{command_kept}{other}"));
 }
 
+/// Fully fine-tuned and never evaluated.
+#[test]
+fn a_tuned_checkpoint_has_a_card_and_a_report_says_what_was_not_evaluated() {
+    let desk = Desk::new();
+    desk.run(&format!(
+        "run --model model --train train.jsonl --prune 2 --finetune full --out f {CHEAP}"
+    ));
+    let read = |name: &str| fs_err::read_to_string(desk.at(name)).unwrap();
+    let card = read("f/tuned/README.md");
+    for part in [
+        "library_name: transformers",
+        "Chosen and fine-tuned (full) on `train.jsonl`",
+        "a linear map in place of each run of removed layers",
+        "AutoTokenizer.from_pretrained(\"tuned\")",
+    ] {
+        assert!(card.contains(part), "{part}: {card}");
+    }
+    let report = read("f/report.html");
+    assert!(report.contains("No rows to evaluate on were given"), "{report}");
+    assert!(report.contains("<th>error after</th>"), "{report}");
+    for part in ["Answers to", "evaluation loss", "dashed line"] {
+        assert!(!report.contains(part), "{part}");
+    }
+    // The first steps belong to a training of their own, and no dense model was trained.
+    assert!(!report.contains("first steps") && !report.contains("</i>dense"), "{report}");
+}
+
 /// Killed as soon as a stage has left its mark, or a training has saved its state, the same command ends in the same bytes.
 #[test]
 fn a_killed_run_goes_on() {

@@ -261,6 +261,7 @@ fn origin(timings: &[StageTime], around: &Surroundings<'_>) -> String {
 /// A stage as people call it, by what it leaves.
 fn stage_name(result: &str) -> String {
     let stage = match result {
+        "trial" => return "look at the model a quarter in".into(),
         "record" => Some(Stage::Collect),
         "selection" => Some(Stage::Score),
         "maps" => Some(Stage::Fit),
@@ -295,6 +296,7 @@ mod tests {
         assert_eq!(stage_name("dense-adapter"), "fine-tune dense");
         assert_eq!(stage_name("evaluate-tuned"), "evaluate pruned, tuned");
         assert_eq!(stage_name("something-else"), "something else");
+        assert_eq!(stage_name("trial"), "look at the model a quarter in");
         assert_eq!([0.26, 75.4].map(wall_text), ["0.3 s", "1 min 15 s"]);
         let machine =
             Machine { cpu: None, cores: 2, memory_bytes: None, gpus: vec!["Big GPU".into()] };

@@ -145,3 +145,84 @@ fn shortened(text: &str) -> String {
         None => text.to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn rows(lines: &[Value]) -> Vec<Row> {
+        let folder = testkit::temporary_folder();
+        let path = folder.path().join("rows.jsonl");
+        let lines: Vec<String> = lines.iter().map(Value::to_string).collect();
+        fs_err::write(&path, lines.join("\n")).unwrap();
+        dataset::read_rows(&path, &[]).unwrap()
+    }
+
+    /// Evaluations of which only this is known.
+    fn evaluations(more: Value) -> Evaluations {
+        let size = json!({"num_layers": 1, "parameters": 1, "flops_per_token": 2, "size_bytes": 4});
+        let mut all = json!({
+            "format": "gradpruner-evaluations", "version": 1, "sizes": [size, size], "rows_trained_on": 0,
+        });
+        for (name, value) in more.as_object().unwrap() {
+            all[name] = value.clone();
+        }
+        serde_json::from_value(all).unwrap()
+    }
+
+    fn said(text: &str) -> Value {
+        json!({
+            "rows": 1, "labelled_tokens": 9, "tokens": 9, "seconds": 1.0, "tokens_per_second": 9.0,
+            "parameters": 1, "flops_per_token": 2, "num_layers": 3,
+            "generated": [{"row": 2, "text": text, "reference": "four"}],
+        })
+    }
+
+    #[test]
+    fn replies_stand_beside_their_reference() {
+        let row = |asked: &str| json!({"prompt": asked, "completion": "x"});
+        let rows = rows(&[row("no"), row("two & two?")]);
+        let long = "y".repeat(MOST_CHARACTERS + 1);
+        let found = evaluations(json!({
+            "dense": said("<five>"), "pruned": said("unseen"), "pruned_tuned": said(&long),
+        }));
+        let html = samples(&found, &rows);
+        let shown = format!("<dd>{} …</dd>", "y".repeat(MOST_CHARACTERS));
+        for part in [
+            "two &amp; two?",
+            "<dd>four</dd>",
+            "<dt>dense, zero-shot</dt><dd>&lt;five&gt;</dd>",
+            &shown,
+        ] {
+            assert!(html.contains(part), "{part}: {html}");
+        }
+        assert!(!html.contains("unseen"), "{html}");
+    }
+
+    #[test]
+    fn choices_stand_with_their_likelihoods() {
+        let rows = rows(&[json!({"question": "so?", "choices": ["no", "yes"], "answer": "yes"})]);
+        let answer = |of: [f64; 2], chosen: usize| {
+            json!([{"row": 1, "log_likelihoods": of, "chosen": chosen, "chosen_by_bytes": chosen, "answer": 1,
+                    "right": chosen == 1}])
+        };
+        let answers = json!({
+            "dense": answer([-1.5, -2.0], 0), "dense_tuned": [], "pruned": [],
+            "pruned_tuned": answer([-3.0, -0.25], 1),
+        });
+        let html = samples(&evaluations(json!({"answers": answers})), &rows);
+        for part in [
+            "<p class=\"ask\">so?</p>",
+            "<th>choice</th><th>dense, zero-shot</th><th>pruned, fine-tuned</th>",
+            "<tr><td>no</td><td class=\"chosen\">−1.50</td><td>−3.00</td></tr>",
+            "<tr class=\"right\"><td>yes ✓</td><td>−2.00</td><td class=\"chosen\">−0.25</td></tr>",
+        ] {
+            assert!(html.contains(part), "{part}: {html}");
+        }
+        // Rows that are not there any more are left out.
+        assert!(!samples(&evaluations(json!({"answers": answers})), &[]).contains("sample\""));
+        assert_eq!(samples(&evaluations(json!({})), &rows), "");
+    }
+}
