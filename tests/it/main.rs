@@ -6,6 +6,7 @@
 mod commands;
 mod compare;
 mod data;
+mod distil;
 mod errors;
 mod files;
 mod hub;

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use finetune::{ComputeChoice, Decay, DeviceChoice};
+use finetune::{ComputeChoice, Decay, DeviceChoice, DistilSettings};
 use pipeline::{
     Choosing, CollectSettings, ComputeSettings, EvaluationSettings, FinetuneMethod, HeldOut,
-    LinearMapSettings, LoraTargets, RunSettings, TrainingSettings,
+    LinearMapSettings, LoraTargets, RunSettings, TeacherSettings, TrainingSettings,
 };
 use selection::{Criterion, Density, Keep, PlanSettings, Refine, Repair, Share};
 
@@ -256,6 +256,9 @@ impl CollectingArgs {
             lora_layers: None,
             remat: false,
             save_every: None,
+            update_share: None,
+            distil: None,
+            teacher: None,
         };
         let Steps { most, auto } = steps;
         CollectSettings { steps: most, auto, training }
@@ -315,7 +318,31 @@ pub(crate) struct TrainingArgs {
     /// Steps between two saved states to go on from [default: one state a minute]
     #[arg(long, value_parser = positive)]
     save_every: Option<usize>,
+    /// Update only this share of each tensor's elements in a step, those with the largest gradients [default: all]
+    #[arg(long, value_name = "SHARE", value_parser = some_share)]
+    update_share: Option<f64>,
+    /// Learn from a teacher too, with this share of the loss; the labels have the rest [with no number: 0.5]
+    ///
+    /// In a run the teacher is the dense model, which is fine-tuned alike first
+    #[arg(long, value_name = "SHARE", num_args = 0..=1, default_missing_value = "0.5", value_parser = share)]
+    distil: Option<f64>,
+    /// Temperature at which probabilities are compared with the teacher's
+    #[arg(long, value_name = "T", default_value_t = 2.0, value_parser = scale, requires = "distil")]
+    distil_temperature: f64,
+    /// Weight of the distance from the teacher's hidden states where layers were cut; it falls to 0 over the first
+    /// half of the steps
+    #[arg(long, value_name = "WEIGHT", default_value_t = 0.0, value_parser = weight, requires = "distil")]
+    distil_hidden: f64,
+    /// Model to learn from, of the same tokenizer: a folder or a hub name
+    #[arg(long, value_name = "MODEL", requires = "distil")]
+    teacher: Option<String>,
+    /// The adapter on that model
+    #[arg(long, value_name = "DIR", requires = "teacher")]
+    teacher_adapter: Option<PathBuf>,
 }
+
+/// The teacher's largest probabilities that are compared one by one.
+const TOP_K: usize = 64;
 
 impl TrainingArgs {
     pub(crate) fn max_tokens(&self) -> usize {
@@ -340,6 +367,12 @@ impl TrainingArgs {
             layers,
             remat,
             save_every,
+            update_share,
+            distil,
+            distil_temperature,
+            distil_hidden,
+            teacher,
+            teacher_adapter,
         } = self;
         let usual = if method.trains_weights() { 2e-5 } else { 2e-4 };
         TrainingSettings {
@@ -359,6 +392,14 @@ impl TrainingArgs {
             lora_layers: layers,
             remat,
             save_every,
+            update_share,
+            distil: distil.map(|weight| DistilSettings {
+                weight,
+                temperature: distil_temperature,
+                top_k: TOP_K,
+                hidden: distil_hidden,
+            }),
+            teacher: teacher.map(|model| TeacherSettings { model, adapter: teacher_adapter }),
         }
     }
 }
@@ -466,6 +507,19 @@ where
     T: FromStr<Err = String> + Clone + Send + Sync + 'static,
 {
     PossibleValuesParser::new(names).try_map(|text| text.parse::<T>())
+}
+
+/// A weight that may be 0.
+fn weight(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(0.0) => Ok(0.0),
+        _ => above_zero(text, 1e6).map_err(|_| "it must be a number from 0 to 1000000".into()),
+    }
+}
+
+/// A share above 0.
+fn some_share(text: &str) -> Result<f64, String> {
+    above_zero(text, 1.0)
 }
 
 /// Linear weights: `all`, or names between commas.

@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use anyhow::Context;
-use pipeline::{EvaluationSettings, RunSettings, TrainingSettings};
+use finetune::DistilSettings;
+use pipeline::{EvaluationSettings, RunSettings, TeacherSettings, TrainingSettings};
 
 /// The command line with the settings of the run.toml that it names, if it names one, written out as flags. They stand
 /// before what was typed, and of a flag that stands there twice the later wins.
@@ -149,6 +150,9 @@ impl Flags {
             lora_layers,
             remat,
             save_every,
+            update_share,
+            distil,
+            teacher,
         } = settings;
         self.set("epochs", epochs);
         self.set_some("max-steps", *max_steps);
@@ -169,6 +173,18 @@ impl Flags {
         }
         self.switch("remat", *remat);
         self.set_some("save-every", *save_every);
+        self.set_some("update-share", *update_share);
+        if let Some(DistilSettings { weight, temperature, top_k: _, hidden }) = distil {
+            self.set("distil", weight);
+            self.set("distil-temperature", temperature);
+            self.set("distil-hidden", hidden);
+        }
+        if let Some(TeacherSettings { model, adapter }) = teacher {
+            self.set("teacher", model);
+            if let Some(adapter) = adapter {
+                self.set_os("teacher-adapter", adapter);
+            }
+        }
     }
 
     fn evaluation(&mut self, settings: &EvaluationSettings) {
@@ -217,7 +233,8 @@ mod tests {
              --memory 8GB --offload --steps 12 --collect-batch 2 --collect-lr 1e-3 --collect-rank 3 --collect-alpha 5 \
              --map-tokens 100 --map-ridge 0.5 --epochs 1.5 --max-steps 9 --batch 3 --accumulate 2 --max-length 99 \
              --lr 1e-5 --warmup 0.2 --decay linear --weight-decay 0.1 --max-grad-norm 2 --rank 5 --alpha 3 \
-             --targets q_proj,v_proj --layers 1,2 --remat --save-every 4 --eval-batch-tokens 77 --eval-rows 8 \
+             --targets q_proj,v_proj --layers 1,2 --remat --save-every 4 --update-share 0.3 \
+             --distil 0.25 --distil-temperature 3 --distil-hidden 0.5 --teacher t --teacher-adapter a --eval-batch-tokens 77 --eval-rows 8 \
              --generate-rows 2 --max-new-tokens 6 --out o",
         ] {
             let settings = parsed(words(typed));

@@ -542,6 +542,9 @@ mod tests {
             lora_layers: None,
             remat: false,
             save_every: None,
+            update_share: None,
+            distil: None,
+            teacher: None,
         };
         let rows = Sample::assumed(32, 1 << 17).examples;
         (config, settings.parse(FinetuneMethod::Lora, 0).unwrap(), rows)

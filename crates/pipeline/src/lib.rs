@@ -39,13 +39,13 @@ pub use outputs::{Named, beside, check_outputs};
 pub use run::{Evaluations, FirstAnswers, RunOutcome, run};
 pub use settings::{
     CollectSettings, ComputeSettings, Computing, EvaluationSettings, FinetuneMethod,
-    LinearMapSettings, LoraTargets, RunSettings, TrainingSettings,
+    LinearMapSettings, LoraTargets, RunSettings, TeacherSettings, TrainingSettings,
 };
 pub use stability::Stability;
 pub use stage::{
     CollectTargets, Collected, FinetuneSettings, FinetuneTarget, FitTarget, Fitted, LossesOf,
-    StageContext, StateOf, collect_record, evaluate_model, finetune_model, fit_name, fit_repair,
-    load_adapted, read_encoder, with_losses,
+    StageContext, StateOf, TeacherOf, collect_record, evaluate_model, finetune_model, fit_name,
+    fit_repair, load_adapted, read_encoder, with_losses,
 };
 pub use stage::{Trial, TrialTarget, Until, trial};
 pub use timing::{StageTime, read_timings};

@@ -11,7 +11,9 @@ use repair::{LinearMaps, MapsHeader, Size};
 use selection::{Plan, Repair, Scores};
 use serde::{Deserialize, Serialize};
 
-use crate::cell::{Base, CollectedSlots, Digests, Stages, Subject, TestSet, digest_model};
+use crate::cell::{
+    Base, CollectedSlots, Digests, Stages, Subject, TestSet, digest_model, digest_teacher,
+};
 use crate::data::{digest_data, read_data, rows_in_common};
 use crate::estimate::require_disk;
 use crate::lock::RunLock;
@@ -204,7 +206,11 @@ impl Run {
             train_sha256: digest_data(&settings.train)?,
             eval_sha256: settings.eval.as_deref().map(digest_data).transpose()?,
         };
-        let digests = Digests { model: digest_model(&model)?, train: inputs.train_sha256.clone() };
+        let digests = Digests {
+            model: digest_model(&model)?,
+            train: inputs.train_sha256.clone(),
+            teacher: digest_teacher(&settings.training)?,
+        };
         settings.compute.resolve()?; // A device that cannot be used leaves no folder.
         fs_err::create_dir_all(folder)?;
         let lock = RunLock::take(folder)?;
@@ -237,7 +243,8 @@ impl Run {
     fn stages<'a>(&'a self, log: LogTargets<'a>) -> Stages<'a> {
         let Self { settings, store, model, num_layers, digests, .. } = self;
         let held_out = settings.held_out();
-        Stages { settings, store, model, num_layers: *num_layers, digests, held_out, log }
+        let num_layers = *num_layers;
+        Stages { settings, store, home: store, model, num_layers, digests, held_out, log }
     }
 
     fn at(&self, name: &str) -> PathBuf {

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use checkpoint::Module;
 use finetune::{
-    AdamWSettings, ComputeChoice, ComputeType, Decay, DeviceChoice, EvalSettings, LoraSettings,
-    Method, ProductRates, Schedule, TrainSettings, num_threads, product_rates,
+    AdamWSettings, ComputeChoice, ComputeType, Decay, DeviceChoice, DistilSettings, EvalSettings,
+    LoraSettings, Method, ProductRates, Schedule, TrainSettings, num_threads, product_rates,
 };
 use selection::{Criterion, Density, Keep, PlanSettings, Refine, Repair, Share};
 use serde::{Deserialize, Serialize};
@@ -120,7 +120,7 @@ impl RunSettings {
     pub fn collecting(&self) -> CollectSettings {
         let mut settings = self.collect.clone();
         if self.goes_on() {
-            settings.training = self.training.clone();
+            settings.training = self.training.untaught();
         }
         settings
     }
@@ -272,9 +272,34 @@ pub struct TrainingSettings {
     pub lora_layers: Option<Vec<usize>>,
     pub remat: bool,
     pub save_every: Option<usize>,
+    /// The share of each tensor's elements that moves in a step; `None` for all.
+    #[serde(default)]
+    pub update_share: Option<f64>,
+    /// How much a teacher counts, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distil: Option<DistilSettings>,
+    /// The teacher; `None` for the dense model, fine-tuned alike.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<TeacherSettings>,
+}
+
+/// A model to learn from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TeacherSettings {
+    /// A folder or a hub name.
+    pub model: String,
+    /// The adapter on it, if it has one.
+    pub adapter: Option<PathBuf>,
 }
 
 impl TrainingSettings {
+    /// The same training without a teacher: what the dense model and the collected steps have.
+    #[must_use]
+    pub fn untaught(&self) -> Self {
+        Self { distil: None, teacher: None, ..self.clone() }
+    }
+
     /// The settings as the engine takes them.
     ///
     /// # Errors
@@ -303,7 +328,7 @@ impl TrainingSettings {
             },
             schedule: Schedule { peak: self.learning_rate, warmup: self.warmup, decay: self.decay },
             max_grad_norm: self.max_grad_norm,
-            update_share: None,
+            update_share: self.update_share,
             seed,
             remat: self.remat,
             save_every: self.save_every,

@@ -6,7 +6,7 @@ use anyhow::Context;
 use checkpoint::locate;
 use pipeline::{
     Event, FinetuneMethod, FinetuneSettings, FinetuneTarget, LogTargets, Named, Stage,
-    StageContext, check_outputs, finetune_model,
+    StageContext, TeacherOf, TeacherSettings, check_outputs, finetune_model,
 };
 use serde_json::json;
 
@@ -103,7 +103,12 @@ pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<O
         compute: &compute,
         seed,
     };
-    let settings = FinetuneSettings { method, training: &training };
+    let teacher = training.teacher.as_ref().map(|TeacherSettings { model, adapter }| {
+        let model = locate(model).with_context(context)?;
+        Ok::<_, anyhow::Error>(TeacherOf { model, adapter: adapter.clone(), origin: None })
+    });
+    let teacher = teacher.transpose()?;
+    let settings = FinetuneSettings { method, training: &training, teacher: teacher.as_ref() };
     let observe = &mut |event| printer.event(event);
     let report = finetune_model(stage, settings, &target, observe).with_context(context)?;
     let text = format!(

@@ -39,7 +39,7 @@ pub(crate) enum Command {
     /// Write the pruned checkpoint of a plan
     Prune(prune::PruneArgs),
     /// Fine-tune a model, by LoRA or in full
-    Finetune(finetune::FinetuneArgs),
+    Finetune(Box<finetune::FinetuneArgs>),
     /// Evaluate a model: accuracy, perplexity, generated replies, speed
     Eval(eval::EvalArgs),
     /// Continue a prompt, token by token
@@ -64,7 +64,7 @@ impl Command {
             Self::Score(args) => score::run(args),
             Self::Plan(args) => plan::run(*args, printer),
             Self::Prune(args) => prune::run(args, printer),
-            Self::Finetune(args) => finetune::run(args, printer),
+            Self::Finetune(args) => finetune::run(*args, printer),
             Self::Eval(args) => eval::run(args, printer),
             Self::Generate(args) => generate::run(args, printer),
             Self::Inspect(args) => inspect::run(args),

@@ -13,7 +13,7 @@ mod tune;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use checkpoint::{sha256_bytes, sha256_file};
+use checkpoint::{locate, sha256_bytes, sha256_file};
 use serde_json::{Value, json};
 
 pub(crate) use collect::CollectedSlots;
@@ -23,7 +23,7 @@ pub use race::{Candidate, Race};
 use crate::log::LogTargets;
 use crate::stage::{StageContext, StateOf};
 use crate::store::{Slot, Store};
-use crate::{Event, HeldOut, Result, RunSettings, Stage, TrainingSettings};
+use crate::{Event, HeldOut, Result, RunSettings, Stage, TeacherSettings, TrainingSettings};
 
 /// What the stages of a cell have in common.
 #[derive(Debug, Clone, Copy)]
@@ -32,6 +32,8 @@ pub(crate) struct Stages<'a> {
     pub(crate) settings: &'a RunSettings,
     /// Where results lie.
     pub(crate) store: &'a Store,
+    /// Where those lie that outlive a race.
+    pub(crate) home: &'a Store,
     /// The dense model's folder.
     pub(crate) model: &'a Path,
     /// How many layers it has.
@@ -49,6 +51,8 @@ pub(crate) struct Stages<'a> {
 pub(crate) struct Digests {
     pub(crate) model: String,
     pub(crate) train: String,
+    /// Of the teacher that is given, if one is.
+    pub(crate) teacher: Option<String>,
 }
 
 /// A model to be tuned or evaluated.
@@ -112,6 +116,14 @@ fn found(stage: Stage, slot: &Slot, observe: &mut dyn FnMut(Event)) -> Result<bo
 /// What of a training its result depends on.
 pub(crate) fn lasting(training: &TrainingSettings) -> TrainingSettings {
     TrainingSettings { remat: false, save_every: None, ..training.clone() }
+}
+
+/// What stands for the teacher that a training's settings give, if they give one.
+pub(crate) fn digest_teacher(training: &TrainingSettings) -> Result<Option<String>> {
+    let Some(TeacherSettings { model, adapter }) = &training.teacher else { return Ok(None) };
+    let model = digest_model(&locate(model)?)?;
+    let adapter = adapter.as_deref().map(digest_model).transpose()?;
+    Ok(Some(format!("{model} {}", adapter.unwrap_or_default())))
 }
 
 /// A file of weights is known by its size and when it was written, since to digest it takes as long as to read it.

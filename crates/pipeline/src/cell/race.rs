@@ -221,7 +221,9 @@ impl Stages<'_> {
             until,
             log: LogTargets { lines, events: None },
         };
-        let (context, settings) = (self.context(&base.folder), self.finetuning());
+        let (training, teacher) = (self.training_of(base), self.teacher(collected, base, observe)?);
+        let (context, settings) =
+            (self.context(&base.folder), self.finetuning(&training, teacher.as_ref()));
         slot.make(|| {
             let found = trial(context, settings, &target, &self.settings.evaluation, observe)?;
             write_json(&slot.path, &found)?;

@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 
 use ::finetune::Continuation;
-use checkpoint::remove_if_there;
+use checkpoint::{locate, remove_if_there};
 use serde_json::json;
 
 use super::{Base, CollectedSlots, Stages, found, lasting};
-use crate::stage::{FinetuneSettings, FinetuneTarget, finetune_model};
+use crate::stage::{FinetuneSettings, FinetuneTarget, TeacherOf, finetune_model};
 use crate::store::Slot;
-use crate::{Done, Event, FinetuneMethod, Result, Stage};
+use crate::{Done, Event, FinetuneMethod, Result, Stage, TeacherSettings, TrainingSettings};
 
 impl Stages<'_> {
     /// Fine-tunes a model; `None` if nothing is tuned. `merged` is a folder for the checkpoint with the adapter merged
@@ -25,7 +25,7 @@ impl Stages<'_> {
             return Ok(None);
         }
         let slot = self.tuned(collected, base);
-        let is_dense = base.origin.len() == self.num_layers;
+        let is_dense = self.is_dense(base);
         let stage = if is_dense { Stage::DenseFinetune } else { Stage::Finetune };
         let saves = Self::saves(&slot);
         if found(stage, &slot, observe)? {
@@ -45,7 +45,9 @@ impl Stages<'_> {
             log: self.log,
             stage,
         };
-        let (context, settings) = (self.context(&base.folder), self.finetuning());
+        let (training, teacher) = (self.training_of(base), self.teacher(collected, base, observe)?);
+        let (context, settings) =
+            (self.context(&base.folder), self.finetuning(&training, teacher.as_ref()));
         let report = slot.make(|| finetune_model(context, settings, &target, observe))?;
         observe(Event::Done(stage, Done::Trained(report)));
         Ok(Some(slot))
@@ -53,7 +55,7 @@ impl Stages<'_> {
 
     /// Where a tuned model lies, or will.
     pub(crate) fn tuned(&self, collected: &CollectedSlots, base: &Base) -> Slot {
-        let is_dense = base.origin.len() == self.num_layers;
+        let is_dense = self.is_dense(base);
         let kind = match (self.settings.finetune.trains_weights(), is_dense) {
             (true, false) => "tuned",
             (true, true) => "dense-tuned",
@@ -62,7 +64,7 @@ impl Stages<'_> {
         };
         let recipe = json!({
             "common": self.common(), "base": base.digest, "finetune": self.settings.finetune,
-            "training": lasting(&self.settings.training),
+            "training": lasting(&self.training_of(base)), "teacher": self.teacher_digest(collected, base),
             "state": collected.state.as_ref().map(|slot| &slot.digest),
         });
         self.store.slot(kind, &recipe)
@@ -84,7 +86,65 @@ impl Stages<'_> {
         Some(Continuation { folder, num_layers: self.num_layers, origin })
     }
 
-    pub(super) fn finetuning(&self) -> FinetuneSettings<'_> {
-        FinetuneSettings { method: self.settings.finetune, training: &self.settings.training }
+    pub(super) fn finetuning<'b>(
+        &self,
+        training: &'b TrainingSettings,
+        teacher: Option<&'b TeacherOf>,
+    ) -> FinetuneSettings<'b> {
+        FinetuneSettings { method: self.settings.finetune, training, teacher }
+    }
+
+    /// How a model is trained: the dense one without a teacher, as it may be one.
+    pub(super) fn training_of(&self, base: &Base) -> TrainingSettings {
+        match self.is_dense(base) {
+            true => self.settings.training.untaught(),
+            false => self.settings.training.clone(),
+        }
+    }
+
+    fn is_dense(&self, base: &Base) -> bool {
+        base.origin.len() == self.num_layers
+    }
+
+    /// Who teaches a model, if anybody does: the one that is given, or the dense model, which is fine-tuned first.
+    pub(super) fn teacher(
+        &self,
+        collected: &CollectedSlots,
+        base: &Base,
+        observe: &mut dyn FnMut(Event),
+    ) -> Result<Option<TeacherOf>> {
+        let training = self.training_of(base);
+        if training.distil.is_none() {
+            return Ok(None);
+        }
+        let origin = Some(base.origin.clone());
+        if let Some(TeacherSettings { model, adapter }) = training.teacher {
+            let model = locate(&model)?;
+            let origin = origin.filter(|_| model == self.model);
+            return Ok(Some(TeacherOf { model, adapter, origin }));
+        }
+        let dense = self.dense();
+        let Some(tuned) = self.at_home().tune(collected, &dense, None, observe)? else {
+            return Ok(None);
+        };
+        Ok(Some(match self.settings.finetune.trains_weights() {
+            true => TeacherOf { model: tuned.path, adapter: None, origin },
+            false => TeacherOf { model: dense.folder, adapter: Some(tuned.path), origin },
+        }))
+    }
+
+    /// What stands for the teacher in recipes.
+    fn teacher_digest(&self, collected: &CollectedSlots, base: &Base) -> Option<String> {
+        let training = self.training_of(base);
+        training.distil?;
+        match training.teacher {
+            Some(_) => self.digests.teacher.clone(),
+            None => Some(self.at_home().tuned(collected, &self.dense()).digest),
+        }
+    }
+
+    /// The same stages, results where they stay: a race has a place of its own, which goes with it.
+    fn at_home(&self) -> Self {
+        Self { store: self.home, ..*self }
     }
 }

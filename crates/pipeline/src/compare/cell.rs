@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::CompareSettings;
-use crate::cell::{Digests, Race, Stages, Subject, TestSet, digest_model, lasting};
+use crate::cell::{Digests, Race, Stages, Subject, TestSet, digest_model, digest_teacher, lasting};
 use crate::data::digest_data;
 use crate::lock::RunLock;
 use crate::log::LogTargets;
@@ -111,7 +111,11 @@ impl<'a> CellRunner<'a> {
             dtype: dtype_of(base, &folder.join("store/dtype"))?,
             store,
             num_layers,
-            digests: Digests { model: digest_model(&model)?, train: digest_data(&base.train)? },
+            digests: Digests {
+                model: digest_model(&model)?,
+                train: digest_data(&base.train)?,
+                teacher: digest_teacher(&base.training)?,
+            },
             eval_digests: settings
                 .evals
                 .iter()
@@ -133,7 +137,7 @@ impl<'a> CellRunner<'a> {
     fn stages<'b>(&'b self, settings: &'b RunSettings) -> Stages<'b> {
         let Self { store, model, num_layers, digests, held_out, .. } = self;
         let (num_layers, held_out, log) = (*num_layers, *held_out, LogTargets::default());
-        Stages { settings, store, model, num_layers, digests, held_out, log }
+        Stages { settings, store, home: store, model, num_layers, digests, held_out, log }
     }
 
     /// Whether a cell's result is there.

@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use ::finetune::{Continuation, TrainReport, Trainer, save_adapter, save_checkpoint};
+use ::finetune::{Continuation, Teacher, TrainReport, Trainer, save_adapter, save_checkpoint};
 use checkpoint::{CheckpointError, ModelConfig, require_companions};
 
-use super::{StageContext, read_encoder};
+use super::{StageContext, load_adapted, read_encoder};
 use crate::estimate::fit;
 use crate::log::{Log, LogTargets};
-use crate::{Event, FinetuneMethod, Result, Stage, TrainingSettings};
+use crate::{Event, FinetuneMethod, PipelineError, Result, Stage, TrainingSettings};
 
 /// How [`finetune_model`] trains.
 #[derive(Debug, Clone, Copy)]
@@ -17,6 +17,19 @@ pub struct FinetuneSettings<'a> {
     pub method: FinetuneMethod,
     /// How.
     pub training: &'a TrainingSettings,
+    /// Who teaches, if the training distils.
+    pub teacher: Option<&'a TeacherOf>,
+}
+
+/// A teacher's files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TeacherOf {
+    /// The model's folder.
+    pub model: PathBuf,
+    /// The adapter on it, if it has one.
+    pub adapter: Option<PathBuf>,
+    /// Each student layer's number in it, if the student was cut from it.
+    pub origin: Option<Vec<usize>>,
 }
 
 /// What [`finetune_model`] leaves.
@@ -91,7 +104,7 @@ pub(super) fn trainer(
     observe: &mut dyn FnMut(Event),
 ) -> Result<Trainer> {
     let StageContext { model, compute, seed, .. } = context;
-    let FinetuneSettings { method, training } = settings;
+    let FinetuneSettings { method, training, teacher } = settings;
     let encoder = read_encoder(model)?;
     let examples = encoder.examples(&context.rows()?.0, training.max_tokens)?;
     let mut train_settings = training.parse(method, seed)?;
@@ -100,6 +113,18 @@ pub(super) fn trainer(
     observe(Event::Computing(compute.computing()?));
     observe(Event::Encoded(examples.counts));
     let mut trainer = Trainer::new(loaded, train_settings, examples)?;
+    if let Some(distil) = training.distil {
+        let Some(TeacherOf { model, adapter, origin }) = teacher else {
+            let what = "--distil needs a model to learn from: --teacher MODEL; only a run has the dense one at hand";
+            return Err(PipelineError::Settings(what.into()));
+        };
+        let loaded = load_adapted(model, adapter.as_deref(), compute)?;
+        let teacher = match origin {
+            Some(origin) => Teacher::dense(loaded, origin.clone()),
+            None => Teacher::other(loaded),
+        };
+        trainer = trainer.with_teacher(teacher, distil)?;
+    }
     if let Some(from) = from {
         trainer.go_on(from)?;
     }

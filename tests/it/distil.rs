@@ -1,0 +1,68 @@
+//! Learning from a teacher, in a run and alone.
+
+use std::path::Path;
+
+use crate::support::{CHEAP, CHEAP_TRAINING, Desk};
+
+/// The lines of a stage in a run's `metrics.jsonl`.
+fn steps(run: &Path, stage: &str) -> Vec<serde_json::Value> {
+    let lines = fs_err::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let lines = lines.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    lines.filter(|line| line["stage"] == stage).collect()
+}
+
+/// The dense model is tuned first, alone, and teaches the pruned one, from collected steps that are every training's;
+/// once more nothing is left to do.
+#[test]
+fn a_run_learns_from_its_dense_model() {
+    let desk = Desk::new();
+    let plain = format!("run --model model --train train.jsonl --prune 2 {CHEAP}");
+    desk.run(&format!("{plain} --with-dense --out plain"));
+    let taught = format!("{plain} --distil 0.7 --distil-hidden 0.3 --out taught");
+    desk.run(&taught);
+    let weights =
+        |path: &str| fs_err::read(desk.at(path).join("adapter_model.safetensors")).unwrap();
+    assert!(weights("taught/dense-adapter") == weights("plain/dense-adapter"));
+    assert!(weights("taught/adapter") != weights("plain/adapter"));
+    let of_student = steps(&desk.at("taught"), "finetune");
+    assert_eq!(of_student.len(), 3);
+    for (place, step) in of_student.iter().enumerate() {
+        let figure = |name: &str| step["distil"][name].as_f64().unwrap();
+        assert!(figure("divergence") > 0.0, "{step}");
+        // Three steps, over whose first half it falls.
+        let expected = [0.3, 0.1, 0.0][place];
+        assert!((figure("hidden_weight") - expected).abs() < 1e-9, "{step}");
+        let (loss, kl) = (step["loss"].as_f64().unwrap(), figure("divergence"));
+        let sum = 0.3 * loss + 0.7 * 4.0 * kl + figure("hidden_weight") * figure("hidden");
+        assert!((figure("objective") / sum - 1.0).abs() < 1e-9, "{step}");
+    }
+    for stage in ["collect", "dense-finetune"] {
+        let untaught = steps(&desk.at("taught"), stage);
+        assert!(untaught.len() == 3 && untaught.iter().all(|step| step["distil"].is_null()));
+    }
+    desk.run(&taught);
+    let failure = desk.failure(&taught.replace("--distil 0.7", "--distil 0.6"));
+    assert!(failure.contains("settings.training.distil.weight was 0.7 and is 0.6"), "{failure}");
+}
+
+/// `finetune` takes a teacher by its name; one is needed, and hidden states want the model that was cut.
+#[test]
+fn a_teacher_by_name() {
+    let desk = Desk::new();
+    desk.run(&format!(
+        "run --model model --train train.jsonl --prune 2 --finetune none --out r {CHEAP}"
+    ));
+    let alone = format!("finetune --model r/pruned --train train.jsonl {CHEAP_TRAINING}");
+    desk.run(&format!("{alone} --out plain"));
+    desk.run(&format!("{alone} --distil --teacher model --update-share 0.5 --out taught"));
+    let weights =
+        |path: &str| fs_err::read(desk.at(path).join("adapter_model.safetensors")).unwrap();
+    assert!(weights("taught") != weights("plain"));
+    let failure = desk.failure(&format!("{alone} --distil --out a"));
+    assert!(failure.contains("--distil needs a model to learn from: --teacher MODEL"), "{failure}");
+    let failure =
+        desk.failure(&format!("{alone} --distil --distil-hidden 1 --teacher model --out a"));
+    assert!(failure.contains("hidden states can only be compared"), "{failure}");
+    let failure = desk.failure(&format!("{alone} --teacher model --out a"));
+    assert!(failure.contains("--distil"), "{failure}");
+}
