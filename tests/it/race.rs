@@ -22,7 +22,6 @@ fn a_winner_goes_on_from_its_own_trial() {
     let desk = Desk::new();
     let found = desk.json(&run("--criterion race:igia+last+magnitude+random --seed 5", "r"));
     let race = testkit::json(&desk.at("r/race.json"));
-    let race = &race["race"];
     let candidates = race["candidates"].as_array().unwrap();
     assert_eq!(found["plan"]["pruned"], candidates[0]["pruned"]);
     let criteria: usize =
@@ -110,7 +109,7 @@ fn auto_looks_at_the_winner_again() {
     let desk = Desk::new();
     let output = desk.output(&run("--criterion auto", "r"));
     assert!(output.status.success(), "{}", text(&output.stderr));
-    let race = testkit::json(&desk.at("r/race.json"))["race"].clone();
+    let race = testkit::json(&desk.at("r/race.json"));
     assert!(race["collapsed"].is_boolean());
     let trials = race["candidates"][0]["trials"].as_array().unwrap();
     assert!(!trials.is_empty() && desk.at("r/adapter").exists());

@@ -12,7 +12,8 @@ use selection::{Plan, Repair, Scores};
 use serde::{Deserialize, Serialize};
 
 use crate::cell::{
-    Base, CollectedSlots, Digests, Stages, Subject, TestSet, digest_model, digest_teacher,
+    Base, CollectedSlots, Decision, Digests, Race, Stages, Subject, TestSet, digest_model,
+    digest_teacher,
 };
 use crate::data::{digest_data, read_data, rows_in_common};
 use crate::estimate::require_disk;
@@ -73,6 +74,8 @@ pub struct RunOutcome {
     pub plan: Plan,
     /// The layers' scores, if they were chosen by scores.
     pub scores: Option<Scores>,
+    /// How the choices of several criteria came out, if they raced.
+    pub race: Option<Race>,
     /// How well linear maps fit, if the plan repairs by them.
     pub maps: Option<MapsHeader>,
     /// Every step that was taken.
@@ -103,7 +106,7 @@ pub fn run(
     };
     let stages = run.stages(log);
     let collected = run.collect(&stages, observe)?;
-    let (scores, plan) = run.plan(&stages, &collected, observe)?;
+    let Planned { scores, race, plan } = run.plan(&stages, &collected, observe)?;
     let pruned = stages.prune(&collected, &plan, observe)?;
     if run.watches {
         stages.watch(&collected, &pruned, observe)?;
@@ -129,6 +132,7 @@ pub fn run(
         settings: run.settings,
         plan,
         scores,
+        race,
         evaluations,
     })
 }
@@ -160,6 +164,13 @@ impl RunSettings {
             seed: self.seed,
         }
     }
+}
+
+/// What a run is going to do, and by what.
+struct Planned {
+    scores: Option<Scores>,
+    race: Option<Race>,
+    plan: Plan,
 }
 
 struct Run {
@@ -276,15 +287,16 @@ impl Run {
         stages: &Stages<'_>,
         collected: &CollectedSlots,
         observe: &mut dyn FnMut(Event),
-    ) -> Result<(Option<Scores>, Plan)> {
+    ) -> Result<Planned> {
         let (scores_path, plan_path) = (self.at("scores.json"), self.at("plan.json"));
         if plan_path.exists() {
             let scores = scores_path.exists().then(|| Scores::read(&scores_path)).transpose()?;
             observe(Event::Found(Stage::Score));
             observe(Event::Found(Stage::Plan));
-            return Ok((scores, Plan::read(&plan_path)?));
+            let race = stages.raced(collected)?;
+            return Ok(Planned { scores, race, plan: Plan::read(&plan_path)? });
         }
-        let selection = stages.decide(collected, observe)?.selection;
+        let Decision { selection, race, .. } = stages.decide(collected, observe)?;
         if let Some(scores) = &selection.scores {
             scores.write(&scores_path)?;
         }
@@ -292,7 +304,7 @@ impl Run {
         let plan = Plan::of(self.num_layers, &selection, &self.settings.planning())?;
         plan.write(&plan_path)?;
         observe(Event::Done(Stage::Plan, Done::Planned(plan.clone())));
-        Ok((selection.scores, plan))
+        Ok(Planned { scores: selection.scores, race, plan })
     }
 
     /// How well the plan's linear maps fit, if it has any and they are still there.

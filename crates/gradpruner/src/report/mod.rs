@@ -7,14 +7,14 @@ mod suspects;
 use std::path::Path;
 
 use dataset::Row;
-use pipeline::{RunOutcome, Stage, StageTime};
+use pipeline::{Race, RunOutcome, Stage, StageTime, Trial};
 use repair::MapsHeader;
 use selection::{Density, Merge, Plan, Repair};
 
 use crate::machine::Machine;
 use crate::models::{model_rows, model_table, no_better_than_majority};
 use crate::page::{StripCell, escape, key, page, strip, strip_numbers};
-use crate::stages::stage_text;
+use crate::stages::{criteria_text, stage_text};
 use crate::table::Table;
 use crate::units::{counted, elapsed_text, layers_named, layers_text, percent};
 
@@ -49,6 +49,9 @@ pub(crate) fn html(found: &RunOutcome, around: &Surroundings<'_>) -> String {
         note(found)
     ));
     body.push_str(&layers(plan, found.maps.as_ref()));
+    if let Some(race) = &found.race {
+        body.push_str(&format!("<h2>The race</h2>{}", race_table(race)));
+    }
     if let Some(scores) = scores {
         let criterion = scores.criterion.name();
         body.push_str(&format!(
@@ -67,6 +70,46 @@ pub(crate) fn html(found: &RunOutcome, around: &Surroundings<'_>) -> String {
         escape(around.settings)
     ));
     page(&name, &body)
+}
+
+/// Every candidate of a race, the winner first: the layers it removes, and its loss by the steps it had trained.
+fn race_table(race: &Race) -> String {
+    let mut steps: Vec<usize> = race
+        .candidates
+        .iter()
+        .flat_map(|candidate| candidate.trials.iter().map(|trial| trial.step))
+        .collect();
+    steps.sort_unstable();
+    steps.dedup();
+    let heads = ["chosen by".to_owned(), "layers removed".to_owned()].into_iter();
+    let heads: Vec<String> =
+        heads.chain(steps.iter().map(|step| format!("after step {step}"))).collect();
+    let mut table = Table::new(heads.iter().map(String::as_str));
+    for candidate in &race.candidates {
+        let at = |step: &usize| {
+            let trial = candidate.trials.iter().find(|trial| trial.step == *step);
+            trial.map_or_else(|| "–".to_owned(), figures_of_trial)
+        };
+        let names = [criteria_text(&candidate.criteria), layers_text(&candidate.pruned)];
+        table.add(names.into_iter().chain(steps.iter().map(at)).collect(), "");
+    }
+    let collapsed = match race.collapsed {
+        true => {
+            " None of those looked at a quarter of the training in was clearly better than the most frequent answer."
+        }
+        false => "",
+    };
+    format!(
+        "{}<p class=\"note\">Mean loss (and accuracy, of rows with choices) on the rows held out by <code>--choose</code>; a \
+         dash where a candidate was not trained so far.{collapsed}</p>",
+        table.html()
+    )
+}
+
+fn figures_of_trial(trial: &Trial) -> String {
+    let loss = trial.loss.map_or_else(|| "not finite".to_owned(), |loss| format!("{loss:.4}"));
+    let accuracy = trial.acc.map_or_else(String::new, |share| format!(" ({})", percent(share)));
+    format!("{loss}{accuracy}")
 }
 
 /// The folder's name, whatever path leads to it.

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 pub(crate) use collect::CollectedSlots;
 pub(crate) use evaluate::{Subject, TestSet};
+pub(crate) use race::Decision;
 pub use race::{Candidate, Race};
 
 use crate::log::LogTargets;

@@ -22,6 +22,8 @@ use crate::{Choosing, Done, Event, FinetuneMethod, PipelineError, Result, Stage}
 pub struct Race {
     format: String,
     version: u64,
+    /// What the winner chose.
+    pub selection: Selection,
     /// Those who ran, the winner first, then by how far they came.
     pub candidates: Vec<Candidate>,
     /// Whether no candidate was clearly better than always giving the most frequent answer, a quarter of the training in.
@@ -56,13 +58,6 @@ struct Runner {
     base: Base,
 }
 
-/// What a race leaves.
-#[derive(Serialize, Deserialize)]
-struct RaceResult {
-    selection: Selection,
-    race: Race,
-}
-
 /// Others that take over, at most, where the winner has collapsed a quarter of the training in.
 const TAKE_OVERS: usize = 2;
 
@@ -87,12 +82,22 @@ impl Stages<'_> {
                 write_json(&slot.path, &won)?;
                 Ok(won)
             })?;
-            observe(Event::Done(Stage::Race, Done::Raced(won.race)));
+            observe(Event::Done(Stage::Race, Done::Raced(won)));
         }
-        let RaceResult { selection, race } = read_json(&slot.path)?;
-        let plan = self.plan_of(&selection)?;
+        let race: Race = read_json(&slot.path)?;
+        let plan = self.plan_of(&race.selection)?;
         self.adopt(&within, collected, &plan)?;
+        let selection = race.selection.clone();
         Ok(Decision { selection, race: Some(race), seconds: slot.seconds() })
+    }
+
+    /// How the race came out, if there was one and it is done.
+    pub(crate) fn raced(&self, collected: &CollectedSlots) -> Result<Option<Race>> {
+        let slot = self.race_slot(collected);
+        match self.settings.criterion.races() && slot.is_there()? {
+            true => Ok(Some(read_json(&slot.path)?)),
+            false => Ok(None),
+        }
     }
 
     fn race_slot(&self, collected: &CollectedSlots) -> Slot {
@@ -110,11 +115,7 @@ impl Stages<'_> {
         Ok(Plan::of(self.num_layers, selection, &self.settings.planning())?)
     }
 
-    fn race(
-        &self,
-        collected: &CollectedSlots,
-        observe: &mut dyn FnMut(Event),
-    ) -> Result<RaceResult> {
+    fn race(&self, collected: &CollectedSlots, observe: &mut dyn FnMut(Event)) -> Result<Race> {
         let mut running = self.candidates(collected, observe)?;
         let mut fallen: Vec<Runner> = Vec::new();
         let mut round = 0;
@@ -139,8 +140,8 @@ impl Stages<'_> {
             None => return Err(PipelineError::Settings("no criterion could choose layers".into())),
         };
         let candidates = running.into_iter().map(|runner| runner.candidate).collect();
-        let race = Race { format: "gradpruner-race".into(), version: 1, candidates, collapsed };
-        Ok(RaceResult { selection, race })
+        let (format, version) = ("gradpruner-race".into(), 1);
+        Ok(Race { format, version, selection, candidates, collapsed })
     }
 
     /// Every criterion's choice, equal ones once, pruned and repaired.
