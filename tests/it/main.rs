@@ -6,10 +6,10 @@
 mod commands;
 mod compare;
 mod data;
-mod distil;
 mod errors;
 mod files;
 mod hub;
 mod race;
 mod run;
 mod support;
+mod tuning;

@@ -284,7 +284,7 @@ pub(crate) struct TrainingArgs {
     /// Tokens of a row at most; the rest is cut
     #[arg(long, default_value_t = 2048, value_parser = length)]
     max_length: usize,
-    /// Highest learning rate [default: 2e-4 for LoRA, else 2e-5]
+    /// Highest learning rate [default: 2e-4 for LoRA, 1e-4 for lora+cuts, else 2e-5]
     #[arg(long, value_parser = learning_rate)]
     lr: Option<f64>,
     /// Share of the steps over which the learning rate rises
@@ -309,7 +309,7 @@ pub(crate) struct TrainingArgs {
     #[arg(long, default_value = "all", value_parser = targets)]
     targets: LoraTargets,
     /// Layers that get adapters, counted from 0 [default: all]
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long = "lora-layers", visible_alias = "layers", value_delimiter = ',')]
     layers: Option<Vec<usize>>,
     /// Keep each layer's input alone for the backward pass and compute the rest again: less memory,
     /// more time, the same result
@@ -374,7 +374,11 @@ impl TrainingArgs {
             teacher,
             teacher_adapter,
         } = self;
-        let usual = if method.trains_weights() { 2e-5 } else { 2e-4 };
+        let usual = match method {
+            FinetuneMethod::Lora | FinetuneMethod::None => 2e-4,
+            FinetuneMethod::LoraAndCuts => 1e-4,
+            FinetuneMethod::Full | FinetuneMethod::HeadAndLast(_) => 2e-5,
+        };
         TrainingSettings {
             epochs,
             max_steps,
@@ -439,6 +443,9 @@ impl EvaluationArgs {
 pub(crate) fn method(text: &str) -> Result<FinetuneMethod, String> {
     match text.parse()? {
         FinetuneMethod::None => Err("`none` trains nothing".into()),
+        FinetuneMethod::LoraAndCuts => {
+            Err("only a run knows what was cut; take lora, full or head+last:3".into())
+        }
         method => Ok(method),
     }
 }

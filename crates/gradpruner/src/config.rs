@@ -169,7 +169,7 @@ impl Flags {
         self.set("targets", Vec::<String>::from(lora_targets.clone()).join(","));
         if let Some(layers) = lora_layers {
             let layers: Vec<_> = layers.iter().map(usize::to_string).collect();
-            self.set("layers", layers.join(","));
+            self.set("lora-layers", layers.join(","));
         }
         self.switch("remat", *remat);
         self.set_some("save-every", *save_every);

@@ -43,9 +43,9 @@ pub use settings::{
 };
 pub use stability::Stability;
 pub use stage::{
-    CollectTargets, Collected, FinetuneSettings, FinetuneTarget, FitTarget, Fitted, LossesOf,
-    StageContext, StateOf, TeacherOf, collect_record, evaluate_model, finetune_model, fit_name,
-    fit_repair, load_adapted, read_encoder, with_losses,
+    CollectTargets, Collected, CutOf, FinetuneSettings, FinetuneTarget, FitTarget, Fitted,
+    LossesOf, StageContext, StateOf, TeacherOf, collect_record, evaluate_model, finetune_model,
+    fit_name, fit_repair, load_adapted, read_encoder, with_losses,
 };
 pub use stage::{Trial, TrialTarget, Until, trial};
 pub use timing::{StageTime, read_timings};

@@ -131,6 +131,8 @@ impl RunSettings {
 pub enum FinetuneMethod {
     /// Adapters.
     Lora,
+    /// Every weight of the layers beside a cut, and adapters on the others.
+    LoraAndCuts,
     /// Every weight.
     Full,
     /// The head, the norm before it and so many of the last layers.
@@ -142,7 +144,7 @@ pub enum FinetuneMethod {
 impl FinetuneMethod {
     /// Whether it trains weights of the checkpoint, and so leaves a checkpoint.
     pub fn trains_weights(self) -> bool {
-        matches!(self, Self::Full | Self::HeadAndLast(_))
+        matches!(self, Self::LoraAndCuts | Self::Full | Self::HeadAndLast(_))
     }
 }
 
@@ -150,6 +152,7 @@ impl std::fmt::Display for FinetuneMethod {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Lora => f.write_str("lora"),
+            Self::LoraAndCuts => f.write_str("lora+cuts"),
             Self::Full => f.write_str("full"),
             Self::HeadAndLast(count) => write!(f, "head+last:{count}"),
             Self::None => f.write_str("none"),
@@ -163,11 +166,14 @@ impl std::str::FromStr for FinetuneMethod {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "lora" => Ok(Self::Lora),
+            "lora+cuts" => Ok(Self::LoraAndCuts),
             "full" => Ok(Self::Full),
             "none" => Ok(Self::None),
             _ => match text.strip_prefix("head+last:").map(str::parse) {
                 Some(Ok(count)) => Ok(Self::HeadAndLast(count)),
-                _ => Err(format!("`{text}` is none of lora, full, head+last:3 and none")),
+                _ => {
+                    Err(format!("`{text}` is none of lora, lora+cuts, full, head+last:3 and none"))
+                }
             },
         }
     }
@@ -309,7 +315,8 @@ impl TrainingSettings {
         let method = match method {
             FinetuneMethod::Full => Method::Full,
             FinetuneMethod::HeadAndLast(count) => Method::HeadAndLast(count),
-            FinetuneMethod::Lora => Method::Lora(self.lora()),
+            // Which layers are beside a cut is known once it is made.
+            FinetuneMethod::Lora | FinetuneMethod::LoraAndCuts => Method::Lora(self.lora()),
             FinetuneMethod::None => {
                 return Err(PipelineError::Settings("`none` trains nothing".into()));
             }

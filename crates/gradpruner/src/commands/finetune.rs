@@ -108,7 +108,8 @@ pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<O
         Ok::<_, anyhow::Error>(TeacherOf { model, adapter: adapter.clone(), origin: None })
     });
     let teacher = teacher.transpose()?;
-    let settings = FinetuneSettings { method, training: &training, teacher: teacher.as_ref() };
+    let settings =
+        FinetuneSettings { method, training: &training, teacher: teacher.as_ref(), cut: None };
     let observe = &mut |event| printer.event(event);
     let report = finetune_model(stage, settings, &target, observe).with_context(context)?;
     let text = format!(

@@ -224,7 +224,7 @@ impl Stages<'_> {
         };
         let (training, teacher) = (self.training_of(base), self.teacher(collected, base, observe)?);
         let (context, settings) =
-            (self.context(&base.folder), self.finetuning(&training, teacher.as_ref()));
+            (self.context(&base.folder), self.finetuning(base, &training, teacher.as_ref()));
         slot.make(|| {
             let found = trial(context, settings, &target, &self.settings.evaluation, observe)?;
             write_json(&slot.path, &found)?;

@@ -7,7 +7,7 @@ use checkpoint::{locate, remove_if_there};
 use serde_json::json;
 
 use super::{Base, CollectedSlots, Stages, found, lasting};
-use crate::stage::{FinetuneSettings, FinetuneTarget, TeacherOf, finetune_model};
+use crate::stage::{CutOf, FinetuneSettings, FinetuneTarget, TeacherOf, finetune_model};
 use crate::store::Slot;
 use crate::{Done, Event, FinetuneMethod, Result, Stage, TeacherSettings, TrainingSettings};
 
@@ -47,7 +47,7 @@ impl Stages<'_> {
         };
         let (training, teacher) = (self.training_of(base), self.teacher(collected, base, observe)?);
         let (context, settings) =
-            (self.context(&base.folder), self.finetuning(&training, teacher.as_ref()));
+            (self.context(&base.folder), self.finetuning(base, &training, teacher.as_ref()));
         let report = slot.make(|| finetune_model(context, settings, &target, observe))?;
         observe(Event::Done(stage, Done::Trained(report)));
         Ok(Some(slot))
@@ -88,10 +88,12 @@ impl Stages<'_> {
 
     pub(super) fn finetuning<'b>(
         &self,
+        base: &'b Base,
         training: &'b TrainingSettings,
         teacher: Option<&'b TeacherOf>,
     ) -> FinetuneSettings<'b> {
-        FinetuneSettings { method: self.settings.finetune, training, teacher }
+        let cut = Some(CutOf { origin: &base.origin, num_layers: self.num_layers });
+        FinetuneSettings { method: self.settings.finetune, training, teacher, cut }
     }
 
     /// How a model is trained: the dense one without a teacher, as it may be one.

@@ -2,8 +2,13 @@
 
 use std::path::PathBuf;
 
-use ::finetune::{Continuation, Teacher, TrainReport, Trainer, save_adapter, save_checkpoint};
+use ::finetune::{
+    Continuation, LoraAndLayers, Method, Teacher, TrainReport, TrainSettings, Trainer,
+    save_adapter, save_checkpoint,
+};
 use checkpoint::{CheckpointError, ModelConfig, require_companions};
+
+use selection::beside_cuts;
 
 use super::{StageContext, load_adapted, read_encoder};
 use crate::estimate::fit;
@@ -19,6 +24,39 @@ pub struct FinetuneSettings<'a> {
     pub training: &'a TrainingSettings,
     /// Who teaches, if the training distils.
     pub teacher: Option<&'a TeacherOf>,
+    /// What the model was cut from, if that is known.
+    pub cut: Option<CutOf<'a>>,
+}
+
+/// What a model was cut from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CutOf<'a> {
+    /// Each layer's number in the model before.
+    pub origin: &'a [usize],
+    /// How many layers that had.
+    pub num_layers: usize,
+}
+
+impl FinetuneSettings<'_> {
+    /// The engine's settings, the layers beside cuts known.
+    fn parse(&self, seed: u64) -> Result<TrainSettings> {
+        let mut settings = self.training.parse(self.method, seed)?;
+        if self.method == FinetuneMethod::LoraAndCuts {
+            let Some(CutOf { origin, num_layers }) = self.cut else {
+                let what = "`lora+cuts` needs to know what was cut, which only a run does; take lora or full";
+                return Err(PipelineError::Settings(what.into()));
+            };
+            let full = beside_cuts(origin, num_layers);
+            settings.method = match settings.method {
+                // The dense model has no cuts.
+                Method::Lora(lora) if !full.is_empty() => {
+                    Method::LoraAndLayers(LoraAndLayers { lora, full })
+                }
+                method => method,
+            };
+        }
+        Ok(settings)
+    }
 }
 
 /// A teacher's files.
@@ -104,10 +142,10 @@ pub(super) fn trainer(
     observe: &mut dyn FnMut(Event),
 ) -> Result<Trainer> {
     let StageContext { model, compute, seed, .. } = context;
-    let FinetuneSettings { method, training, teacher } = settings;
+    let FinetuneSettings { training, teacher, .. } = settings;
     let encoder = read_encoder(model)?;
     let examples = encoder.examples(&context.rows()?.0, training.max_tokens)?;
-    let mut train_settings = training.parse(method, seed)?;
+    let mut train_settings = settings.parse(seed)?;
     fit(&ModelConfig::read(model)?, &mut train_settings, compute, &examples.examples)?;
     let loaded = context.load()?;
     observe(Event::Computing(compute.computing()?));

@@ -15,7 +15,7 @@ use dataset::{Encoded, Encoder, Row};
 
 pub use collect::{CollectTargets, Collected, collect_record};
 pub use evaluate::evaluate_model;
-pub use finetune::{FinetuneSettings, FinetuneTarget, TeacherOf, finetune_model};
+pub use finetune::{CutOf, FinetuneSettings, FinetuneTarget, TeacherOf, finetune_model};
 pub use fit::{FitTarget, Fitted, fit_name, fit_repair};
 pub(crate) use fit::{RETRAINING_RATE, RETRAINING_STEPS};
 pub(crate) use losses::LOSS_ROWS;

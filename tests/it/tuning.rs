@@ -1,4 +1,4 @@
-//! Learning from a teacher, in a run and alone.
+//! Fine-tuning that repairs: from a teacher, and beside cuts in full.
 
 use std::path::Path;
 
@@ -65,4 +65,31 @@ fn a_teacher_by_name() {
     assert!(failure.contains("hidden states can only be compared"), "{failure}");
     let failure = desk.failure(&format!("{alone} --teacher model --out a"));
     assert!(failure.contains("--distil"), "{failure}");
+}
+
+/// Layers beside cuts in full and adapters on the others leave one checkpoint, of the dense model too.
+#[test]
+fn layers_beside_cuts_train_in_full() {
+    let desk = Desk::new();
+    let run = |finetune: &str, out: &str| {
+        let flags = format!("--keep first:2,last:2 --finetune {finetune} --with-dense --out {out}");
+        desk.run(&format!("run --model model --train train.jsonl --prune 1 {flags} {CHEAP}"));
+    };
+    run("lora+cuts", "r");
+    assert!(desk.at("r/tuned/model.safetensors").exists());
+    assert!(desk.at("r/dense-tuned/model.safetensors").exists() && !desk.at("r/adapter").exists());
+    let plan = testkit::json(&desk.at("r/plan.json"));
+    let pruned = plan["pruned"][0].as_u64().unwrap() as usize;
+    let norm = |folder: &str, layer: usize| {
+        let name = format!("model.layers.{layer}.input_layernorm.weight");
+        testkit::tensor_bytes(&desk.at(folder).join("model.safetensors"), &name)
+    };
+    // A norm has no adapter: it moves where a layer trains in full alone.
+    for layer in 0..5 {
+        let beside = layer + 1 == pruned || layer == pruned;
+        assert_eq!(norm("r/tuned", layer) != norm("r/pruned", layer), beside, "layer {layer}");
+    }
+    let failure =
+        desk.failure("finetune --model model --train train.jsonl --method lora+cuts --out a");
+    assert!(failure.contains("only a run knows what was cut"), "{failure}");
 }
