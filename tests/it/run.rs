@@ -8,7 +8,7 @@ use crate::support::{CHEAP, CHEAP_TRAINING, Desk, text};
 
 fn command(out: &str) -> String {
     format!(
-        "run --model model --train train.jsonl --eval test.jsonl --prune 33% --merge 1 --density 0.5 \
+        "run --model model --train train.jsonl --eval test.jsonl --prune 33% --merge 1 --density 0.5 --repair-always \
          --with-dense --save-merged --save-every 1 --out {out} {CHEAP}"
     )
 }
@@ -217,7 +217,8 @@ fn a_tuned_checkpoint_has_a_card_and_a_report_says_what_was_not_evaluated() {
 #[test]
 fn a_killed_run_goes_on() {
     let mapped = |out: &str| {
-        command(out).replace("--merge 1 --density 0.5", "--criterion greedy --choose 4")
+        command(out)
+            .replace("--merge 1 --density 0.5 --repair-always", "--criterion greedy --choose 4")
     };
     killed_and_going_on(&command);
     killed_and_going_on(&mapped);
@@ -264,6 +265,32 @@ fn killed_and_going_on(command: &dyn Fn(&str) -> String) {
         for (name, bytes) in &expected {
             assert!(found[name] == *bytes, "killed at {mark}, {name} came out otherwise");
         }
+    }
+}
+
+/// A repair is carried out where less is lost with it, or where it is asked for; else the layers are dropped alone.
+#[test]
+fn repairs_are_kept_where_less_is_lost() {
+    let desk = Desk::new();
+    for (name, repair) in [
+        ("scale", "scale"),
+        ("laco", "laco"),
+        ("always", "laco --repair-always"),
+        ("weighted", "weighted --merge 1"),
+        ("reconstruct", "reconstruct"),
+    ] {
+        desk.run(&format!(
+            "run --model model --train train.jsonl --prune 2 --repair {repair} --out {name} {CHEAP}"
+        ));
+        let verdict = testkit::json(&desk.at(&format!("{name}/verdict.json")));
+        let lost = |key: &str| verdict[key].as_f64().unwrap();
+        let kept = name == "always" || lost("repaired") < lost("dropped");
+        assert!(lost("dropped") > 0.0 && verdict["kept"] == kept, "{verdict}");
+        // A plan that only drops says nothing of a repair.
+        assert_eq!(verdict["plan"]["repair"].is_null(), !kept, "{verdict}");
+        let tried = verdict["search"]["tried"].as_array().map_or(0, Vec::len);
+        assert_eq!(tried, if name == "weighted" { 4 } else { 0 });
+        assert!(!desk.at(&format!("{name}/.candidate")).exists());
     }
 }
 

@@ -59,17 +59,8 @@ impl<'a> Discrepancy<'a> {
     pub fn new(model: &'a Model, rows: &[&Example], batch_tokens: usize) -> Result<Self> {
         let _guard = tch::no_grad_guard();
         let mut found = Self::before_the_pass(model, rows, batch_tokens)?;
-        let mut states = found.walk.embedded()?;
-        let mut passage = Passage::new(model, 0..model.config.num_layers);
-        for number in 0..model.config.num_layers {
-            stop::check()?;
-            let layer = passage.next()?;
-            for (pack, state) in found.walk.packs.iter().zip(&mut states) {
-                *state = found.walk.through(pack, (number, &layer), state)?.0;
-            }
-        }
-        drop(passage);
-        found.whole = states;
+        let all: Vec<usize> = (0..model.config.num_layers).collect();
+        found.whole = found.states(Passage::new(model, all.iter().copied()), &all)?;
         Ok(found)
     }
 
@@ -109,29 +100,45 @@ impl<'a> Discrepancy<'a> {
         for (layer, &number) in edited.layers.iter_mut().zip(origin.layers) {
             share_adapters(layer, &self.model.layers[number], origin.smaller_before(number));
         }
-        let packs = &self.walk.packs;
-        let mut states =
-            packs.iter().map(|pack| edited.embed(&pack.rows)).collect::<Result<Vec<_>>>()?;
-        let mut passage = Passage::new(&edited, 0..origin.layers.len());
-        for &number in origin.layers {
-            stop::check()?;
-            let layer = passage.next()?;
-            for (pack, state) in packs.iter().zip(&mut states) {
-                // By the dense model's number, whose window of attention it is.
-                *state = self.walk.through(pack, (number, &layer), state)?.0;
-            }
-        }
-        drop(passage);
+        let passage = Passage::new(&edited, 0..origin.layers.len());
+        let mut states = self.states(passage, origin.layers)?;
         let smaller = origin.smaller_before(usize::MAX);
         if !origin.scales.is_empty() {
             for state in &mut states {
                 *state = state.f_mul_scalar(smaller)?;
             }
         }
-        match self.distance(&states, &edited.head())? {
-            found if found.is_finite() => Ok(found),
-            _ => Err(FinetuneError::NotANumber),
+        finite(self.distance(&states, &edited.head())?)
+    }
+
+    /// `D` of the dense model with some of its layers alone, in order: what is lost where the others are dropped and
+    /// nothing else is done.
+    ///
+    /// # Errors
+    ///
+    /// If `D` is not finite, or libtorch refuses.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such layer.
+    pub fn of_layers(&self, layers: &[usize]) -> Result<f64> {
+        let _guard = tch::no_grad_guard();
+        let states = self.states(Passage::new(self.model, layers.iter().copied()), layers)?;
+        finite(self.distance(&states, &self.model.head())?)
+    }
+
+    /// The last states of rows that pass through layers which are these of the dense model.
+    fn states(&self, mut passage: Passage<'_>, numbers: &[usize]) -> Result<Vec<Tensor>> {
+        let mut states = self.walk.embedded()?;
+        for &number in numbers {
+            stop::check()?;
+            let layer = passage.next()?;
+            for (pack, state) in self.walk.packs.iter().zip(&mut states) {
+                // By the dense model's number, whose window of attention it is.
+                *state = self.walk.through(pack, (number, &layer), state)?.0;
+            }
         }
+        Ok(states)
     }
 
     fn require_origin(&self, edited: &Model, origin: &Origin<'_>) -> Result<()> {
@@ -198,6 +205,10 @@ impl<'a> Discrepancy<'a> {
         }
         Ok(sum)
     }
+}
+
+fn finite(found: f64) -> Result<f64> {
+    if found.is_finite() { Ok(found) } else { Err(FinetuneError::NotANumber) }
 }
 
 /// Puts the adapters of one layer on another, whose stream is smaller by a factor.
@@ -277,6 +288,7 @@ mod tests {
                 let origin = Origin { layers: &layers, scales: &[] };
                 let found = rule.of(pruned(folder.path(), name, &plan), &origin).unwrap();
                 let expected = probe.loss(&without).unwrap();
+                assert!((rule.of_layers(&layers).unwrap() / expected - 1.0).abs() < 1e-6);
                 assert!(
                     found > 0.0 && (found / expected - 1.0).abs() < 1e-6,
                     "{found}, {expected}"

@@ -81,6 +81,9 @@ pub(crate) struct CellArgs {
     /// authors do; always so unless LoRA trains all weights of all layers
     #[arg(long)]
     restart: bool,
+    /// Keep the repair even where more is lost with it
+    #[arg(long, help_heading = "Repairing")]
+    repair_always: bool,
     /// Decides the rows' order and the initial adapters
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=u64::MAX - 100))]
     pub(crate) seed: u64,
@@ -123,6 +126,7 @@ impl CellArgs {
     pub(crate) fn settings(self, inputs: CellInputs) -> RunSettings {
         let Self {
             restart,
+            repair_always,
             seed,
             shard_size,
             keep,
@@ -150,6 +154,7 @@ impl CellArgs {
             repair,
             merge,
             density,
+            repair_always,
             finetune,
             restart,
             with_dense: false,

@@ -47,6 +47,7 @@ fn flags(settings: &RunSettings) -> Vec<OsString> {
         repair,
         merge,
         density,
+        repair_always,
         finetune,
         restart,
         with_dense,
@@ -77,6 +78,7 @@ fn flags(settings: &RunSettings) -> Vec<OsString> {
     flags.set("repair", repair);
     flags.set("merge", merge);
     flags.set("density", density);
+    flags.switch("repair-always", *repair_always);
     flags.set("finetune", finetune);
     flags.switch("restart", *restart);
     flags.switch("with-dense", *with_dense);
@@ -228,7 +230,7 @@ mod tests {
         for typed in [
             "gradpruner run --model m --train t.jsonl --prune 3 --out o",
             "gradpruner run --model m --train t.jsonl --eval e.jsonl --ignore-fields a,b --prune 40% --keep first:1 \
-             --criterion greedy --refine swap --choose 5% --repair same-sign --merge 2 --density 0.3 --finetune full \
+             --criterion greedy --refine swap --choose 5% --repair same-sign --merge 2 --density 0.3 --repair-always --finetune full \
              --restart --with-dense --save-merged --tensorboard --seed 7 --shard-size 1GB --device cpu --dtype bf16 \
              --memory 8GB --offload --steps 12 --collect-batch 2 --collect-lr 1e-3 --collect-rank 3 --collect-alpha 5 \
              --map-tokens 100 --map-ridge 0.5 --epochs 1.5 --max-steps 9 --batch 3 --accumulate 2 --max-length 99 \

@@ -1,6 +1,6 @@
 //! Sentences about stages: what they are called, and what they came to.
 
-use pipeline::{Done, Fitted, Stability, Stage, Trial};
+use pipeline::{Done, Fitted, Stability, Stage, Trial, Verdict};
 use selection::{Criterion, Plan};
 
 use crate::units::{layers_text, percent, perplexity_text};
@@ -14,6 +14,7 @@ pub(crate) fn stage_text(stage: Stage) -> &'static str {
         Stage::Race => "race",
         Stage::Plan => "plan",
         Stage::Fit => "fit the repair",
+        Stage::Judge => "judge the repair",
         Stage::Prune => "prune and repair",
         Stage::Finetune => "fine-tune",
         Stage::DenseFinetune => "fine-tune dense",
@@ -44,6 +45,7 @@ pub(crate) fn done_text(done: &Done) -> String {
         }),
         Done::Planned(plan) => layer_strip(plan),
         Done::Fitted(Fitted { runs, tokens }) => format!("{runs} fitted on {tokens} tokens"),
+        Done::Judged(verdict) => verdict_text(verdict),
         Done::Pruned { before, after } => {
             let less = |after: u64, before: u64| percent(1.0 - after as f64 / before as f64);
             format!(
@@ -88,6 +90,17 @@ pub(crate) fn collapsed_text(trial: &Trial, pruned: &[usize]) -> String {
         share(trial.majority),
         layers_text(pruned),
     )
+}
+
+/// What a repair does to what is lost, and what follows.
+pub(crate) fn verdict_text(verdict: &Verdict) -> String {
+    let Verdict { repair, dropped, repaired, kept, search, .. } = verdict;
+    let step = match search {
+        Some(search) => format!(" by a step of {}", search.step),
+        None => String::new(),
+    };
+    let what = if *kept { "kept" } else { "refused, the layers are dropped alone" };
+    format!("{repair}{step}: D {dropped:.4} without, {repaired:.4} with it; {what}")
 }
 
 /// An evaluation's two main figures, the accuracy where there are choices.
@@ -135,7 +148,7 @@ pub(crate) fn layer_strip(plan: &Plan) -> String {
 #[cfg(test)]
 mod tests {
     use repair::Size;
-    use selection::Merge;
+    use selection::{Merge, Repair};
 
     use super::*;
 
@@ -173,6 +186,19 @@ mod tests {
         assert_eq!(
             done_text(&pruned),
             "4 of 6 layers left; 30.0 % fewer parameters, 30.0 % fewer FLOPs per token"
+        );
+        let plan = Plan::new(5, vec![2, 3], vec![], 0.2);
+        let verdict = Verdict {
+            repair: Repair::Scale,
+            dropped: 0.5,
+            repaired: 0.75,
+            kept: false,
+            search: None,
+            plan,
+        };
+        assert_eq!(
+            verdict_text(&verdict),
+            "scale: D 0.5000 without, 0.7500 with it; refused, the layers are dropped alone"
         );
         assert_eq!(figures_text(Some(0.5), None), "accuracy 50.0 %, perplexity not finite");
     }

@@ -6,7 +6,7 @@ use repair::{Cut, FittedRun, Size};
 use selection::{Criterion, Plan, Selection};
 use serde::{Deserialize, Serialize};
 
-use crate::{Cell, CellResult, Computing, Estimate, Fitted, Race, Stability, Trial};
+use crate::{Cell, CellResult, Computing, Estimate, Fitted, Race, Stability, Trial, Verdict};
 
 /// A part of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +19,7 @@ pub enum Stage {
     Race,
     Plan,
     Fit,
+    Judge,
     Prune,
     Finetune,
     DenseFinetune,
@@ -50,6 +51,8 @@ pub enum Done {
     Raced(Race),
     /// It is decided what becomes of them.
     Planned(Plan),
+    /// The repair is judged by what is lost.
+    Judged(Box<Verdict>),
     /// What the repair needs is fitted.
     Fitted(Fitted),
     /// The pruned checkpoint is written.

@@ -24,7 +24,7 @@ use crate::stage::{StageContext, read_encoder};
 use crate::store::{Slot, Store};
 use crate::timing::{StageTime, read_timings};
 use crate::{
-    Computing, Done, Event, FinetuneMethod, Named, Result, RunSettings, Sample, Stage,
+    Computing, Done, Event, FinetuneMethod, Named, Result, RunSettings, Sample, Stage, Verdict,
     check_outputs, estimate,
 };
 
@@ -76,6 +76,8 @@ pub struct RunOutcome {
     pub scores: Option<Scores>,
     /// How the choices of several criteria came out, if they raced.
     pub race: Option<Race>,
+    /// What the plan's repair does to what is lost, if it has one.
+    pub verdict: Option<Verdict>,
     /// How well linear maps fit, if the plan repairs by them.
     pub maps: Option<MapsHeader>,
     /// Every step that was taken.
@@ -123,8 +125,12 @@ pub fn run(
     if let Some(state) = &collected.state {
         remove_if_there(&state.path)?;
     }
+    let verdict = pruned.verdict.clone();
+    // What was carried out.
+    let plan = verdict.as_ref().map_or(plan, |verdict| verdict.plan.clone());
     Ok(RunOutcome {
         run: folder.to_owned(),
+        verdict,
         maps: run.maps(&plan)?,
         steps: read_steps(&lines)?,
         timings: read_timings(folder)?,

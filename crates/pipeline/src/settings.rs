@@ -8,7 +8,7 @@ use finetune::{
     AdamWSettings, ComputeChoice, ComputeType, Decay, DeviceChoice, DistilSettings, EvalSettings,
     LoraSettings, Method, ProductRates, Schedule, TrainSettings, num_threads, product_rates,
 };
-use selection::{Criterion, Density, Keep, PlanSettings, Refine, Repair, Share};
+use selection::{Criterion, Density, Keep, PlanSettings, Refine, Repair, RepairNeed, Share};
 use serde::{Deserialize, Serialize};
 use serde_with::{DeserializeFromStr, SerializeDisplay};
 
@@ -43,6 +43,9 @@ pub struct RunSettings {
     pub merge: usize,
     /// Which of each donor's elements are merged.
     pub density: Density,
+    /// Keep the repair even where more is lost with it.
+    #[serde(default)]
+    pub repair_always: bool,
     /// How the pruned model is fine-tuned.
     pub finetune: FinetuneMethod,
     /// Throw the collected steps away and fine-tune the pruned model from the start, as the paper's
@@ -92,7 +95,9 @@ impl RunSettings {
 
     /// What of the training rows is held out.
     pub fn held_out(&self) -> Option<HeldOut> {
-        let wanted = self.criterion.races() || self.choices().iter().any(Choice::needs_losses);
+        let wanted = self.criterion.races()
+            || self.choices().iter().any(Choice::needs_losses)
+            || self.repair.needs(RepairNeed::Losses);
         wanted.then_some(self.choose)
     }
 

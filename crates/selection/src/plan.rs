@@ -137,6 +137,11 @@ impl Plan {
         Ok(plan)
     }
 
+    /// Whether the plan itself says how far its repair goes.
+    pub fn says_step(&self) -> bool {
+        self.step.is_some()
+    }
+
     /// How far a `weighted` repair goes: what the plan says, or 1; `None` of other repairs.
     pub fn step(&self) -> Option<f64> {
         (self.repair() == Repair::Weighted).then(|| self.step.unwrap_or(1.0))
@@ -470,6 +475,7 @@ mod tests {
         let of = |repair| PlanSettings { repair, merge: 1, density: 0.2.into() };
         let weighted = Plan::of(6, &selection, &of(Repair::Weighted)).unwrap();
         assert_eq!((weighted.step(), weighted.version), (Some(1.0), 2));
+        assert!(!weighted.says_step() && weighted.clone().with_step(1.0).unwrap().says_step());
         assert!(!serde_json::to_string(&weighted).unwrap().contains("step"));
         let half = weighted.clone().with_step(0.5).unwrap();
         assert!(serde_json::to_string(&half).unwrap().ends_with(",\"step\":0.5}"));

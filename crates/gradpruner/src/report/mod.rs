@@ -14,7 +14,7 @@ use selection::{Density, Merge, Plan, Repair};
 use crate::machine::Machine;
 use crate::models::{model_rows, model_table, no_better_than_majority};
 use crate::page::{StripCell, escape, key, page, strip, strip_numbers};
-use crate::stages::{criteria_text, stage_text};
+use crate::stages::{criteria_text, stage_text, verdict_text};
 use crate::table::Table;
 use crate::units::{counted, elapsed_text, layers_named, layers_text, percent};
 
@@ -49,6 +49,13 @@ pub(crate) fn html(found: &RunOutcome, around: &Surroundings<'_>) -> String {
         note(found)
     ));
     body.push_str(&layers(plan, found.maps.as_ref()));
+    if let Some(verdict) = &found.verdict {
+        body.push_str(&format!(
+            "<p class=\"note\">What is lost on rows by the repair {} (D: the divergence of the answers and half of the \
+             last state's relative error).</p>",
+            escape(&verdict_text(verdict))
+        ));
+    }
     if let Some(race) = &found.race {
         body.push_str(&format!("<h2>The race</h2>{}", race_table(race)));
     }

@@ -6,6 +6,7 @@
 mod choose;
 mod collect;
 mod evaluate;
+mod judge;
 mod prune;
 mod race;
 mod tune;
@@ -18,6 +19,7 @@ use serde_json::{Value, json};
 
 pub(crate) use collect::CollectedSlots;
 pub(crate) use evaluate::{Subject, TestSet};
+pub use judge::Verdict;
 pub(crate) use race::Decision;
 pub use race::{Candidate, Race};
 
@@ -64,6 +66,8 @@ pub(crate) struct Base {
     pub(crate) digest: String,
     /// Each of its layers' number in the dense model.
     pub(crate) origin: Vec<usize>,
+    /// What its repair does to what is lost, if it has one.
+    pub(crate) verdict: Option<Verdict>,
     /// Seconds it took to choose, fit and prune.
     pub(crate) seconds: f64,
 }
@@ -75,6 +79,7 @@ impl Stages<'_> {
             folder: self.model.to_owned(),
             digest: self.digests.model.clone(),
             origin: (0..self.num_layers).collect(),
+            verdict: None,
             seconds: 0.0,
         }
     }

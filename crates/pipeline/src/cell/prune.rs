@@ -1,5 +1,7 @@
 //! The pruned checkpoint of a plan, and what its repair is fitted.
 
+use std::path::Path;
+
 use repair::{PruneSettings, apply};
 use selection::{Plan, Repair, RepairNeed};
 use serde_json::json;
@@ -24,21 +26,24 @@ impl PruningSlots {
 }
 
 impl Stages<'_> {
-    /// Prunes and repairs by a plan.
+    /// Prunes and repairs by a plan, if its repair is worth it.
     pub(crate) fn prune(
         &self,
         collected: &CollectedSlots,
         plan: &Plan,
         observe: &mut dyn FnMut(Event),
     ) -> Result<Base> {
+        self.judge(collected, plan, observe)?;
         let PruningSlots { fitted, pruned } = self.pruning(collected, plan);
+        let verdict = self.verdict(collected, plan);
+        let carried_out = verdict.as_ref().map_or(plan, |verdict| &verdict.plan);
         if !pruned.is_there()?
             && let Some(fitted) = &fitted
         {
             self.fit(collected, plan, fitted, observe)?;
         }
         if !found(Stage::Prune, &pruned, observe)? {
-            self.apply(collected, plan, fitted.as_ref(), &pruned, observe)?;
+            self.apply(collected, carried_out, fitted.as_ref(), &pruned, observe)?;
         }
         Ok(self.base(collected, plan))
     }
@@ -47,23 +52,27 @@ impl Stages<'_> {
     pub(crate) fn base(&self, collected: &CollectedSlots, plan: &Plan) -> Base {
         let PruningSlots { fitted, pruned } = self.pruning(collected, plan);
         let seconds = pruned.seconds() + fitted.as_ref().map_or(0.0, Slot::seconds);
-        Base { folder: pruned.path, digest: pruned.digest, origin: plan.retained(), seconds }
+        let (origin, verdict) = (plan.retained(), self.verdict(collected, plan));
+        Base { folder: pruned.path, digest: pruned.digest, origin, verdict, seconds }
     }
 
-    /// Where what is made of a plan lies, or will.
+    /// Where what is made of a plan lies, or will: of the plan that is carried out, once its repair is judged.
     pub(crate) fn pruning(&self, collected: &CollectedSlots, plan: &Plan) -> PruningSlots {
-        let fitted = self.fitted(collected, plan);
+        let verdict = self.verdict(collected, plan);
+        let carried_out = verdict.as_ref().map_or(plan, |verdict| &verdict.plan);
+        let fitted = self.fitted(collected, carried_out);
         let mut recipe = json!({
-            "model": self.digests.model, "plan": plan, "maps": fitted.as_ref().map(|slot| &slot.digest),
+            "model": self.digests.model, "plan": carried_out,
+            "maps": fitted.as_ref().map(|slot| &slot.digest),
         });
-        if plan.repair().needs(RepairNeed::Record) {
+        if carried_out.repair().needs(RepairNeed::Record) {
             recipe["record"] = json!(collected.record.digest);
         }
         PruningSlots { pruned: self.store.slot("pruned", &recipe), fitted }
     }
 
     /// Where what the plan's repair is fitted lies, or will; `None` if it is not fitted.
-    fn fitted(&self, collected: &CollectedSlots, plan: &Plan) -> Option<Slot> {
+    pub(super) fn fitted(&self, collected: &CollectedSlots, plan: &Plan) -> Option<Slot> {
         let name = fit_name(plan.repair())?;
         let mut recipe = json!({
             "common": self.common(), "pruned": plan.pruned, "settings": self.settings.linear_map,
@@ -77,7 +86,7 @@ impl Stages<'_> {
         Some(self.store.slot(name, &recipe))
     }
 
-    fn fit(
+    pub(super) fn fit(
         &self,
         collected: &CollectedSlots,
         plan: &Plan,
@@ -101,6 +110,24 @@ impl Stages<'_> {
         Ok(())
     }
 
+    pub(super) fn prune_settings(
+        &self,
+        collected: &CollectedSlots,
+        plan: &Plan,
+        fitted: Option<&Slot>,
+        target: &Path,
+    ) -> PruneSettings {
+        PruneSettings {
+            model: self.model.to_owned(),
+            plan: plan.clone(),
+            record: Some(collected.record.path.clone()),
+            fitted: fitted.map(|slot| slot.path.clone()),
+            target: target.to_owned(),
+            shard_bytes: self.settings.shard_bytes,
+            verify: false,
+        }
+    }
+
     fn apply(
         &self,
         collected: &CollectedSlots,
@@ -109,15 +136,7 @@ impl Stages<'_> {
         slot: &Slot,
         observe: &mut dyn FnMut(Event),
     ) -> Result<()> {
-        let settings = PruneSettings {
-            model: self.model.to_owned(),
-            plan: plan.clone(),
-            record: Some(collected.record.path.clone()),
-            fitted: fitted.map(|slot| slot.path.clone()),
-            target: slot.path.clone(),
-            shard_bytes: self.settings.shard_bytes,
-            verify: false,
-        };
+        let settings = self.prune_settings(collected, plan, fitted, &slot.path);
         let mut tensors = |done, total| observe(Event::Tensors { done, total });
         let report = slot.make(|| Ok(apply(&settings, &mut tensors)?))?;
         let done = Done::Pruned { before: report.before, after: report.after };

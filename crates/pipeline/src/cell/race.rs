@@ -282,6 +282,14 @@ impl Stages<'_> {
         if within.store.is(self.store) {
             return Ok(());
         }
+        // First, since it says where the others lie.
+        if let Some((old, new)) =
+            within.verdict_slot(collected, plan).zip(self.verdict_slot(collected, plan))
+            && old.is_there()?
+            && !new.is_there()?
+        {
+            new.adopt(&old)?;
+        }
         let (old, new) = (within.pruning(collected, plan), self.pruning(collected, plan));
         for (old, new) in old.all().zip(new.all()) {
             if old.is_there()? && !new.is_there()? {

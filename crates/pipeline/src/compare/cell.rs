@@ -16,7 +16,9 @@ use crate::lock::RunLock;
 use crate::log::LogTargets;
 use crate::run::write_json;
 use crate::store::{Slot, Store};
-use crate::{Choosing, Event, FinetuneMethod, HeldOut, Named, Result, RunSettings, check_outputs};
+use crate::{
+    Choosing, Event, FinetuneMethod, HeldOut, Named, Result, RunSettings, Verdict, check_outputs,
+};
 
 /// How a model is pruned.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -66,6 +68,9 @@ pub struct CellResult {
     /// How the choices of several criteria came out, if they raced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub race: Option<Race>,
+    /// What the repair does to what is lost, if there is one.
+    #[serde(default)]
+    pub verdict: Option<Verdict>,
     /// How large the model is.
     pub size: Size,
     /// On each set.
@@ -152,6 +157,7 @@ impl<'a> CellRunner<'a> {
             "common": stages.common(), "cell": cell, "keep": settings.keep, "refine": settings.refine,
             "merge": settings.merge, "density": settings.density, "linear_map": settings.linear_map,
             "collect": stages.collecting(), "training": lasting(&settings.training), "restart": settings.restart,
+            "repair_always": settings.repair_always,
             "evaluation": settings.evaluation, "evals": self.eval_digests,
         });
         self.store.slot("cell.json", &recipe)
@@ -208,6 +214,7 @@ impl<'a> CellRunner<'a> {
             pruned: (0..self.num_layers).filter(|layer| !base.origin.contains(layer)).collect(),
             scores: scores.map(|scores| scores.layers.iter().map(|layer| layer.score).collect()),
             race,
+            verdict: base.verdict.clone(),
             size: Size::of(checkpoint.config(), checkpoint.weights()),
             evaluations,
             seconds: collected.record.seconds()

@@ -1,13 +1,15 @@
-//! Losses with layers skipped, for selectors that want them.
+//! What is lost on rows: with layers skipped, for selectors that want it, and with a repair, to judge it.
 
-use ::finetune::SkipProbe;
+use std::path::Path;
+
+use ::finetune::{Discrepancy, Model, Origin, SkipProbe};
 use dataset::{Example, Sampler};
 use evidence::LossProbe;
 
-use super::{BATCH_TOKENS, StageContext, StateOf, read_encoder};
-use crate::{Event, HeldOut, Result};
+use super::{BATCH_TOKENS, StageContext, StateOf, load, read_encoder};
+use crate::{ComputeSettings, Event, HeldOut, Result};
 
-/// What losses with layers skipped are computed of.
+/// What losses are computed of.
 #[derive(Debug, Clone, Copy)]
 pub struct LossesOf<'a> {
     /// Tokens of a row at most.
@@ -31,6 +33,63 @@ pub fn with_losses<T>(
     observe: &mut dyn FnMut(Event),
     choose: impl FnOnce(&mut dyn LossProbe) -> Result<T>,
 ) -> Result<T> {
+    with_dense(context, of, observe, |model, rows| {
+        choose(&mut SkipProbe::new(model, rows, BATCH_TOKENS)?)
+    })
+}
+
+/// What is lost with pruned models, on the rows of [`with_losses`].
+#[derive(Debug)]
+pub struct Judge<'a> {
+    rule: Discrepancy<'a>,
+    compute: &'a ComputeSettings,
+}
+
+impl Judge<'_> {
+    /// `D` where only these layers of the dense model are left, as they are.
+    ///
+    /// # Errors
+    ///
+    /// If libtorch refuses, or it is not finite.
+    pub fn of_layers(&self, layers: &[usize]) -> Result<f64> {
+        Ok(self.rule.of_layers(layers)?)
+    }
+
+    /// `D` of a pruned checkpoint.
+    ///
+    /// # Errors
+    ///
+    /// If the model cannot be used, or `D` is not finite.
+    pub fn of_model(&self, folder: &Path, origin: &Origin<'_>) -> Result<f64> {
+        Ok(self.rule.of(load(folder, self.compute)?, origin)?)
+    }
+}
+
+/// Hands a judge of pruned models to `judge` (method.md §8).
+///
+/// # Errors
+///
+/// If the dense model or the rows cannot be used, or `judge` fails.
+pub fn with_judge<T>(
+    context: StageContext<'_>,
+    of: LossesOf<'_>,
+    observe: &mut dyn FnMut(Event),
+    judge: impl FnOnce(&Judge<'_>) -> Result<T>,
+) -> Result<T> {
+    let compute = context.compute;
+    with_dense(context, of, observe, |model, rows| {
+        let rule = Discrepancy::new(model, rows, BATCH_TOKENS)?;
+        judge(&Judge { rule, compute })
+    })
+}
+
+/// Hands the dense model and the rows that losses are computed on to `with`.
+fn with_dense<T>(
+    context: StageContext<'_>,
+    of: LossesOf<'_>,
+    observe: &mut dyn FnMut(Event),
+    with: impl FnOnce(&Model, &[&Example]) -> Result<T>,
+) -> Result<T> {
     let LossesOf { max_tokens, adapters } = of;
     let (train, held_out) = context.rows()?;
     let encoder = read_encoder(context.model)?;
@@ -45,6 +104,5 @@ pub fn with_losses<T>(
         order.into_iter().take(most).map(|number| &examples[number]).collect();
     let model = context.load_dense(adapters, &trained_on)?;
     observe(Event::Computing(context.compute.computing()?));
-    let mut probe = SkipProbe::new(&model, &rows, BATCH_TOKENS)?;
-    choose(&mut probe)
+    with(&model, &rows)
 }

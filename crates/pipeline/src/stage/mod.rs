@@ -19,7 +19,7 @@ pub use finetune::{CutOf, FinetuneSettings, FinetuneTarget, TeacherOf, finetune_
 pub use fit::{FitTarget, Fitted, fit_name, fit_repair};
 pub(crate) use fit::{RETRAINING_RATE, RETRAINING_STEPS};
 pub(crate) use losses::LOSS_ROWS;
-pub use losses::{LossesOf, with_losses};
+pub use losses::{Judge, LossesOf, with_judge, with_losses};
 pub use trial::{Trial, TrialTarget, Until, trial};
 
 use crate::data::{digest_data, read_data};

@@ -1,0 +1,150 @@
+//! Whether a repair is kept: only where less is lost with it.
+
+use std::path::Path;
+
+use ::finetune::{Origin, RunScale};
+use checkpoint::{read_json, remove_if_there};
+use repair::{LineSearch, Scales, line_search};
+use selection::{Plan, Repair, RepairNeed};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::{CollectedSlots, Stages, found};
+use crate::run::write_json;
+use crate::stage::{Judge, LossesOf, with_judge};
+use crate::store::Slot;
+use crate::{Done, Event, Result, Stage};
+
+/// What a repair does to what is lost (`D`, method.md §3), and what follows from it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// The repair that was planned.
+    pub repair: Repair,
+    /// `D` where the layers are dropped and nothing else is done.
+    pub dropped: f64,
+    /// `D` with the repair, at the step that is taken if there was a choice.
+    pub repaired: f64,
+    /// Whether the repair is kept: less is lost with it, or it is asked for whatever is lost.
+    pub kept: bool,
+    /// The steps that were tried, if the repair has some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub search: Option<LineSearch>,
+    /// What is carried out.
+    pub plan: Plan,
+}
+
+impl Stages<'_> {
+    /// Where the verdict on a plan's repair lies, or will; `None` if it has none.
+    pub(crate) fn verdict_slot(&self, collected: &CollectedSlots, plan: &Plan) -> Option<Slot> {
+        // A race judges healed models, which says more, and each candidate's verdict would cost as much as its steps. A
+        // step still has to be found.
+        let races = self.settings.criterion.races();
+        let seeks_step = plan.repair() == Repair::Weighted && !plan.says_step();
+        if plan.repair() == Repair::Drop || (races && !seeks_step) {
+            return None;
+        }
+        let mut recipe = json!({
+            "common": self.common(), "plan": plan,
+            "fitted": self.fitted(collected, plan).map(|slot| slot.digest),
+            "state": collected.state.as_ref().map(|slot| &slot.digest),
+            "max_tokens": self.settings.training.max_tokens, "always": self.settings.repair_always,
+        });
+        if plan.repair().needs(RepairNeed::Record) {
+            recipe["record"] = json!(collected.record.digest);
+        }
+        Some(self.store.slot("verdict.json", &recipe))
+    }
+
+    /// The verdict on a plan's repair, if it was given.
+    pub(super) fn verdict(&self, collected: &CollectedSlots, plan: &Plan) -> Option<Verdict> {
+        let slot = self.verdict_slot(collected, plan)?;
+        matches!(slot.is_there(), Ok(true)).then(|| read_json(&slot.path).ok()).flatten()
+    }
+
+    /// Judges a plan's repair on the rows that losses are computed on, if it has one.
+    pub(super) fn judge(
+        &self,
+        collected: &CollectedSlots,
+        plan: &Plan,
+        observe: &mut dyn FnMut(Event),
+    ) -> Result<()> {
+        let Some(slot) = self.verdict_slot(collected, plan) else { return Ok(()) };
+        let always = self.settings.repair_always;
+        // A checkpoint that is there was not judged, or is of a plan that was edited since; its recipe says which.
+        let is_judged = matches!(slot.is_there(), Ok(true));
+        if !is_judged && self.pruning(collected, plan).pruned.path.exists() {
+            return Ok(());
+        }
+        slot.clear_other()?; // That of a plan that was edited since is of no use.
+        if found(Stage::Judge, &slot, observe)? {
+            return Ok(());
+        }
+        let fitted = self.fitted(collected, plan);
+        let fitted = fitted.as_ref();
+        if let Some(fitted) = fitted {
+            self.fit(collected, plan, fitted, observe)?;
+        }
+        let of = LossesOf {
+            max_tokens: self.settings.training.max_tokens,
+            adapters: self.adapters(collected),
+        };
+        let candidate = slot.path.with_file_name(".candidate");
+        let verdict = slot.make(|| {
+            let scales = match fitted {
+                Some(fitted) if plan.repair() == Repair::Scale => scales_of(&fitted.path)?,
+                _ => Vec::new(),
+            };
+            let layers = plan.retained();
+            let origin = Origin { layers: &layers, scales: &scales };
+            let verdict = with_judge(self.context(self.model), of, observe, |judge| {
+                let mut loss = |plan: &Plan| {
+                    remove_if_there(&candidate)?;
+                    let made = self.prune_settings(collected, plan, fitted, &candidate);
+                    repair::apply(&made, &mut |_, _| {})?;
+                    judge.of_model(&candidate, &origin)
+                };
+                decide(plan, always, judge, &mut loss)
+            });
+            remove_if_there(&candidate)?;
+            let verdict = verdict?;
+            write_json(&slot.path, &verdict)?;
+            Ok(verdict)
+        })?;
+        observe(Event::Done(Stage::Judge, Done::Judged(Box::new(verdict))));
+        Ok(())
+    }
+}
+
+/// The verdict on a plan, by what is lost without its repair and, of `loss`, with it.
+fn decide(
+    plan: &Plan,
+    always: bool,
+    judge: &Judge<'_>,
+    loss: &mut dyn FnMut(&Plan) -> Result<f64>,
+) -> Result<Verdict> {
+    let dropped = judge.of_layers(&plan.retained())?;
+    let repair = plan.repair();
+    let (plan, repaired, search) = match repair {
+        // A step that a person has written stays.
+        Repair::Weighted if !plan.says_step() => {
+            let search = line_search(&mut |step| match step {
+                0.0 => Ok(dropped),
+                step => loss(&plan.clone().with_step(step)?),
+            })?;
+            let step = search.step;
+            let lost = search.tried.iter().find(|tried| tried.step == step);
+            let repaired = lost.map_or(dropped, |tried| tried.loss);
+            (plan.clone().with_step(step)?, repaired, Some(search))
+        }
+        _ => (plan.clone(), loss(plan)?, None),
+    };
+    let refused = plan.step() == Some(0.0);
+    let kept = !refused && (always || repaired < dropped);
+    let plan = if kept { plan } else { plan.with_repair(Repair::Drop)? };
+    Ok(Verdict { repair, dropped, repaired, kept, search, plan })
+}
+
+fn scales_of(folder: &Path) -> Result<Vec<RunScale>> {
+    let cuts = Scales::open(folder)?.cuts.into_iter();
+    Ok(cuts.map(|cut| RunScale { run: cut.first..=cut.last, factor: cut.factor }).collect())
+}
