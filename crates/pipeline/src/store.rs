@@ -68,6 +68,11 @@ impl Store {
         }
     }
 
+    /// Whether many cells share it.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.naming == Naming::Digests
+    }
+
     /// Whether it is the same as another.
     pub(crate) fn is(&self, other: &Self) -> bool {
         self.folder == other.folder

@@ -70,9 +70,10 @@ impl Stages<'_> {
     ) -> Result<()> {
         let Some(slot) = self.verdict_slot(collected, plan) else { return Ok(()) };
         let always = self.settings.repair_always;
-        // A checkpoint that is there was not judged, or is of a plan that was edited since; its recipe says which.
+        // A run's checkpoint that is there was not judged, or is of a plan that was edited since; its recipe says which.
         let is_judged = matches!(slot.is_there(), Ok(true));
-        if !is_judged && self.pruning(collected, plan).pruned.path.exists() {
+        let is_one = !self.store.is_shared();
+        if is_one && !is_judged && self.pruning(collected, plan).pruned.path.exists() {
             return Ok(());
         }
         slot.clear_other()?; // That of a plan that was edited since is of no use.
