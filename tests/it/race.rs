@@ -104,17 +104,66 @@ fn a_killed_race_goes_on() {
     }
 }
 
+/// A quarter of the training lies beyond the last round here, and the winner is looked at there; if it has collapsed, so
+/// are the next two, and of all that have the one with the least loss goes on.
 #[test]
 fn auto_looks_at_the_winner_again() {
     let desk = Desk::new();
-    let output = desk.output(&run("--criterion auto", "r"));
-    assert!(output.status.success(), "{}", text(&output.stderr));
+    desk.run(&run("--criterion auto", "r").replace("--epochs 3", "--epochs 12"));
     let race = testkit::json(&desk.at("r/race.json"));
-    assert!(race["collapsed"].is_boolean());
-    let trials = race["candidates"][0]["trials"].as_array().unwrap();
-    assert!(!trials.is_empty() && desk.at("r/adapter").exists());
+    let candidates = race["candidates"].as_array().unwrap();
+    // 20 rows are 5 steps an epoch; of 60 three are collected, and a quarter of the others is 15.
+    let quarter = 3 + 15;
+    let last = |one: &serde_json::Value| one["trials"].as_array().unwrap().last().unwrap().clone();
+    let looked_at: Vec<_> = candidates.iter().map(last).filter(|x| x["step"] == quarter).collect();
+    assert_eq!(last(&candidates[0])["step"], quarter);
+    let has_collapsed = |trial: &serde_json::Value| {
+        trial["acc_interval"]["low"].as_f64().unwrap() <= trial["majority"].as_f64().unwrap()
+    };
+    if race["collapsed"] == true {
+        assert_eq!(looked_at.len(), candidates.len().min(3));
+        assert!(looked_at.iter().all(has_collapsed));
+        let loss = |trial: &serde_json::Value| trial["loss"].as_f64().unwrap();
+        assert!(looked_at.iter().all(|other| loss(&looked_at[0]) <= loss(other)));
+    } else {
+        assert!(!has_collapsed(&looked_at[0]) && looked_at[1..].iter().all(has_collapsed));
+    }
     // A race takes rows that are not trained on.
     assert_eq!(testkit::json(&desk.at("r/record/manifest.json"))["data"]["rows"], 20);
     let failure = desk.failure(&run("--criterion race:igia", "s"));
     assert!(failure.contains("`race:igia` is no race"), "{failure}");
+    let failure = desk.failure(&run("--criterion race --finetune none", "s"));
+    assert!(failure.contains("`race` compares fine-tuned models"), "{failure}");
+    assert!(!desk.at("s").exists());
+}
+
+/// Where the repair's step is searched for, too, the winner's checkpoint and training are taken over.
+#[test]
+fn a_winner_whose_step_was_searched_for() {
+    let desk = Desk::new();
+    let output = desk.output(&run(
+        "--criterion race:igia+last+random --repair weighted --merge 1 --density 0.5 --seed 5",
+        "r",
+    ));
+    let progress = text(&output.stderr);
+    assert!(output.status.success(), "{progress}");
+    assert!(progress.contains("  prune and repair: there already"), "{progress}");
+    assert!(desk.at("r/verdict.json").exists() && !desk.at("r/race").exists());
+}
+
+/// What one race has left in a store is not another one's standing.
+#[test]
+fn races_over_one_store_are_those_of_stores_of_their_own() {
+    let desk = Desk::new();
+    let compare = |methods: &str, out: &str| {
+        let found = desk.json(&format!(
+            "compare --model model --train train.jsonl --eval test.jsonl --prune 2 --choose 4 --out {out} \
+             --methods {methods} {}",
+            CHEAP.replace("--epochs 1", "--epochs 12")
+        ));
+        let cell = found["cells"].as_array().unwrap().last().unwrap().clone();
+        (cell["race"].clone(), cell["pruned"].clone())
+    };
+    let alone = compare("race:last+random+magnitude", "alone");
+    assert_eq!(compare("auto,race:last+random+magnitude", "together"), alone);
 }

@@ -125,6 +125,50 @@ fn a_plan_that_was_edited() {
     desk.run(&command("r"));
 }
 
+/// A state that was saved for one plan is not taken up for another with as many layers.
+#[test]
+fn a_plan_that_was_edited_in_the_middle_of_the_training() {
+    let desk = Desk::new();
+    let edited = |out: &str| {
+        let plan = desk.at(out).join("plan.json");
+        let mut json = testkit::json(&plan);
+        assert_eq!(json["pruned"].as_array().unwrap().len(), 2);
+        json["pruned"] = serde_json::json!([1, 3]);
+        fs_err::write(&plan, json.to_string()).unwrap();
+        fs_err::remove_dir_all(desk.at(out).join("pruned")).unwrap();
+    };
+    let command = |out: &str| {
+        command(out)
+            .replace("--merge 1 --density 0.5", "--repair drop")
+            .replace("--epochs 1", "--epochs 3")
+    };
+    let mut child = desk
+        .command(&command("a"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the program starts");
+    while !desk.at("a/adapter.state/step-000005").exists() && child.try_wait().unwrap().is_none() {
+        std::thread::yield_now();
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!desk.at("a/adapter").exists(), "it was too late");
+    edited("a");
+    desk.run(&command("a"));
+
+    desk.run(&command("b"));
+    edited("b");
+    for name in ["adapter", "merged", "dense-adapter"] {
+        fs_err::remove_dir_all(desk.at("b").join(name)).unwrap();
+    }
+    fs_err::remove_file(desk.at("b/eval.json")).unwrap();
+    desk.run(&command("b"));
+    let adapter =
+        |out: &str| fs_err::read(desk.at(out).join("adapter/adapter_model.safetensors")).unwrap();
+    assert!(adapter("a") == adapter("b"));
+}
+
 /// The report, the cards and the kept command.
 #[test]
 fn what_a_person_reads_of_a_run() {

@@ -53,7 +53,7 @@ pub use collect::{CollectSettings, Collected, SENSITIVITY_ROWS, collect};
 pub use decoder::{KvCache, Model};
 pub use device::{ComputeChoice, ComputeType, DeviceChoice, num_threads, usable_gpus};
 pub use discrepancy::{Discrepancy, Origin};
-pub use distil::{DistilSettings, DistilTerms, Teacher};
+pub use distil::{DistilSettings, DistilTerms, Teacher, require_same_tokens};
 pub use error::FinetuneError;
 pub use estimate::{BatchShape, MemoryEstimate, Workload, largest_batch};
 pub use evaluate::{

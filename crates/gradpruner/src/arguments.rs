@@ -69,7 +69,8 @@ pub(crate) struct RefiningArgs {
     /// none, or swap: exchange pruned and kept layers while less is lost on held-out rows
     #[arg(long, default_value = "none")]
     pub(crate) refine: Refine,
-    /// Training rows held out to choose layers by, where that takes losses: a number, or a share (128 rows at most)
+    /// Training rows held out to judge layers, races and repairs by, where something asks for it: a number, or a share (128
+    /// rows at most)
     #[arg(long, default_value = "10%")]
     pub(crate) choose: HeldOut,
 }
@@ -199,7 +200,7 @@ impl RepairArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Repairing")]
 pub(crate) struct LinearMapArgs {
-    /// Tokens of training rows that linear maps are fitted on, and what else a repair is fitted
+    /// Tokens of training rows that the repair is fitted on: linear maps, scales or retrained layers
     #[arg(long, default_value_t = 10_000, value_parser = positive)]
     map_tokens: usize,
     /// Ridge penalty that pulls a linear map towards the identity, relative to the mean of the squared inputs

@@ -167,11 +167,18 @@ fn repair_text(found: &RunOutcome) -> String {
         }
         Repair::SameSign | Repair::Weighted | Repair::Laco => {
             let donors: Vec<usize> = plan.donors().into_iter().collect();
-            let verb = if donors.len() == 1 { "is" } else { "are" };
-            format!(
-                "{} {verb} merged into the layer before, where signs agree",
-                layers_named(&donors)
-            )
+            let (verb, names) =
+                (if donors.len() == 1 { "is" } else { "are" }, layers_named(&donors));
+            match (plan.repair(), plan.step()) {
+                (Repair::Laco, _) => {
+                    format!("what {names} differ by from the layer before was added to it")
+                }
+                (Repair::Weighted, step) => format!(
+                    "{names} {verb} merged into the layer before by their share of importance, with a step of {}",
+                    step.unwrap_or(1.0)
+                ),
+                _ => format!("{names} {verb} merged into the layer before, where signs agree"),
+            }
         }
     }
 }

@@ -82,7 +82,7 @@ pub(crate) fn collapsed_text(trial: &Trial, pruned: &[usize]) -> String {
     let share = |share: Option<f64>| share.map_or_else(|| "unknown".into(), percent);
     format!(
         "after step {}, a quarter of the training, the pruned model may answer no better than by always giving the most \
-         frequent answer (accuracy {}, that answer {}). Removed are layers {}; the earliest of them are the ones to \
+         frequent answer (accuracy {}, that answer {}). Layers {} were removed; the earliest of them are the ones to \
          suspect. It may still recover; else prune fewer layers, keep more of the first (--keep first:N,last:1), or let \
          choices race (--criterion auto)",
         trial.step,

@@ -59,7 +59,7 @@ pub(crate) fn fitted_text(run: &FittedRun) -> String {
 pub(crate) fn reconstructed_text(run: &FittedRun) -> String {
     let FittedRun { receiver, error_before, error_after, .. } = run;
     format!(
-        "{} learnt by layer {receiver}: relative error {error_before:.3} → {error_after:.3}",
+        "layer {receiver} retrained to replace {}: relative error {error_before:.3} → {error_after:.3}",
         run_text(run)
     )
 }

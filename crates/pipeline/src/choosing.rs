@@ -11,7 +11,7 @@ use serde_with::{DeserializeFromStr, SerializeDisplay};
 pub enum Choosing {
     /// One criterion.
     By(Criterion),
-    /// The choices of several, each fine-tuned for a few steps, side by side; the best goes on (method.md §3).
+    /// The choices of several, each fine-tuned for a few steps, side by side; the best goes on (method.md §4).
     Race(Vec<Criterion>),
     /// A race of those that have proven themselves, watched for collapse.
     Auto,

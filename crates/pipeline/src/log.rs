@@ -89,14 +89,13 @@ impl<'a> Log<'a> {
     }
 }
 
-/// Adds the lines of another log, if there is one.
-pub(crate) fn append_lines(to: &Path, from: &Path) -> Result<()> {
-    if from.exists() {
-        let lines = fs_err::read_to_string(from)?;
-        let mut file = fs_err::OpenOptions::new().create(true).append(true).open(to)?;
-        file.write_all(lines.as_bytes())?;
+/// Logs the steps of another log as a stage's, once however often it is done.
+pub(crate) fn replay(from: &Path, to: LogTargets<'_>, stage: Stage) -> Result<()> {
+    let mut log = Log::new(to, stage);
+    for step in read_steps(from)? {
+        log.add(&step.metrics);
     }
-    Ok(())
+    log.finish()
 }
 
 /// The steps in `metrics.jsonl` so far, none if there is no such file; a line that was cut off by an interruption is left

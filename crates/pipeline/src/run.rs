@@ -226,7 +226,7 @@ impl Run {
         let digests = Digests {
             model: digest_model(&model)?,
             train: inputs.train_sha256.clone(),
-            teacher: digest_teacher(&settings.training)?,
+            teacher: digest_teacher(&settings.training, &model)?,
         };
         settings.compute.resolve()?; // A device that cannot be used leaves no folder.
         fs_err::create_dir_all(folder)?;

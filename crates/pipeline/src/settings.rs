@@ -112,6 +112,13 @@ impl RunSettings {
         for request in requests {
             count = request?.count;
         }
+        if self.criterion.races() && self.finetune == FinetuneMethod::None {
+            return Err(PipelineError::Settings(format!(
+                "`{}` compares fine-tuned models, and --finetune none tunes none; name one criterion",
+                self.criterion
+            )));
+        }
+        self.training.check()?;
         Ok(self.planning().check(count)?)
     }
 
@@ -309,6 +316,18 @@ impl TrainingSettings {
     #[must_use]
     pub fn untaught(&self) -> Self {
         Self { distil: None, teacher: None, ..self.clone() }
+    }
+
+    /// Checks what can be checked before anything is trained.
+    ///
+    /// # Errors
+    ///
+    /// [`PipelineError::Settings`] if the teacher's part cannot be used.
+    fn check(&self) -> Result<()> {
+        if let Some(distil) = &self.distil {
+            distil.check()?;
+        }
+        Ok(())
     }
 
     /// The settings as the engine takes them.

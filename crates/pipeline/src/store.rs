@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::{PipelineError, Result};
 
 /// Raised whenever the same recipe comes to another result.
-const RECIPES: u32 = 3;
+const RECIPES: u32 = 4;
 
 /// A folder of results. Each is made from a recipe, which says exactly what it depends on, and is complete or absent.
 #[derive(Debug, Clone)]
@@ -125,13 +125,18 @@ impl Slot {
     /// Makes the result, and notes its recipe and how long it took.
     pub(crate) fn make<T>(&self, make: impl FnOnce() -> Result<T>) -> Result<T> {
         let begun = Instant::now();
+        remove_if_there(&self.note)?; // Of a result that was removed since.
         let made = make()?;
-        let note = Note { recipe: self.recipe.clone(), seconds: begun.elapsed().as_secs_f64() };
+        self.write_note(begun.elapsed().as_secs_f64())?;
+        Ok(made)
+    }
+
+    fn write_note(&self, seconds: f64) -> Result<()> {
+        let note = Note { recipe: self.recipe.clone(), seconds };
         if let Some(folder) = self.note.parent() {
             fs_err::create_dir_all(folder)?;
         }
-        Staging::write(&self.note, format!("{:#}\n", json!(note)).as_bytes())?;
-        Ok(made)
+        Ok(Staging::write(&self.note, format!("{:#}\n", json!(note)).as_bytes())?)
     }
 
     /// Removes what was made from another recipe.
@@ -144,12 +149,18 @@ impl Slot {
 
     /// Takes a result of the same recipe over from another place.
     pub(crate) fn adopt(&self, other: &Self) -> Result<()> {
-        let note = Note { recipe: self.recipe.clone(), seconds: other.seconds() };
+        let seconds = other.seconds();
+        remove_if_there(&self.note)?;
         fs_err::rename(&other.path, &self.path)?;
-        if let Some(folder) = self.note.parent() {
-            fs_err::create_dir_all(folder)?;
-        }
-        Ok(Staging::write(&self.note, format!("{:#}\n", json!(note)).as_bytes())?)
+        self.write_note(seconds)
+    }
+
+    /// As [`Slot::adopt`], of a result that is a file, which stays there.
+    pub(crate) fn copy(&self, other: &Self) -> Result<()> {
+        let seconds = other.seconds();
+        remove_if_there(&self.note)?;
+        Staging::write(&self.path, &fs_err::read(&other.path)?)?;
+        self.write_note(seconds)
     }
 
     /// The seconds it took to make the result; 0 if that was not noted.

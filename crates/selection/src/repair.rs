@@ -79,7 +79,7 @@ impl Repair {
             },
             Self::Scale => Facts {
                 name: "scale",
-                about: "what later layers add, made smaller by what pruned ones would have made the rest larger",
+                about: "scale down what later layers add, by as much as the pruned layers would have scaled the stream up",
                 merges: Merges::None,
                 needs: &[RepairNeed::Fit],
             },

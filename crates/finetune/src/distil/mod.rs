@@ -22,7 +22,7 @@ use crate::{FinetuneError, Model, Result};
 use divergence::Distilled;
 use states::Boundaries;
 use teacher::Asked;
-pub use teacher::Teacher;
+pub use teacher::{Teacher, require_same_tokens};
 
 /// How much a teacher counts, and in what.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -39,7 +39,12 @@ pub struct DistilSettings {
 }
 
 impl DistilSettings {
-    fn check(&self) -> Result<()> {
+    /// Checks the numbers.
+    ///
+    /// # Errors
+    ///
+    /// [`FinetuneError::Settings`] with the first that cannot be used.
+    pub fn check(&self) -> Result<()> {
         let Self { weight, temperature, top_k, hidden } = *self;
         let fail = |what: &str| Err(FinetuneError::Settings(what.into()));
         if !(0.0..=1.0).contains(&weight) {

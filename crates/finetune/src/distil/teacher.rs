@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use checkpoint::{Dtype, read_json, sha256_bytes};
+use checkpoint::{Dtype, ModelConfig, read_json, sha256_bytes};
 use serde_json::Value;
 use tch::Tensor;
 
@@ -67,17 +67,7 @@ impl Teacher {
         let fail = |what: String| {
             Err(FinetuneError::OtherTeacher { path: teacher.folder().to_owned(), what })
         };
-        let vocabularies = (teacher.config.vocab_size, own.config.vocab_size);
-        if vocabularies.0 != vocabularies.1 {
-            let (of_teacher, of_student) = vocabularies;
-            return fail(format!(
-                "its vocabulary has {of_teacher} tokens, and that of `{}` {of_student}",
-                own.folder().display()
-            ));
-        }
-        if !same_tokenizer(teacher.folder(), own.folder())? {
-            return fail(format!("its tokenizer is not that of `{}`", own.folder().display()));
-        }
+        require_same_tokens(teacher.folder(), own.folder())?;
         if teacher.device != own.device {
             return fail("it computes on another device than the student".into());
         }
@@ -176,6 +166,27 @@ fn later(batch: &Packed) -> Result<Tensor> {
     let tokens = batch.positions.iter().take(batch.num_tokens()).enumerate();
     let later = tokens.filter(|&(_, &position)| position != 0).map(|(at, _)| at as i64);
     Ok(Tensor::f_from_slice(&later.collect::<Vec<_>>())?)
+}
+
+/// Refuses a teacher whose tokens are not the student's, by their folders.
+///
+/// # Errors
+///
+/// [`FinetuneError::OtherTeacher`] if its vocabulary or its tokenizer is another; if a file cannot be read.
+pub fn require_same_tokens(teacher: &Path, student: &Path) -> Result<()> {
+    let fail = |what: String| Err(FinetuneError::OtherTeacher { path: teacher.to_owned(), what });
+    let size = |folder: &Path| -> Result<usize> { Ok(ModelConfig::read(folder)?.vocab_size) };
+    let (of_teacher, of_student) = (size(teacher)?, size(student)?);
+    if of_teacher != of_student {
+        return fail(format!(
+            "its vocabulary has {of_teacher} tokens, and that of `{}` {of_student}",
+            student.display()
+        ));
+    }
+    if !same_tokenizer(teacher, student)? {
+        return fail(format!("its tokenizer is not that of `{}`", student.display()));
+    }
+    Ok(())
 }
 
 /// Whether two model folders give the same tokens the same numbers. Where either has no tokenizer, their

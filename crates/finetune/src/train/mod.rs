@@ -243,6 +243,15 @@ impl Trainer {
         })
     }
 
+    /// How many steps the state has behind it that this training has left in a folder, if it has.
+    ///
+    /// # Errors
+    ///
+    /// If the state is of another training, or cannot be read.
+    pub fn saved_step(&self, folder: &Path) -> Result<Option<usize>> {
+        Ok(state::find(folder, &self.recipe)?.map(|saved| saved.step))
+    }
+
     /// How many steps are taken so far.
     pub fn steps_done(&self) -> usize {
         self.step

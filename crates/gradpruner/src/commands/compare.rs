@@ -45,7 +45,7 @@ pub(crate) struct CompareArgs {
     /// What is done to the layers that stay
     #[arg(long, default_value = "linear-map", value_delimiter = ',', value_parser = repair())]
     repairs: Vec<Repair>,
-    /// What to fine-tune: lora, full, head+last:3, none
+    /// Which parts to fine-tune: lora, lora+cuts, full, head+last:3, none
     #[arg(long, default_value = "lora", value_delimiter = ',')]
     finetune: Vec<FinetuneMethod>,
     /// How many seeds

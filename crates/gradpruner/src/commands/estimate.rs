@@ -38,7 +38,7 @@ pub(crate) struct EstimateArgs {
     /// How many layers to prune: a number, or a share such as 40%
     #[arg(long, default_value = "40%")]
     prune: Share,
-    /// What of the pruned model to fine-tune: lora, full, head+last:3 or none
+    /// Which parts of the pruned model to fine-tune: lora, lora+cuts, full, head+last:3 or none
     #[arg(long, visible_alias = "trainable", default_value = "lora")]
     finetune: FinetuneMethod,
     /// What makes a layer go

@@ -50,7 +50,7 @@ pub(crate) struct RunArgs {
     /// What makes a layer go
     #[arg(long, default_value = "igia", value_parser = choosing(), help_heading = "Choosing layers")]
     criterion: Choosing,
-    /// What of the pruned model to fine-tune: lora, lora+cuts (the layers beside a cut in full, adapters on the others),
+    /// Which parts of the pruned model to fine-tune: lora, lora+cuts (the layers beside a cut in full, adapters on the others),
     /// full, head+last:3 or none
     #[arg(long, visible_alias = "trainable", default_value = "lora")]
     finetune: FinetuneMethod,

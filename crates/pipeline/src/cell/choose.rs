@@ -30,6 +30,7 @@ impl Stages<'_> {
         let recipe = json!({
             "common": self.common(), "record": collected.record.digest, "criterion": choice.criterion,
             "prune": choice.prune, "keep": choice.keep, "refine": choice.refine,
+            "max_tokens": choice.needs_losses().then_some(self.settings.training.max_tokens),
         });
         let slot = self.store.slot("selection.json", &recipe);
         if found(Stage::Score, &slot, observe)? {

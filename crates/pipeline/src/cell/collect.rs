@@ -20,6 +20,10 @@ impl Stages<'_> {
     pub(crate) fn collected(&self) -> CollectedSlots {
         let recipe = json!({
             "common": self.common(), "collect": self.collecting(), "goes_on": self.settings.goes_on(),
+            // How many steps it takes for the choice to settle depends on what is chosen by.
+            "settles": self.settings.collect.auto.then_some(json!([
+                self.settings.criterion, self.settings.prune, self.settings.keep,
+            ])),
         });
         let record = self.store.slot("record", &recipe);
         let goes_on = self.settings.goes_on();

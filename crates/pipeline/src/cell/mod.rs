@@ -9,11 +9,13 @@ mod evaluate;
 mod judge;
 mod prune;
 mod race;
+mod trial;
 mod tune;
 
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
+use ::finetune::require_same_tokens;
 use checkpoint::{locate, sha256_bytes, sha256_file};
 use serde_json::{Value, json};
 
@@ -125,9 +127,18 @@ pub(crate) fn lasting(training: &TrainingSettings) -> TrainingSettings {
 }
 
 /// What stands for the teacher that a training's settings give, if they give one.
-pub(crate) fn digest_teacher(training: &TrainingSettings) -> Result<Option<String>> {
+///
+/// # Errors
+///
+/// If it cannot be read, or has not the tokens of `student`.
+pub(crate) fn digest_teacher(
+    training: &TrainingSettings,
+    student: &Path,
+) -> Result<Option<String>> {
     let Some(TeacherSettings { model, adapter }) = &training.teacher else { return Ok(None) };
-    let model = digest_model(&locate(model)?)?;
+    let folder = locate(model)?;
+    require_same_tokens(&folder, student)?;
+    let model = digest_model(&folder)?;
     let adapter = adapter.as_deref().map(digest_model).transpose()?;
     Ok(Some(format!("{model} {}", adapter.unwrap_or_default())))
 }

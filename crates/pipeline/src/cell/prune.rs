@@ -75,7 +75,8 @@ impl Stages<'_> {
     pub(super) fn fitted(&self, collected: &CollectedSlots, plan: &Plan) -> Option<Slot> {
         let name = fit_name(plan.repair())?;
         let mut recipe = json!({
-            "common": self.common(), "pruned": plan.pruned, "settings": self.settings.linear_map,
+            "common": self.common(), "pruned": plan.pruned, "tokens": self.settings.linear_map.tokens,
+            "ridge": (plan.repair() == Repair::LinearMap).then_some(self.settings.linear_map.ridge),
             "state": collected.state.as_ref().map(|slot| &slot.digest),
             "max_tokens": self.settings.training.max_tokens,
         });

@@ -3,19 +3,18 @@
 //! All begin at the collected steps, with the same seed, rate and batches. What a candidate has trained is its training's
 //! own beginning: the winner goes on from there, and only what the others trained is spent on top.
 
-use std::path::PathBuf;
-
 use checkpoint::{read_json, remove_if_there};
-use selection::{Criterion, Plan, Selection};
+use selection::{Criterion, Plan, Selection, SelectionError};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::trial::trial_lines;
 use super::{Base, CollectedSlots, Stages, found, lasting};
-use crate::log::{LogTargets, append_lines};
+use crate::log::replay;
 use crate::run::write_json;
-use crate::stage::{Trial, TrialTarget, Until, trial};
+use crate::stage::{Trial, Until};
 use crate::store::Slot;
-use crate::{Choosing, Done, Event, FinetuneMethod, PipelineError, Result, Stage};
+use crate::{Choosing, Done, Event, PipelineError, Result, Stage};
 
 /// How a race went; `race.json` of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -106,7 +105,8 @@ impl Stages<'_> {
             "common": self.common(), "record": collected.record.digest, "choosing": settings.criterion,
             "prune": settings.prune, "keep": settings.keep, "refine": settings.refine,
             "repair": settings.repair, "merge": settings.merge, "density": settings.density, "linear_map": settings.linear_map, "finetune": settings.finetune,
-            "training": lasting(&settings.training), "evaluation": settings.evaluation,
+            "repair_always": settings.repair_always, "training": lasting(&settings.training),
+            "teacher": self.digests.teacher, "look": self.looking(),
         });
         self.store.slot("race.json", &recipe)
     }
@@ -119,7 +119,7 @@ impl Stages<'_> {
         let mut running = self.candidates(collected, observe)?;
         let mut fallen: Vec<Runner> = Vec::new();
         let mut round = 0;
-        while running.len() > 1 && self.settings.finetune != FinetuneMethod::None {
+        while running.len() > 1 {
             round += 1;
             for runner in &mut running {
                 self.try_out(runner, collected, Until::Round(round), observe)?;
@@ -139,9 +139,19 @@ impl Stages<'_> {
             Some(winner) => winner.selection.clone(),
             None => return Err(PipelineError::Settings("no criterion could choose layers".into())),
         };
+        for loser in running.iter().skip(1) {
+            self.forget(collected, loser)?;
+        }
         let candidates = running.into_iter().map(|runner| runner.candidate).collect();
         let (format, version) = ("gradpruner-race".into(), 1);
         Ok(Race { format, version, selection, candidates, collapsed })
+    }
+
+    /// Removes what a loser has trained: nothing goes on from there.
+    fn forget(&self, collected: &CollectedSlots, loser: &Runner) -> Result<()> {
+        let tuned = self.tuned(collected, &loser.base);
+        remove_if_there(&tuned.path.with_extension("state"))?;
+        Ok(remove_if_there(&trial_lines(&tuned))?)
     }
 
     /// Every criterion's choice, equal ones once, pruned and repaired.
@@ -155,7 +165,9 @@ impl Stages<'_> {
             let selection = match self.choose(criterion, collected, observe) {
                 Ok(chosen) => chosen.selection,
                 // Such as one that takes layers in a row, where the guard leaves none.
-                Err(PipelineError::Selection(error)) => {
+                Err(PipelineError::Selection(
+                    error @ (SelectionError::Keep(_) | SelectionError::Share(_)),
+                )) => {
                     tracing::warn!(criterion = criterion.name(), %error, "it has no choice to race with");
                     continue;
                 }
@@ -199,60 +211,6 @@ impl Stages<'_> {
         Ok(())
     }
 
-    /// How good a pruned model is a part of its training in.
-    pub(crate) fn trial(
-        &self,
-        base: &Base,
-        collected: &CollectedSlots,
-        until: Until,
-        observe: &mut dyn FnMut(Event),
-    ) -> Result<Trial> {
-        let tuned = self.tuned(collected, base);
-        let slot = self.store.slot("trial.json", json!({"tuned": tuned.digest, "until": until}));
-        if slot.is_there()? {
-            return Ok(read_json(&slot.path)?);
-        }
-        let own = trial_lines(&tuned);
-        // A run's own steps are logged with the others.
-        let lines =
-            if self.settings.criterion.races() { Some(own.as_path()) } else { self.log.lines };
-        let target = TrialTarget {
-            saves: Self::saves(&tuned),
-            from: self.continuation(collected, base),
-            until,
-            log: LogTargets { lines, events: None },
-        };
-        let (training, teacher) = (self.training_of(base), self.teacher(collected, base, observe)?);
-        let (context, settings) =
-            (self.context(&base.folder), self.finetuning(base, &training, teacher.as_ref()));
-        slot.make(|| {
-            let found = trial(context, settings, &target, &self.settings.evaluation, observe)?;
-            write_json(&slot.path, &found)?;
-            Ok(found)
-        })
-    }
-
-    /// Looks at a pruned model a quarter of its training in, and says if it has collapsed. What it trained for that is
-    /// the training's own beginning.
-    pub(crate) fn watch(
-        &self,
-        collected: &CollectedSlots,
-        base: &Base,
-        observe: &mut dyn FnMut(Event),
-    ) -> Result<()> {
-        if self.tuned(collected, base).is_there()? {
-            return Ok(());
-        }
-        observe(Event::Started(Stage::Finetune));
-        let trial = self.trial(base, collected, Until::Quarter, observe)?;
-        if trial.has_collapsed() {
-            let gone = |layer: &usize| !base.origin.contains(layer);
-            let pruned = (0..self.num_layers).filter(gone).collect();
-            observe(Event::Collapsed { trial, pruned });
-        }
-        Ok(())
-    }
-
     /// Trains the winner on to a quarter of its training and, where it has collapsed, the next ones; the first that has
     /// not comes first, or else the one with the lowest loss. Returns whether all that were looked at have collapsed.
     fn take_over(
@@ -261,9 +219,6 @@ impl Stages<'_> {
         collected: &CollectedSlots,
         observe: &mut dyn FnMut(Event),
     ) -> Result<bool> {
-        if self.settings.finetune == FinetuneMethod::None {
-            return Ok(false);
-        }
         let looked_at = runners.len().min(1 + TAKE_OVERS);
         for place in 0..looked_at {
             self.try_out(&mut runners[place], collected, Until::Quarter, observe)?;
@@ -282,37 +237,32 @@ impl Stages<'_> {
         if within.store.is(self.store) {
             return Ok(());
         }
-        // First, since it says where the others lie.
+        // Before anything moves: the verdict says where the others lie.
+        let old = within.pruning(collected, plan);
+        let old_tuned = within.tuned(collected, &within.base(collected, plan));
         if let Some((old, new)) =
             within.verdict_slot(collected, plan).zip(self.verdict_slot(collected, plan))
             && old.is_there()?
             && !new.is_there()?
         {
-            new.adopt(&old)?;
+            new.copy(&old)?; // It stays for a call that goes on after a kill.
         }
-        let (old, new) = (within.pruning(collected, plan), self.pruning(collected, plan));
+        let new = self.pruning(collected, plan);
         for (old, new) in old.all().zip(new.all()) {
             if old.is_there()? && !new.is_there()? {
                 new.adopt(old)?;
             }
         }
-        let old = within.tuned(collected, &within.base(collected, plan));
-        let new = self.tuned(collected, &self.base(collected, plan));
-        let (saves, to) = (Self::saves(&old), Self::saves(&new));
-        if saves.exists() && !new.path.exists() {
+        let tuned = self.tuned(collected, &self.base(collected, plan));
+        let saves = old_tuned.path.with_extension("state");
+        if saves.exists() && !tuned.path.exists() {
+            replay(&trial_lines(&old_tuned), self.log, Stage::Finetune)?;
+            let to = tuned.path.with_extension("state");
             remove_if_there(&to)?;
             fs_err::rename(&saves, &to)?;
-            if let Some(lines) = self.log.lines {
-                append_lines(lines, &trial_lines(&old))?;
-            }
         }
         within.store.remove()
     }
-}
-
-/// Where a candidate's steps are logged.
-fn trial_lines(tuned: &Slot) -> PathBuf {
-    tuned.path.with_extension("trial.jsonl")
 }
 
 fn rank(runner: &Runner) -> f64 {

@@ -27,11 +27,12 @@ impl Stages<'_> {
         let slot = self.tuned(collected, base);
         let is_dense = self.is_dense(base);
         let stage = if is_dense { Stage::DenseFinetune } else { Stage::Finetune };
-        let saves = Self::saves(&slot);
         if found(stage, &slot, observe)? {
-            remove_if_there(&saves)?; // A kill between the two leaves it.
+            // A kill between the two leaves it.
+            remove_if_there(&slot.path.with_extension("state"))?;
             return Ok(Some(slot));
         }
+        let saves = Self::saves(&slot)?;
         // It is written before the other, so it may be there when that is not.
         if let Some(merged) = &merged {
             remove_if_there(merged)?;
@@ -68,11 +69,6 @@ impl Stages<'_> {
             "state": collected.state.as_ref().map(|slot| &slot.digest),
         });
         self.store.slot(kind, &recipe)
-    }
-
-    /// Where the state of an unfinished training lies, or will.
-    pub(super) fn saves(tuned: &Slot) -> PathBuf {
-        tuned.path.with_extension("state")
     }
 
     /// What a training goes on from, if it does not begin.

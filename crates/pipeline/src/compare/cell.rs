@@ -119,7 +119,7 @@ impl<'a> CellRunner<'a> {
             digests: Digests {
                 model: digest_model(&model)?,
                 train: digest_data(&base.train)?,
-                teacher: digest_teacher(&base.training)?,
+                teacher: digest_teacher(&base.training, &model)?,
             },
             eval_digests: settings
                 .evals
@@ -157,6 +157,7 @@ impl<'a> CellRunner<'a> {
             "common": stages.common(), "cell": cell, "keep": settings.keep, "refine": settings.refine,
             "merge": settings.merge, "density": settings.density, "linear_map": settings.linear_map,
             "collect": stages.collecting(), "training": lasting(&settings.training), "restart": settings.restart,
+            "teacher": stages.digests.teacher,
             "repair_always": settings.repair_always,
             "evaluation": settings.evaluation, "evals": self.eval_digests,
         });

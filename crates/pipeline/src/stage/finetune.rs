@@ -153,7 +153,7 @@ pub(super) fn trainer(
     let mut trainer = Trainer::new(loaded, train_settings, examples)?;
     if let Some(distil) = training.distil {
         let Some(TeacherOf { model, adapter, origin }) = teacher else {
-            let what = "--distil needs a model to learn from: --teacher MODEL; only a run has the dense one at hand";
+            let what = "--distil needs a model to learn from: --teacher MODEL; only `run` and `compare` have the dense model";
             return Err(PipelineError::Settings(what.into()));
         };
         let loaded = load_adapted(model, adapter.as_deref(), compute)?;

@@ -22,7 +22,7 @@ pub struct LossesOf<'a> {
 pub(crate) const LOSS_ROWS: usize = HeldOut::MOST;
 
 /// Hands losses with layers skipped to `choose` (method.md §3): of the dense model, on the rows held out, or, if
-/// none are, on the first 128.
+/// none are, on 128 of those trained on.
 ///
 /// # Errors
 ///
@@ -99,9 +99,10 @@ fn with_dense<T>(
         false => (Some(encoder.examples(&held_out, max_tokens)?), usize::MAX),
     };
     let examples = &of_held_out.as_ref().unwrap_or(&trained_on).examples;
+    // From the end, since what repairs are fitted on comes from the beginning.
     let order = Sampler::new(examples.len(), examples.len(), context.seed).epoch(0);
     let rows: Vec<&Example> =
-        order.into_iter().take(most).map(|number| &examples[number]).collect();
+        order.into_iter().rev().take(most).map(|number| &examples[number]).collect();
     let model = context.load_dense(adapters, &trained_on)?;
     observe(Event::Computing(context.compute.computing()?));
     with(&model, &rows)

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use ::finetune::{Continuation, EvalRows, Standing, standing};
+use ::finetune::{Continuation, EvalRows, FinetuneError, Standing, standing};
 use dataset::{Row, Sampler};
 use metrics::Interval;
 use serde::{Deserialize, Serialize};
@@ -73,6 +73,11 @@ impl Trial {
         Self { step, loss: loss.filter(|loss| loss.is_finite()), acc, acc_interval, majority }
     }
 
+    /// Of a model whose numbers are no longer finite.
+    fn lost(step: usize) -> Self {
+        Self { step, loss: None, acc: None, acc_interval: None, majority: None }
+    }
+
     /// What is compared: the loss, infinite if it is not finite.
     pub(crate) fn rank(&self) -> f64 {
         self.loss.unwrap_or(f64::INFINITY)
@@ -100,20 +105,34 @@ pub fn trial(
 ) -> Result<Trial> {
     let mut trainer = trainer(context, settings, target.from.as_ref(), observe)?;
     let until = target.until.step(trainer.steps_done(), trainer.total_steps());
-    let mut log = Log::new(target.log, Stage::Finetune);
-    trainer.run_until(until, Some(&target.saves), &mut |metrics| {
+    // A state from further on says nothing of here: the steps are taken again, and that state is left alone.
+    let is_beyond = trainer.saved_step(&target.saves)?.is_some_and(|step| step > until);
+    let mut log =
+        Log::new(if is_beyond { LogTargets::default() } else { target.log }, Stage::Finetune);
+    let saves = (!is_beyond).then_some(target.saves.as_path());
+    let trained = trainer.run_until(until, saves, &mut |metrics| {
         log.add(metrics);
         observe(Event::Step(*metrics));
-    })?;
+    });
     log.finish()?;
+    let step = trainer.steps_done();
+    match trained {
+        Ok(_) => {}
+        Err(FinetuneError::NotFinite { .. }) => return Ok(Trial::lost(step)),
+        Err(error) => return Err(error.into()),
+    }
     let encoder = read_encoder(context.model)?;
     let rows = rows_to_try(context)?;
     let total = rows.len();
     let rows = EvalRows::encode(&encoder, &rows, evaluation.max_tokens)?;
     let found = standing(trainer.model(), &rows, evaluation.batch_tokens, &mut |done| {
         observe(Event::Rows { done: done.min(total), total });
-    })?;
-    Ok(Trial::new(until, found))
+    });
+    match found {
+        Ok(found) => Ok(Trial::new(step, found)),
+        Err(FinetuneError::NotANumber) => Ok(Trial::lost(step)),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn rows_to_try(context: StageContext<'_>) -> Result<Vec<Row>> {

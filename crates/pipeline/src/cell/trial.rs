@@ -1,0 +1,101 @@
+//! A look at a model a part of its training in; what it trains for that is the training's own beginning.
+
+use std::path::{Path, PathBuf};
+
+use checkpoint::{Staging, read_json, remove_if_there};
+use serde_json::{Value, json};
+
+use super::{Base, CollectedSlots, Stages};
+use crate::log::LogTargets;
+use crate::run::write_json;
+use crate::stage::{Trial, TrialTarget, Until, trial};
+use crate::store::Slot;
+use crate::{Event, Result, Stage};
+
+/// In a folder of saved states: what stands for the training they are of.
+const OWNER: &str = "training";
+
+impl Stages<'_> {
+    /// How good a pruned model is a part of its training in.
+    pub(super) fn trial(
+        &self,
+        base: &Base,
+        collected: &CollectedSlots,
+        until: Until,
+        observe: &mut dyn FnMut(Event),
+    ) -> Result<Trial> {
+        let tuned = self.tuned(collected, base);
+        let recipe = json!({"tuned": tuned.digest, "until": until, "look": self.looking()});
+        let slot = self.store.slot("trial.json", recipe);
+        slot.clear_other()?; // That of a plan that was edited since is of no use.
+        if slot.is_there()? {
+            return Ok(read_json(&slot.path)?);
+        }
+        let own = trial_lines(&tuned);
+        // A run's own steps are logged with the others.
+        let log = match self.settings.criterion.races() {
+            true => LogTargets { lines: Some(&own), events: None },
+            false => self.log,
+        };
+        let target = TrialTarget {
+            saves: Self::saves(&tuned)?,
+            from: self.continuation(collected, base),
+            until,
+            log,
+        };
+        let (training, teacher) = (self.training_of(base), self.teacher(collected, base, observe)?);
+        let (context, settings) =
+            (self.context(&base.folder), self.finetuning(base, &training, teacher.as_ref()));
+        slot.make(|| {
+            let found = trial(context, settings, &target, &self.settings.evaluation, observe)?;
+            write_json(&slot.path, &found)?;
+            Ok(found)
+        })
+    }
+
+    /// What of the settings a look at a model depends on.
+    pub(super) fn looking(&self) -> Value {
+        let evaluation = &self.settings.evaluation;
+        json!({"max_tokens": evaluation.max_tokens, "batch_tokens": evaluation.batch_tokens})
+    }
+
+    /// Looks at a pruned model a quarter of its training in, and says if it has collapsed.
+    pub(crate) fn watch(
+        &self,
+        collected: &CollectedSlots,
+        base: &Base,
+        observe: &mut dyn FnMut(Event),
+    ) -> Result<()> {
+        if self.tuned(collected, base).is_there()? {
+            return Ok(());
+        }
+        observe(Event::Started(Stage::Finetune));
+        let trial = self.trial(base, collected, Until::Quarter, observe)?;
+        if trial.has_collapsed() {
+            let gone = |layer: &usize| !base.origin.contains(layer);
+            let pruned = (0..self.num_layers).filter(gone).collect();
+            observe(Event::Collapsed { trial, pruned });
+        }
+        Ok(())
+    }
+
+    /// Where the state of an unfinished training lies, or will. One that another training left there goes: it may be
+    /// of other layers, which nothing in it tells.
+    pub(super) fn saves(tuned: &Slot) -> Result<PathBuf> {
+        let folder = tuned.path.with_extension("state");
+        let owner = folder.join(OWNER);
+        let is_ours =
+            |owner: &Path| fs_err::read_to_string(owner).is_ok_and(|digest| digest == tuned.digest);
+        if !is_ours(&owner) {
+            remove_if_there(&folder)?;
+            fs_err::create_dir_all(&folder)?;
+            Staging::write(&owner, tuned.digest.as_bytes())?;
+        }
+        Ok(folder)
+    }
+}
+
+/// Where a candidate's steps are logged.
+pub(super) fn trial_lines(tuned: &Slot) -> PathBuf {
+    tuned.path.with_extension("trial.jsonl")
+}
