@@ -29,6 +29,9 @@ impl Selector for IgiaBi {
     }
 
     fn scores(&self, seen: &mut Evidence<'_>) -> Result<Option<Scores>> {
+        // What is missing is missing for this rule, not for those it is made of.
+        seen.gradients(self.name())?;
+        seen.activations(self.name())?;
         let mut larger: Vec<f64> = Vec::new();
         for scores in [Igia.scores(seen)?, BlockInfluence.scores(seen)?].into_iter().flatten() {
             let ranking = scores.ranking();
