@@ -113,11 +113,29 @@ fn what_cannot_be_compared_is_refused_and_what_time_is_short_for_is_named() {
     let desk = Desk::new();
     let failure = desk.failure(&command("--prune 2,5"));
     assert!(failure.contains("--keep first:1,last:1 leaves 4 of 6 layers"), "{failure}");
+    assert!(
+        failure.contains("--prune 5 --methods igia --repairs linear-map --finetune lora"),
+        "{failure}"
+    );
+    let failure =
+        desk.failure(&command("--prune 2,1 --methods last --repairs drop,same-sign --merge 2"));
+    assert!(
+        failure.contains(
+            "--prune 1 --methods last --repairs same-sign --finetune lora cannot be used"
+        ),
+        "{failure}"
+    );
+    assert!(failure.contains("2 layers are to be merged, but only 1 are pruned"), "{failure}");
+    let failure =
+        desk.failure(&command("--prune 2").replace("test.jsonl", "test.jsonl,nowhere.jsonl"));
+    assert!(failure.contains("--eval nowhere.jsonl cannot be used"), "{failure}");
     let failure = desk.failure(&command("--prune 2 --methods greedy --choose 24"));
     assert!(failure.contains("--choose 24 holds out 24 of 24 training rows"), "{failure}");
 
     let failure = desk.failure(&command("--prune 2").replace("--steps 3", "--steps auto"));
     assert!(failure.contains("`--steps auto` follows one criterion's choice"), "{failure}");
+
+    assert!(!desk.at("c").exists(), "all was refused before the folder was made");
 
     let found = desk.json(&command("--prune 1,2,1 --methods igia,last,igia --budget 0.001s"));
     // The first cell is made whatever the budget: nothing is known of how long one takes.

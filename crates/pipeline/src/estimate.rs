@@ -501,7 +501,9 @@ pub(crate) fn require_disk(folder: &Path, needed: u64) -> Result<()> {
         Some(free) if free < needed => {
             let (needed, free) = (bytes_text(needed), bytes_text(free));
             let folder = folder.display();
-            Err(PipelineError::Disk(format!("{folder}: {needed} are needed and {free} are free")))
+            Err(PipelineError::Disk(format!(
+                "{folder}: {needed} are needed and {free} are free; make room, or choose another folder"
+            )))
         }
         _ => Ok(()),
     }

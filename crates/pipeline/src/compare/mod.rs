@@ -5,6 +5,8 @@
 //! cell costs only itself, and a comparison that was killed goes on.
 
 mod cell;
+mod inputs;
+mod runner;
 mod settings;
 
 use std::path::Path;
@@ -16,7 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use cell::{Cell, CellResult, EvaluatedOn, Way};
 pub use settings::CompareSettings;
 
-use self::cell::CellRunner;
+use self::runner::CellRunner;
 use crate::data::rows_in_common;
 use crate::{Event, Result, RunSettings};
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use selection::{Repair, Share};
 
 use super::cell::{Cell, Way};
-use crate::{Choosing, FinetuneMethod, RunSettings, TrainingSettings};
+use crate::{Choosing, FinetuneMethod, HeldOut, RunSettings, TrainingSettings};
 
 /// What a comparison does, and with what.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,6 +50,11 @@ impl CompareSettings {
             }
         }
         cells
+    }
+
+    /// What of the training rows is held out of every cell, since one of them takes it to choose layers by.
+    pub(crate) fn held_out(&self) -> Option<HeldOut> {
+        self.cells().iter().find_map(|cell| self.of(cell).held_out())
     }
 
     /// The settings of one cell, as a run has them.
