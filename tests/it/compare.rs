@@ -10,6 +10,10 @@ fn command(rest: &str) -> String {
     format!("compare --model model --train train.jsonl --eval test.jsonl --out c {rest} {CHEAP}")
 }
 
+/// One layer goes.
+const PLAN: &str = r#"{"format": "gradpruner-plan", "version": 1, "num_layers": 6, "pruned": [3], "merges": [],
+    "density": 0.2, "rule": "same-sign"}"#;
+
 /// The results in the store, by kind.
 fn stored(desk: &Desk, kind: &str) -> usize {
     let name = |entry: std::io::Result<fs_err::DirEntry>| entry.unwrap().file_name();
@@ -143,4 +147,63 @@ fn what_cannot_be_compared_is_refused_and_what_time_is_short_for_is_named() {
     assert_eq!(found["left_out"].as_array().unwrap().len(), 4);
     let text = fs_err::read_to_string(desk.at("c/compare.md")).unwrap();
     assert!(text.contains("No time was left for: 1 by igia, linear-map, lora, seed 0;"), "{text}");
+}
+
+/// Trained alike: the model itself, beside its name for a baseline, comes to what the dense one comes to.
+#[test]
+fn a_baseline_is_trained_alike() {
+    let desk = Desk::new();
+    testkit::tiny_checkpoint(&desk.at("twin"));
+    // Another model: it has one layer less.
+    desk.write("plan.json", PLAN);
+    desk.run("prune --model model --plan plan.json --out small");
+    let found =
+        desk.json(&command("--prune 2 --methods last --repairs drop --baseline twin,small"));
+    let cells = figures(&found);
+    assert_eq!(cells.len(), 4);
+    let of = |cell: &Value| (cell[2].clone(), cell[3].clone());
+    assert_eq!(of(&cells[1]), of(&cells[0]), "{cells:?}");
+    assert_ne!(of(&cells[2]), of(&cells[0]));
+    assert_eq!(found["cells"][2]["size"]["num_layers"], 5);
+    // Nothing is collected on baselines.
+    assert_eq!((stored(&desk, "record-"), stored(&desk, "dense-adapter-")), (1, 3));
+    let lines = fs_err::read_to_string(desk.at("c/compare.csv")).unwrap();
+    assert!(
+        lines.lines().any(|line| line.starts_with("small,0,,,lora,0,test.jsonl,5,")),
+        "{lines}"
+    );
+    let page = fs_err::read_to_string(desk.at("c/compare.html")).unwrap();
+    assert!(page.contains("small, 5 layers, lora"));
+    // Another model under the same name is another baseline.
+    fs_err::remove_dir_all(desk.at("twin")).unwrap();
+    fs_err::rename(desk.at("small"), desk.at("twin")).unwrap();
+    let again = desk.json(&command("--prune 2 --methods last --repairs drop --baseline twin"));
+    assert_eq!(of(&figures(&again)[1]), of(&cells[2]));
+    assert_eq!(stored(&desk, "dense-adapter-"), 3, "its training was there");
+}
+
+#[test]
+fn a_baseline_that_cannot_be_used_is_refused_first() {
+    let desk = Desk::new();
+    let refused = |rest: &str, because: &str| {
+        let failure = desk.failure(&command(&format!("--prune 2 --baseline {rest}")));
+        let name = rest.split(' ').next().unwrap();
+        assert!(failure.contains(&format!("--baseline {name} cannot be used")), "{failure}");
+        assert!(failure.contains(because), "{failure}");
+        assert!(!desk.at("c").exists(), "{failure}");
+    };
+    refused("nowhere", "nowhere");
+    fs_err::create_dir(desk.at("empty")).unwrap();
+    refused("empty", "config.json");
+    testkit::tiny_checkpoint(&desk.at("mute"));
+    fs_err::remove_file(desk.at("mute/tokenizer.json")).unwrap();
+    refused("mute", "tokenizer.json");
+    testkit::tiny_checkpoint(&desk.at("odd"));
+    desk.write("odd/tokenizer_config.json", "{\"chat_template\": \"{% for x in %}\"}");
+    refused("odd", "template");
+    testkit::tiny_checkpoint(&desk.at("twin"));
+    refused(
+        "twin --finetune head+last:9",
+        "it has 6 layers, and the training by head+last:9 asks for 9",
+    );
 }

@@ -51,6 +51,10 @@ pub(crate) struct CompareArgs {
     /// How many seeds
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100))]
     seeds: u64,
+    /// Models to compare with, such as smaller ones of the same family: each fine-tuned alike, from the start and for as
+    /// many steps as the dense model
+    #[arg(long, value_name = "MODEL", value_delimiter = ',')]
+    baseline: Vec<String>,
     /// Time to stay within, such as 30m or 2h; cells left out are listed
     #[arg(long, value_parser = duration)]
     budget: Option<f64>,
@@ -79,6 +83,7 @@ pub(crate) fn run(args: CompareArgs, printer: &mut Printer) -> anyhow::Result<Ou
         repairs,
         finetune,
         seeds,
+        baseline,
         budget,
         merge,
         density,
@@ -101,6 +106,7 @@ pub(crate) fn run(args: CompareArgs, printer: &mut Printer) -> anyhow::Result<Ou
     });
     let settings = CompareSettings {
         base,
+        baselines: without_repeats(baseline),
         evals: without_repeats(eval),
         prunes: without_repeats(prune),
         criteria: without_repeats(methods),

@@ -4,7 +4,7 @@ use metrics::{sign_test, wilson};
 use pipeline::{CellResult, Comparison, EvaluatedOn, FinetuneMethod};
 
 use crate::table::Table;
-use crate::units::{millions, percent};
+use crate::units::{counted, millions, percent};
 
 /// The columns of a table.
 const HEADINGS: [&str; 9] = [
@@ -61,7 +61,7 @@ impl Figure {
     }
 }
 
-/// One way to prune or the dense model, over all seeds, on one set.
+/// One way to prune, the dense model or a baseline, over all seeds, on one set.
 pub(super) struct Line<'a> {
     pub(super) name: String,
     /// A result a seed.
@@ -74,7 +74,7 @@ pub(super) struct Line<'a> {
     pub(super) against_dense: Option<f64>,
 }
 
-/// For each ratio its lines, the dense model's first, the others by accuracy or perplexity.
+/// For each ratio its lines: the dense model's first, then those of baselines, then the others by accuracy or perplexity.
 pub(super) fn by_ratio(found: &Comparison, set: usize) -> Vec<(String, Vec<Line<'_>>)> {
     let mut ratios: Vec<String> = Vec::new();
     for way in found.cells.iter().filter_map(|result| result.cell.way.as_ref()) {
@@ -91,11 +91,13 @@ pub(super) fn by_ratio(found: &Comparison, set: usize) -> Vec<(String, Vec<Line<
             if ratio.as_deref() != wanted {
                 continue;
             }
-            let name = match &result.cell.way {
-                None => format!("dense, {}", result.cell.finetune),
-                Some(way) => {
-                    format!("{}, {}, {}", way.criterion, way.repair, result.cell.finetune)
+            let finetune = result.cell.finetune;
+            let name = match (&result.cell.way, &result.cell.baseline) {
+                (None, None) => format!("dense, {finetune}"),
+                (None, Some(model)) => {
+                    format!("{model}, {}, {finetune}", counted(result.size.num_layers, "layer"))
                 }
+                (Some(way), _) => format!("{}, {}, {finetune}", way.criterion, way.repair),
             };
             match lines.iter_mut().find(|line| line.name == name) {
                 Some(line) => {
@@ -116,14 +118,16 @@ pub(super) fn by_ratio(found: &Comparison, set: usize) -> Vec<(String, Vec<Line<
     ratios
         .into_iter()
         .map(|ratio| {
-            let mut lines = lines_of(Some(&ratio));
-            let dense = lines_of(None);
-            for line in &mut lines {
+            let (dense, mut others): (Vec<_>, Vec<_>) =
+                lines_of(None).into_iter().partition(Line::is_dense);
+            let mut pruned = lines_of(Some(&ratio));
+            pruned.sort_by(|x, y| y.merit().total_cmp(&x.merit()));
+            others.append(&mut pruned);
+            for line in &mut others {
                 line.dense = dense.iter().position(|dense| dense.finetune() == line.finetune());
                 line.against_dense = line.dense.and_then(|at| line.test(&dense[at]));
             }
-            lines.sort_by(|x, y| y.merit().total_cmp(&x.merit()));
-            (ratio, dense.into_iter().chain(lines).collect())
+            (ratio, dense.into_iter().chain(others).collect())
         })
         .collect()
 }
@@ -183,12 +187,16 @@ impl Line<'_> {
         wilson((accuracy * rows as f64).round() as usize, rows)
     }
 
-    fn finetune(&self) -> Option<FinetuneMethod> {
+    pub(super) fn finetune(&self) -> Option<FinetuneMethod> {
         self.results.first().map(|result| result.cell.finetune)
     }
 
     pub(super) fn is_dense(&self) -> bool {
-        self.results.iter().any(|result| result.cell.way.is_none())
+        self.results.iter().any(|result| result.cell.is_dense())
+    }
+
+    pub(super) fn is_pruned(&self) -> bool {
+        self.results.iter().any(|result| result.cell.way.is_some())
     }
 
     /// The sign test against another line over the rows that both answered, each row by how often over the seeds it was
@@ -270,10 +278,10 @@ pub(super) fn table(lines: &[Line<'_>]) -> Table {
         headings[2] = Figure::RougeL.name();
     }
     let mut table = Table::new(headings);
-    let best = lines.iter().position(|line| !line.is_dense());
+    let best = lines.iter().position(Line::is_pruned);
     for (at, line) in lines.iter().enumerate() {
-        let class = match (line.is_dense(), Some(at) == best) {
-            (true, _) => "dense",
+        let class = match (line.is_pruned(), Some(at) == best) {
+            (false, _) => "dense",
             // What is no better than one answer for all is not marked as good.
             (_, true) if line.no_better_than_majority().is_none() => "best",
             _ => "",

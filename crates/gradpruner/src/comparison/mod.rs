@@ -13,10 +13,11 @@ use self::sentence::sentence;
 
 /// A cell in a few words.
 pub(crate) fn cell_text(cell: &Cell) -> String {
-    let Cell { way, finetune, seed } = cell;
-    let what = match way {
-        None => "dense".to_owned(),
-        Some(Way { prune, criterion, repair }) => {
+    let Cell { way, baseline, finetune, seed } = cell;
+    let what = match (way, baseline) {
+        (None, None) => "dense".to_owned(),
+        (None, Some(model)) => format!("baseline {model}"),
+        (Some(Way { prune, criterion, repair }), _) => {
             format!("{prune} by {criterion}, {repair}")
         }
     };
@@ -70,7 +71,7 @@ fn left_out(found: &Comparison) -> Option<String> {
 
 /// The comparison as CSV, a line a cell and set.
 pub(crate) fn csv(found: &Comparison) -> String {
-    let mut text = "prune,criterion,repair,finetune,seed,data,layers,parameters,flops_per_token,acc,acc_low,\
+    let mut text = "model,prune,criterion,repair,finetune,seed,data,layers,parameters,flops_per_token,acc,acc_low,\
                     acc_high,acc_norm,rouge_l,perplexity_before,perplexity_after,tokens_per_second,peak_memory_bytes,\
                     seconds,pruned\n"
         .to_owned();
@@ -81,6 +82,7 @@ pub(crate) fn csv(found: &Comparison) -> String {
             let way = result.cell.way.as_ref();
             let layers: Vec<_> = result.pruned.iter().map(usize::to_string).collect();
             let fields = [
+                quoted(result.cell.baseline.as_ref().unwrap_or(&found.model)),
                 way.map_or_else(|| "0".into(), |way| way.prune.to_string()),
                 way.map_or_else(String::new, |way| way.criterion.to_string()),
                 way.map_or_else(String::new, |way| way.repair.to_string()),
@@ -207,6 +209,47 @@ pub(super) mod tests {
         assert!(!html(&found).contains("class=\"best\""));
         let found = comparison(&[cell(None, 0, 36), cell(Some(("33%", "igia")), 0, 34)]);
         assert!(html(&found).contains("class=\"best\""));
+    }
+
+    /// A baseline has a line of its own below the dense model, and the best is held to it.
+    #[test]
+    fn a_baseline_stands_beside_the_ways() {
+        let mut baseline = cell(None, 0, 20);
+        baseline["cell"]["baseline"] = "m, small".into();
+        baseline["size"]["num_layers"] = 3.into();
+        let cells = [
+            cell(None, 0, 36),
+            baseline,
+            cell(Some(("33%", "igia")), 0, 34),
+            cell(Some(("33%", "bi")), 0, 12),
+        ];
+        let found = comparison(&cells);
+        let (_, lines) = figures::by_ratio(&found, 0).remove(0);
+        let names: Vec<&str> = lines.iter().map(|line| line.name.as_str()).collect();
+        let expected =
+            ["dense, lora", "m, small, 3 layers, lora", "igia, drop, lora", "bi, drop, lora"];
+        assert_eq!(names, expected);
+        // 14 rows are answered better, none worse: 2 / 2¹⁴.
+        let sentence = sentence(&lines).unwrap();
+        assert!(
+            sentence.ends_with(
+                "It is better beyond noise than the baseline m, small, 3 layers, lora (50.0 %)."
+            ),
+            "{sentence}"
+        );
+        let row = terminal(&found);
+        let row = row.lines().find(|line| line.starts_with("m, small, 3 layers, lora")).unwrap();
+        assert!(
+            row.contains("50.0 % (35.2 – 64.8 %)") && row.contains("−40.0, p < 0.001"),
+            "{row}"
+        );
+        assert!(csv(&found).contains("\n\"m, small\",0,,,lora,0,test,3,"), "{}", csv(&found));
+        let page = html(&found);
+        assert!(
+            page.contains("m, small, 3 layers, lora, 50.0 %")
+                && page.matches("class=\"best\"").count() == 1
+        );
+        assert_eq!(cell_text(&found.cells[1].cell), "baseline m, small, lora, seed 0");
     }
 
     #[test]

@@ -22,12 +22,22 @@ pub struct Way {
 /// One cell of a comparison.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Cell {
-    /// How the model is pruned; `None` for the dense one.
+    /// How the model is pruned; `None` for the dense one and for baselines.
     pub way: Option<Way>,
+    /// Another model in its place, as it came: a folder or a hub name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub baseline: Option<String>,
     /// How it is fine-tuned.
     pub finetune: FinetuneMethod,
     /// Decides the rows' order and the initial adapters.
     pub seed: u64,
+}
+
+impl Cell {
+    /// Whether it is the model itself, not pruned.
+    pub fn is_dense(&self) -> bool {
+        self.way.is_none() && self.baseline.is_none()
+    }
 }
 
 /// One model on one set.

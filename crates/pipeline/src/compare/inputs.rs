@@ -17,6 +17,8 @@ use crate::{
 pub(super) struct Inputs {
     /// The model to prune.
     pub(super) dense: Unpruned,
+    /// Those to compare with, as the settings list them.
+    pub(super) baselines: Vec<Unpruned>,
     /// What stands for each set to evaluate on in recipes.
     pub(super) eval_digests: Vec<String>,
     /// What is held out to choose layers by; if for one cell then for all, so that all train on the same.
@@ -49,9 +51,14 @@ struct Rows {
 impl Inputs {
     /// Reads and checks all that cells need.
     pub(super) fn read(settings: &CompareSettings, folder: &Path) -> Result<Self> {
-        let CompareSettings { base, evals, .. } = settings;
+        let CompareSettings { base, baselines, evals, .. } = settings;
         let model = locate(&base.model)?;
         let mut inputs = vec![Named::of("--model", &*model), Named::of("--train", &*base.train)];
+        let baselines: Vec<PathBuf> = baselines
+            .iter()
+            .map(|name| locate(name).map_err(|error| baseline_unusable(name)(error.into())))
+            .collect::<Result<_>>()?;
+        inputs.extend(baselines.iter().map(|folder| Named::of("--baseline", &**folder)));
         inputs.extend(evals.iter().map(|path| Named::of("--eval", &**path)));
         check_outputs(&[Named::of("--out", folder)], &inputs)?;
         let config = Checkpoint::open(&model)?.config().clone();
@@ -75,7 +82,14 @@ impl Inputs {
         }
         let rows = Rows { train, train_digest: digest_data(&base.train)?, eval };
         let dense = Unpruned::read(model, &rows, base)?;
-        Ok(Self { dense, eval_digests, held_out })
+        let read = |(name, folder): (&String, PathBuf)| {
+            let read = Unpruned::read(folder, &rows, base);
+            let read = read.and_then(|found| found.require_layers(settings).map(|()| found));
+            read.map_err(baseline_unusable(name))
+        };
+        let baselines =
+            settings.baselines.iter().zip(baselines).map(read).collect::<Result<_>>()?;
+        Ok(Self { dense, baselines, eval_digests, held_out })
     }
 }
 
@@ -97,6 +111,26 @@ impl Unpruned {
         };
         Ok(Self { folder, config, digests, samples })
     }
+
+    /// Refuses trainings of layers that it does not have.
+    fn require_layers(&self, settings: &CompareSettings) -> Result<()> {
+        let num_layers = self.config.num_layers;
+        for (method, training) in &settings.trainings {
+            let most = match (method, &training.lora_layers) {
+                (FinetuneMethod::HeadAndLast(count), _) => *count,
+                (FinetuneMethod::Lora, Some(layers)) => {
+                    layers.iter().max().map_or(0, |last| last.saturating_add(1))
+                }
+                _ => 0,
+            };
+            if most > num_layers {
+                return Err(PipelineError::Settings(format!(
+                    "it has {num_layers} layers, and the training by {method} asks for {most}"
+                )));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The rows of a set that are evaluated, and what stands for the set in recipes.
@@ -109,6 +143,10 @@ fn rows_of(path: &Path, base: &RunSettings) -> Result<(Vec<Row>, String)> {
 /// An error with what it is about.
 fn unusable(what: impl FnOnce() -> String) -> impl FnOnce(PipelineError) -> PipelineError {
     |source| PipelineError::Unusable { what: what(), source: Box::new(source) }
+}
+
+fn baseline_unusable(name: &str) -> impl FnOnce(PipelineError) -> PipelineError {
+    unusable(move || format!("--baseline {name}"))
 }
 
 /// The flags that a cell comes from.

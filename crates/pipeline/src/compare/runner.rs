@@ -42,8 +42,15 @@ impl<'a> CellRunner<'a> {
         settings
     }
 
-    fn stages<'b>(&'b self, settings: &'b RunSettings) -> Stages<'b> {
-        let Inputs { dense: Unpruned { folder, config, digests, .. }, held_out, .. } = &self.inputs;
+    /// The model that a cell begins with.
+    fn model(&self, cell: &Cell) -> &Unpruned {
+        let baselines = self.settings.baselines.iter().zip(&self.inputs.baselines);
+        let named = |(name, _): &(&String, &Unpruned)| Some(*name) == cell.baseline.as_ref();
+        baselines.into_iter().find(named).map_or(&self.inputs.dense, |(_, model)| model)
+    }
+
+    fn stages<'b>(&'b self, cell: &Cell, settings: &'b RunSettings) -> Stages<'b> {
+        let Unpruned { folder, config, digests, .. } = self.model(cell);
         Stages {
             settings,
             store: &self.store,
@@ -51,7 +58,7 @@ impl<'a> CellRunner<'a> {
             model: folder,
             num_layers: config.num_layers,
             digests,
-            held_out: *held_out,
+            held_out: self.inputs.held_out,
             log: LogTargets::default(),
         }
     }
@@ -59,7 +66,7 @@ impl<'a> CellRunner<'a> {
     /// Whether a cell's result is there.
     pub(super) fn has(&self, cell: &Cell) -> Result<bool> {
         let settings = self.of(cell);
-        self.slot(cell, &self.stages(&settings)).is_there()
+        self.slot(cell, &self.stages(cell, &settings)).is_there()
     }
 
     fn slot(&self, cell: &Cell, stages: &Stages<'_>) -> Slot {
@@ -77,7 +84,7 @@ impl<'a> CellRunner<'a> {
     /// A cell's result, made if it is not there.
     pub(super) fn run(&self, cell: &Cell, observe: &mut dyn FnMut(Event)) -> Result<CellResult> {
         let settings = self.of(cell);
-        let stages = self.stages(&settings);
+        let stages = self.stages(cell, &settings);
         let slot = self.slot(cell, &stages);
         match slot.is_there()? {
             true => Ok(read_json(&slot.path)?),
@@ -95,7 +102,10 @@ impl<'a> CellRunner<'a> {
         stages: &Stages<'_>,
         observe: &mut dyn FnMut(Event),
     ) -> Result<CellResult> {
-        let collected = stages.collect(observe)?;
+        let collected = match &cell.baseline {
+            Some(_) => stages.collected(), // Nothing is chosen by its steps.
+            None => stages.collect(observe)?,
+        };
         let (mut base, mut scores, mut race) = (stages.dense(), None, None);
         if cell.way.is_some() {
             let decision = stages.decide(&collected, observe)?;

@@ -12,6 +12,9 @@ use crate::{Choosing, FinetuneMethod, HeldOut, RunSettings, TrainingSettings};
 pub struct CompareSettings {
     /// All that the cells have in common. What the lists below say stands there for nothing.
     pub base: RunSettings,
+    /// Models to compare with, smaller ones of the same family say: each fine-tuned alike, from the start and for as many
+    /// steps as the dense model.
+    pub baselines: Vec<String>,
     /// Sets to evaluate on.
     pub evals: Vec<PathBuf>,
     /// How much to prune.
@@ -30,12 +33,18 @@ pub struct CompareSettings {
 
 impl CompareSettings {
     /// Every cell, in the order that makes the table useful whenever it stops: a seed after the other, the dense model
-    /// first, the smallest ratio next.
+    /// first, baselines next, then the ratios.
     pub fn cells(&self) -> Vec<Cell> {
         let mut cells = Vec::new();
         for seed in self.base.seed..self.base.seed + self.seeds {
             for &(finetune, _) in &self.trainings {
-                cells.push(Cell { way: None, finetune, seed });
+                cells.push(Cell { way: None, baseline: None, finetune, seed });
+            }
+            for baseline in &self.baselines {
+                for &(finetune, _) in &self.trainings {
+                    let baseline = Some(baseline.clone());
+                    cells.push(Cell { way: None, baseline, finetune, seed });
+                }
             }
             for &prune in &self.prunes {
                 for &repair in &self.repairs {
@@ -43,7 +52,7 @@ impl CompareSettings {
                         for &(finetune, _) in &self.trainings {
                             let criterion = criterion.clone();
                             let way = Some(Way { prune, criterion, repair });
-                            cells.push(Cell { way, finetune, seed });
+                            cells.push(Cell { way, baseline: None, finetune, seed });
                         }
                     }
                 }
@@ -68,6 +77,11 @@ impl CompareSettings {
         if let Some(Way { prune, criterion, repair }) = &cell.way {
             (settings.prune, settings.repair) = (*prune, *repair);
             settings.criterion.clone_from(criterion);
+        }
+        if let Some(model) = &cell.baseline {
+            settings.model.clone_from(model);
+            // No steps are collected on it, so it trains all of them.
+            settings.restart = true;
         }
         settings.merge = match settings.repair.merges() {
             // Which layers it merges is its own affair.
