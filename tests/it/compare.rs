@@ -18,7 +18,9 @@ const PLAN: &str = r#"{"format": "gradpruner-plan", "version": 1, "num_layers": 
 fn stored(desk: &Desk, kind: &str) -> usize {
     let name = |entry: std::io::Result<fs_err::DirEntry>| entry.unwrap().file_name();
     let names = fs_err::read_dir(desk.at("c/store")).unwrap().map(name);
-    let is_one = |name: &str| name.starts_with(kind) && !name.ends_with(".note.json");
+    let beside = [".note.json", ".trial.jsonl"];
+    let is_one =
+        |name: &str| name.starts_with(kind) && !beside.iter().any(|ending| name.ends_with(ending));
     names.filter(|name| is_one(&name.to_string_lossy())).count()
 }
 
@@ -37,7 +39,8 @@ fn figures(found: &Value) -> Vec<Value> {
 #[test]
 fn cells_share_what_they_have_in_common() {
     let desk = Desk::new();
-    let all = "--prune 1,2 --methods igia,last,greedy --repairs drop,linear-map --choose 4";
+    let all =
+        "--prune 1,2 --methods igia,last,greedy --repairs drop,linear-map --choose 4 --keep-models";
     let found = desk.json(&command(all));
     // The dense model, and 2 ratios × 2 repairs × 3 criteria.
     assert_eq!(found["cells"].as_array().unwrap().len(), 13);
@@ -78,6 +81,61 @@ fn cells_share_what_they_have_in_common() {
         cells.filter(|cell| cell[0]["way"]["criterion"] == "igia").collect::<Vec<_>>()
     };
     assert_eq!(of_igia(&more), of_igia(&found));
+}
+
+/// Checkpoints go when their cells are done, and a later comparison that needs one makes it again.
+#[test]
+fn models_go_when_no_cell_needs_them() {
+    let desk = Desk::new();
+    let kept = |desk: &Desk| ["pruned-", "tuned-", "dense-tuned-"].map(|kind| stored(desk, kind));
+    let all = "--prune 1,2 --methods last,magnitude,race:last+magnitude --finetune lora,full --repairs drop --choose 4";
+    let found = desk.json(&command(all));
+    assert_eq!(kept(&desk), [0, 0, 0]);
+    let files = fs_err::read_dir(desk.at("c/store")).unwrap();
+    let states = files.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let states: Vec<_> = states.filter(|name| name.ends_with(".state")).collect();
+    assert!(states.iter().all(|name| name.starts_with("collected-")), "{states:?}");
+    // One that keeps them comes to the same.
+    let other = command(&format!("{all} --keep-models")).replace("--out c", "--out d");
+    assert_eq!(figures(&desk.json(&other)), figures(&found));
+    let kinds = fs_err::read_dir(desk.at("d/store")).unwrap();
+    let kinds = kinds.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let count = kinds.filter(|name| name.starts_with("pruned-") && !name.contains(".note")).count();
+    assert!(count >= 2, "{count}");
+
+    // Nothing is made again for what is known; what a further set asks of the models is.
+    assert_eq!(figures(&desk.json(&command(all))), figures(&found));
+    let notes = |desk: &Desk| {
+        let entries = fs_err::read_dir(desk.at("c/store")).unwrap().map(|entry| entry.unwrap());
+        let is_model = |name: &str| {
+            name.ends_with(".note.json")
+                && (name.starts_with("pruned-") || name.starts_with("tuned-"))
+        };
+        let models = entries.filter(|entry| is_model(&entry.file_name().to_string_lossy()));
+        models.map(|entry| entry.metadata().unwrap().modified().unwrap()).max().unwrap()
+    };
+    let before = notes(&desk);
+    fs_err::copy(desk.at("train.jsonl"), desk.at("more.jsonl")).unwrap();
+    let further = command(all).replace("test.jsonl", "test.jsonl,more.jsonl");
+    let again = desk.json(&further);
+    assert_eq!(figures(&again), figures(&found));
+    assert!(notes(&desk) > before && kept(&desk) == [0, 0, 0]);
+
+    // What was spent on choosing is a part of all, most where choices race, none of the dense model's.
+    for cell in found["cells"].as_array().unwrap() {
+        let of = |name: &str| cell[name].as_f64().unwrap();
+        assert!(of("seconds_choosing") < of("seconds"), "{cell}");
+        assert_eq!(of("seconds_choosing") == 0.0, cell["cell"]["way"].is_null(), "{cell}");
+        let Some(race) = cell["race"]["candidates"].as_array().filter(|all| all.len() > 1) else {
+            continue;
+        };
+        let same = found["cells"].as_array().unwrap().iter().find(|other| {
+            other["cell"]["way"]["criterion"] == race[0]["criteria"][0]
+                && other["cell"]["way"]["prune"] == cell["cell"]["way"]["prune"]
+                && other["cell"]["finetune"] == cell["cell"]["finetune"]
+        });
+        assert!(same.unwrap()["seconds_choosing"].as_f64().unwrap() < of("seconds_choosing"));
+    }
 }
 
 #[test]

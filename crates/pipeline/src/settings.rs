@@ -311,6 +311,11 @@ impl TrainingSettings {
         Self { distil: None, teacher: None, ..self.clone() }
     }
 
+    /// Whether the dense model, fine-tuned alike, teaches.
+    pub(crate) fn learns_from_dense(&self) -> bool {
+        self.distil.is_some() && self.teacher.is_none()
+    }
+
     /// The settings as the engine takes them.
     ///
     /// # Errors

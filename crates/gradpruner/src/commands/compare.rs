@@ -55,6 +55,10 @@ pub(crate) struct CompareArgs {
     /// many steps as the dense model
     #[arg(long, value_name = "MODEL", value_delimiter = ',')]
     baseline: Vec<String>,
+    /// Keep the pruned and the tuned checkpoints in the folder's `store`; else each is dropped as soon as no cell to come
+    /// needs it, and made again if a later comparison does
+    #[arg(long)]
+    keep_models: bool,
     /// Time to stay within, such as 30m or 2h; cells left out are listed
     #[arg(long, value_parser = duration)]
     budget: Option<f64>,
@@ -84,6 +88,7 @@ pub(crate) fn run(args: CompareArgs, printer: &mut Printer) -> anyhow::Result<Ou
         finetune,
         seeds,
         baseline,
+        keep_models,
         budget,
         merge,
         density,
@@ -116,6 +121,7 @@ pub(crate) fn run(args: CompareArgs, printer: &mut Printer) -> anyhow::Result<Ou
             .map(|method| (method, training.clone().settings(method)))
             .collect(),
         seeds,
+        keep_models,
         budget_seconds: budget,
     };
     let context = || format!("the comparison in `{}` stopped", out.display());

@@ -7,7 +7,7 @@ use crate::table::Table;
 use crate::units::{counted, millions, percent};
 
 /// The columns of a table.
-const HEADINGS: [&str; 9] = [
+const HEADINGS: [&str; 10] = [
     "",
     "layers",
     "accuracy (95 % interval)",
@@ -17,6 +17,7 @@ const HEADINGS: [&str; 9] = [
     "parameters",
     "tokens/s",
     "minutes",
+    "minutes choosing",
 ];
 
 /// A difference with a smaller probability is called one.
@@ -231,7 +232,9 @@ impl Line<'_> {
             (None, _) => dash(),
         };
         let size = self.results.first().map(|result| result.size);
-        let seconds: f64 = self.results.iter().map(|result| result.seconds).sum();
+        let minutes = |of: fn(&CellResult) -> f64| -> f64 {
+            self.results.iter().map(|result| of(result)).sum::<f64>() / 60.0
+        };
         vec![
             self.name.clone(),
             size.map_or_else(dash, |size| size.num_layers.to_string()),
@@ -246,7 +249,11 @@ impl Line<'_> {
             size.map_or_else(dash, |size| millions(size.parameters, " M")),
             self.mean(|on| Some(on.after.tokens_per_second))
                 .map_or_else(dash, |speed| format!("{speed:.0}")),
-            format!("{:.1}", seconds / 60.0),
+            format!("{:.1}", minutes(|result| result.seconds)),
+            match self.is_pruned() {
+                true => format!("{:.1}", minutes(|result| result.seconds_choosing)),
+                false => dash(),
+            },
         ]
     }
 

@@ -73,7 +73,7 @@ fn left_out(found: &Comparison) -> Option<String> {
 pub(crate) fn csv(found: &Comparison) -> String {
     let mut text = "model,prune,criterion,repair,finetune,seed,data,layers,parameters,flops_per_token,acc,acc_low,\
                     acc_high,acc_norm,rouge_l,perplexity_before,perplexity_after,tokens_per_second,peak_memory_bytes,\
-                    seconds,pruned\n"
+                    seconds,seconds_choosing,pruned\n"
         .to_owned();
     for result in &found.cells {
         for on in &result.evaluations {
@@ -102,6 +102,7 @@ pub(crate) fn csv(found: &Comparison) -> String {
                 after.tokens_per_second.to_string(),
                 after.peak_memory_bytes.map_or_else(String::new, |bytes| bytes.to_string()),
                 result.seconds.to_string(),
+                result.seconds_choosing.to_string(),
                 layers.join(" "),
             ];
             text.push_str(&format!("{}\n", fields.join(",")));
@@ -163,7 +164,7 @@ pub(super) mod tests {
             "scores": way.map(|_| [9.0, 8.0, 1.0, 2.0, 7.0, 6.0]),
             "size": {"num_layers": layers, "parameters": 1_000_000 * layers, "flops_per_token": 2, "size_bytes": 4},
             "evaluations": [{"data": "test", "before": report, "after": report, "right": right}],
-            "seconds": 90.0,
+            "seconds": 90.0, "seconds_choosing": 15.0,
         })
     }
 
@@ -272,10 +273,12 @@ pub(super) mod tests {
         let text = terminal(&found);
         // Mean of 85 and 75 %; two seeds of 90 s. Six rows are answered worse over the seeds, none better: 2 / 2⁶.
         let igia = text.lines().find(|line| line.starts_with("igia, drop")).unwrap();
-        for part in ["80.0 %", "75.0 – 85.0 % (2)", "(65.2 – 89.5 %)", "−10.0, p = 0.031", "3.0"]
-        {
+        for part in ["80.0 %", "75.0 – 85.0 % (2)", "(65.2 – 89.5 %)", "−10.0, p = 0.031"] {
             assert!(igia.contains(part), "{part}: {igia}");
         }
+        // Minutes of both seeds, and those of choosing.
+        let last: Vec<&str> = igia.split_whitespace().rev().take(2).collect();
+        assert_eq!(last, ["0.5", "3.0"]);
         assert!(text.contains("igia            ·  2/2, τ 1.00"), "{text}");
         assert!(markdown(&found).contains("| bi | 2/2, τ 1.00 | · |"));
         found.rows_trained_on = vec![7];

@@ -71,7 +71,7 @@ impl Stages<'_> {
     }
 
     /// Where the state of an unfinished training lies, or will.
-    pub(super) fn saves(tuned: &Slot) -> PathBuf {
+    pub(crate) fn saves(tuned: &Slot) -> PathBuf {
         tuned.path.with_extension("state")
     }
 

@@ -75,4 +75,7 @@ pub struct CellResult {
     pub evaluations: Vec<EvaluatedOn>,
     /// Seconds that its stages took when they were made, those it shares with other cells among them.
     pub seconds: f64,
+    /// Those of them that are spent beyond the training: to choose layers, to prune and repair, and, in a race, on those
+    /// that did not win.
+    pub seconds_choosing: f64,
 }

@@ -6,6 +6,7 @@
 
 mod cell;
 mod inputs;
+mod models;
 mod runner;
 mod settings;
 
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use cell::{Cell, CellResult, EvaluatedOn, Way};
 pub use settings::CompareSettings;
 
+use self::models::LeftModels;
 use self::runner::CellRunner;
 use crate::data::rows_in_common;
 use crate::{Event, Result, RunSettings};
@@ -42,7 +44,7 @@ pub struct Comparison {
 }
 
 /// Computes every cell that is not there yet, one seed of everything before the second, and writes `compare.json`
-/// after each.
+/// after each. What later cells need of the pruned checkpoints stays as long as they need it.
 ///
 /// # Errors
 ///
@@ -65,6 +67,12 @@ pub fn compare(
         cells: Vec::new(),
         left_out: Vec::new(),
     };
+    let there: Vec<bool> = cells.iter().map(|cell| runner.has(cell)).collect::<Result<_>>()?;
+    let to_make = |from: usize| -> Vec<&Cell> {
+        let cells = cells.iter().zip(&there).skip(from);
+        cells.filter(|(_, there)| !**there).map(|(cell, _)| cell).collect()
+    };
+    let mut left = LeftModels::new(runner.store(), settings.keep_models);
     let mut longest = 0.0_f64;
     for (number, cell) in cells.iter().enumerate() {
         let elapsed = started.elapsed().as_secs_f64();
@@ -72,7 +80,7 @@ pub fn compare(
         // one takes.
         if settings.budget_seconds.is_some_and(|budget| elapsed + longest > budget)
             && !found.cells.is_empty()
-            && !runner.has(cell)?
+            && !there[number]
         {
             found.left_out.push(cell.clone());
             continue;
@@ -84,7 +92,9 @@ pub fn compare(
         observe(Event::CellDone(Box::new(result.clone())));
         found.cells.push(result);
         write(&found, folder)?;
+        left.add(runner.left_by(cell)?, &to_make(number + 1))?;
     }
+    left.drop_all_but(&[])?;
     write(&found, folder)?;
     Ok(found)
 }

@@ -5,16 +5,21 @@ use std::path::Path;
 use ::finetune::{ComputeChoice, Evaluated};
 use checkpoint::{Checkpoint, Staging, read_json};
 use repair::Size;
+use selection::{Criterion, Plan};
 use serde_json::json;
 
 use super::inputs::{Inputs, Unpruned};
+use super::models::LeftModel;
 use super::{Cell, CellResult, CompareSettings, EvaluatedOn};
-use crate::cell::{Stages, Subject, TestSet, lasting};
+use crate::cell::{Base, DecidedIn, Stages, Subject, TestSet, lasting};
 use crate::lock::RunLock;
 use crate::log::LogTargets;
 use crate::run::write_json;
 use crate::store::{Slot, Store};
-use crate::{Event, Result, RunSettings};
+use crate::{Event, FinetuneMethod, Result, RunSettings};
+
+/// Raised whenever a cell's result holds something else.
+const RESULTS: u32 = 2;
 
 /// Makes cells, each from what is there already.
 pub(super) struct CellRunner<'a> {
@@ -31,6 +36,7 @@ impl<'a> CellRunner<'a> {
         fs_err::create_dir_all(folder)?;
         let lock = RunLock::take(folder)?;
         let store = Store::of_many(&folder.join("store"))?;
+        store.sweep()?;
         let dtype = dtype_of(&settings.base, &folder.join("store/dtype"))?;
         Ok(Self { settings, store, inputs, dtype, _lock: lock })
     }
@@ -76,7 +82,7 @@ impl<'a> CellRunner<'a> {
             "merge": settings.merge, "density": settings.density, "linear_map": settings.linear_map,
             "collect": stages.collecting(), "training": lasting(&settings.training), "restart": settings.restart,
             "repair_always": settings.repair_always,
-            "evaluation": settings.evaluation, "evals": self.inputs.eval_digests,
+            "evaluation": settings.evaluation, "evals": self.inputs.eval_digests, "version": RESULTS,
         });
         self.store.slot("cell.json", &recipe)
     }
@@ -96,6 +102,39 @@ impl<'a> CellRunner<'a> {
         }
     }
 
+    /// The models that a finished cell, or an earlier one that came to the same, has left.
+    pub(super) fn left_by(&self, cell: &Cell) -> Result<Vec<LeftModel>> {
+        let settings = self.of(cell);
+        let stages = self.stages(cell, &settings);
+        let collected = stages.collected();
+        let of_base = |base: &Base, criterion: Option<Criterion>| {
+            let tuned = stages.tuned(&collected, base);
+            LeftModel {
+                cell: cell.clone(),
+                criterion,
+                pruned: criterion.map(|_| base.folder.clone()),
+                state: Stages::saves(&tuned),
+                teaches: cell.is_dense() && settings.training.learns_from_dense(),
+                tuned: settings.finetune.trains_weights().then_some(tuned.path),
+            }
+        };
+        let Some(way) = &cell.way else { return Ok(vec![of_base(&stages.dense(), None)]) };
+        let mut models = Vec::new();
+        for criterion in way.criterion.criteria() {
+            // In a race some may have had no choice.
+            if let Some(selection) = stages.chosen(criterion, &collected)? {
+                let base = stages.base(&collected, &stages.plan_of(&selection)?);
+                models.push(of_base(&base, Some(criterion)));
+            }
+        }
+        Ok(models)
+    }
+
+    /// Where results lie.
+    pub(super) fn store(&self) -> &Store {
+        &self.store
+    }
+
     fn make(
         &self,
         cell: &Cell,
@@ -106,42 +145,94 @@ impl<'a> CellRunner<'a> {
             Some(_) => stages.collected(), // Nothing is chosen by its steps.
             None => stages.collect(observe)?,
         };
-        let (mut base, mut scores, mut race) = (stages.dense(), None, None);
-        if cell.way.is_some() {
-            let decision = stages.decide(&collected, observe)?;
-            let plan = stages.plan_of(&decision.selection)?;
-            base = stages.prune(&collected, &plan, observe)?;
-            base.seconds += decision.seconds;
-            (scores, race) = (decision.selection.scores, decision.race);
+        let decision = match &cell.way {
+            Some(_) => Some(stages.decide(&collected, observe)?),
+            None => None,
+        };
+        let plan = decision.as_ref().map(|decision| stages.plan_of(&decision.selection));
+        let plan = plan.transpose()?;
+        if let Some(plan) = &plan {
+            stages.judge(&collected, plan, observe)?; // What is carried out says where the model is.
         }
-        let tuned = stages.tune(&collected, &base, None, observe)?;
+        let base_of = |plan: &Plan| stages.base(&collected, plan);
+        let mut base = plan.as_ref().map_or_else(|| stages.dense(), base_of);
+        let trains = stages.settings.finetune != FinetuneMethod::None;
+        let tuned = trains.then(|| stages.tuned(&collected, &base));
+        // What other cells have found of the same model is enough, and models go when their cells are done.
+        if !self.is_evaluated(stages, &base, tuned.as_ref())? {
+            if let Some(plan) = &plan {
+                base = stages.prune(&collected, plan, observe)?;
+            }
+            stages.tune(&collected, &base, None, observe)?;
+        }
         let mut evaluations = Vec::new();
-        for (path, digest) in self.settings.evals.iter().zip(&self.inputs.eval_digests) {
-            let set = TestSet { path, digest };
+        for set in self.sets() {
             let before = Subject { base: &base, tuned: None };
             let before = stages.evaluate(before, set, observe)?.report;
             let after = Subject { base: &base, tuned: tuned.as_ref() };
             let Evaluated { report, answers } = stages.evaluate(after, set, observe)?;
             evaluations.push(EvaluatedOn {
-                data: path.display().to_string(),
+                data: set.path.display().to_string(),
                 before,
                 after: report,
                 right: answers.iter().map(|answer| answer.right).collect(),
             });
         }
-        let checkpoint = Checkpoint::open(&base.folder)?;
+        let took = match &decision {
+            Some(decision) => stages.decided_in(&collected, decision)?,
+            None => DecidedIn::default(),
+        };
+        let seconds_choosing = took.choosing + base.seconds;
+        let seconds_training = took.training + tuned.as_ref().map_or(0.0, Slot::seconds);
+        let (scores, race) =
+            decision.map_or((None, None), |found| (found.selection.scores, found.race));
         Ok(CellResult {
             cell: cell.clone(),
-            pruned: (0..stages.num_layers).filter(|layer| !base.origin.contains(layer)).collect(),
+            pruned: plan.map_or_else(Vec::new, |plan| plan.pruned),
             scores: scores.map(|scores| scores.layers.iter().map(|layer| layer.score).collect()),
             race,
             verdict: base.verdict.clone(),
-            size: Size::of(checkpoint.config(), checkpoint.weights()),
+            size: self.size(&base)?,
             evaluations,
-            seconds: collected.record.seconds()
-                + base.seconds
-                + tuned.as_ref().map_or(0.0, Slot::seconds),
+            seconds: collected.record.seconds() + seconds_choosing + seconds_training,
+            seconds_choosing,
         })
+    }
+
+    fn sets(&self) -> impl Iterator<Item = TestSet<'_>> {
+        let digests = self.inputs.eval_digests.iter();
+        self.settings.evals.iter().zip(digests).map(|(path, digest)| TestSet { path, digest })
+    }
+
+    /// Whether all that is asked of a model is known already.
+    fn is_evaluated(&self, stages: &Stages<'_>, base: &Base, tuned: Option<&Slot>) -> Result<bool> {
+        let subjects = [Subject { base, tuned: None }, Subject { base, tuned }];
+        for set in self.sets() {
+            for subject in subjects {
+                if !stages.evaluation(subject, set).1.is_there()? {
+                    return Ok(false);
+                }
+            }
+        }
+        self.size_slot(base).is_there()
+    }
+
+    /// How large a model is, noted for when it is gone.
+    fn size(&self, base: &Base) -> Result<Size> {
+        let slot = self.size_slot(base);
+        if slot.is_there()? {
+            return Ok(read_json(&slot.path)?);
+        }
+        slot.make(|| {
+            let checkpoint = Checkpoint::open(&base.folder)?;
+            let size = Size::of(checkpoint.config(), checkpoint.weights());
+            write_json(&slot.path, &size)?;
+            Ok(size)
+        })
+    }
+
+    fn size_slot(&self, base: &Base) -> Slot {
+        self.store.slot("size.json", &json!({"base": base.digest}))
     }
 }
 

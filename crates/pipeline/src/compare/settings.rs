@@ -27,6 +27,8 @@ pub struct CompareSettings {
     pub trainings: Vec<(FinetuneMethod, TrainingSettings)>,
     /// How many seeds, counted on from the base's.
     pub seeds: u64,
+    /// Keep the pruned and the tuned checkpoints; else each goes as soon as no cell to come needs it.
+    pub keep_models: bool,
     /// Seconds to stay within.
     pub budget_seconds: Option<f64>,
 }
