@@ -4,7 +4,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::support::{CHEAP, Desk};
+use crate::support::{CHEAP, Desk, text};
 
 fn command(rest: &str) -> String {
     format!("compare --model model --train train.jsonl --eval test.jsonl --out c {rest} {CHEAP}")
@@ -136,6 +136,30 @@ fn models_go_when_no_cell_needs_them() {
         });
         assert!(same.unwrap()["seconds_choosing"].as_f64().unwrap() < of("seconds_choosing"));
     }
+}
+
+/// It says what it needs before it begins, and after each cell how far it is; of what is there it needs nothing.
+#[test]
+fn needs_and_progress_are_told() {
+    let desk = Desk::new();
+    let told = |rest: &str| {
+        let output = desk.output(&command(rest));
+        assert!(output.status.success());
+        text(&output.stderr)
+    };
+    let first = told("--prune 2 --methods last --repairs drop");
+    let needs = first.lines().find(|line| line.contains("needs about ")).unwrap();
+    assert!(needs.contains(" on disk and ") && needs.ends_with("for 2 cells"), "{first}");
+    let place = |what: &str| first.find(what).unwrap_or_else(|| panic!("{what}: {first}"));
+    assert!(place("needs about") < place("cell 1 of 2"));
+    assert!(
+        place("1 of 2 cells done, about ")
+            < place("2 of 2 cells done; best so far 2 by last, drop, lora, seed 0 (")
+    );
+    let more = told("--prune 2 --methods last,magnitude --repairs drop");
+    assert!(more.contains("for 3 cells, 2 of them there already"), "{more}");
+    let again = told("--prune 2 --methods last,magnitude --repairs drop");
+    assert!(!again.contains("needs about") && again.contains("3 of 3 cells done"), "{again}");
 }
 
 #[test]

@@ -53,6 +53,28 @@ impl Figure {
         }
     }
 
+    /// The same with its name.
+    pub(super) fn named_text(self, value: f64) -> String {
+        match self {
+            Self::Accuracy => format!("accuracy {}", percent(value)),
+            Self::RougeL | Self::Perplexity => self.text(value),
+        }
+    }
+
+    /// What one evaluation is judged by, and its value.
+    pub(super) fn judging(on: &EvaluatedOn) -> Option<(Self, f64)> {
+        let figures = [Self::Accuracy, Self::RougeL, Self::Perplexity].into_iter();
+        figures.filter_map(|figure| Some((figure, figure.of(on)?))).next()
+    }
+
+    /// A value such that more is better.
+    pub(super) fn merit(self, value: f64) -> f64 {
+        match self {
+            Self::Accuracy | Self::RougeL => value,
+            Self::Perplexity => -value,
+        }
+    }
+
     fn of(self, on: &EvaluatedOn) -> Option<f64> {
         match self {
             Self::Accuracy => on.after.acc,
@@ -155,11 +177,7 @@ impl Line<'_> {
 
     /// More is better.
     pub(super) fn merit(&self) -> f64 {
-        let value = self.value().map(|value| match self.figure() {
-            Figure::Accuracy | Figure::RougeL => value,
-            Figure::Perplexity => -value,
-        });
-        value.unwrap_or(f64::NEG_INFINITY)
+        self.value().map_or(f64::NEG_INFINITY, |value| self.figure().merit(value))
     }
 
     fn accuracy(&self) -> Option<f64> {

@@ -4,11 +4,13 @@ mod agreement;
 mod charts;
 mod figures;
 mod page;
+mod progress;
 mod sentence;
 
 use pipeline::{Cell, Comparison, Way};
 
 pub(crate) use self::page::html;
+pub(crate) use self::progress::Progress;
 use self::sentence::sentence;
 
 /// A cell in a few words.

@@ -7,6 +7,7 @@
 mod cell;
 mod inputs;
 mod models;
+mod needs;
 mod runner;
 mod settings;
 
@@ -17,11 +18,13 @@ use checkpoint::Staging;
 use serde::{Deserialize, Serialize};
 
 pub use cell::{Cell, CellResult, EvaluatedOn, Way};
+pub use needs::ComparisonNeeds;
 pub use settings::CompareSettings;
 
 use self::models::LeftModels;
 use self::runner::CellRunner;
 use crate::data::rows_in_common;
+use crate::estimate::require_disk;
 use crate::{Event, Result, RunSettings};
 
 /// What a comparison found; `compare.json` holds it.
@@ -43,12 +46,25 @@ pub struct Comparison {
     pub left_out: Vec<Cell>,
 }
 
+/// A cell that is done, and how far the comparison is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CellDone {
+    /// What it came to.
+    pub result: CellResult,
+    /// How many cells are done.
+    pub done: usize,
+    /// Of how many.
+    pub total: usize,
+    /// Seconds that those to come will take if they take as long as those made here; `None` before one is made.
+    pub seconds_left: Option<f64>,
+}
+
 /// Computes every cell that is not there yet, one seed of everything before the second, and writes `compare.json`
 /// after each. What later cells need of the pruned checkpoints stays as long as they need it.
 ///
 /// # Errors
 ///
-/// If a stage fails, or another process has the folder.
+/// If what is compared cannot be used, the disk is too small, a stage fails, or another process has the folder.
 pub fn compare(
     settings: &CompareSettings,
     folder: &Path,
@@ -72,6 +88,13 @@ pub fn compare(
         let cells = cells.iter().zip(&there).skip(from);
         cells.filter(|(_, there)| !**there).map(|(cell, _)| cell).collect()
     };
+    let missing = to_make(0);
+    if !missing.is_empty() {
+        let needs = runner.needs(&missing, cells.len())?;
+        require_disk(folder, needs.disk_bytes)?;
+        observe(Event::ComparisonNeeds(needs));
+    }
+    let (mut made, mut seconds_made) = (0_u32, 0.0);
     let mut left = LeftModels::new(runner.store(), settings.keep_models);
     let mut longest = 0.0_f64;
     for (number, cell) in cells.iter().enumerate() {
@@ -88,9 +111,25 @@ pub fn compare(
         observe(Event::Cell { number: number + 1, total: cells.len(), cell: cell.clone() });
         let begun = Instant::now();
         let result = runner.run(cell, observe)?;
-        longest = longest.max(begun.elapsed().as_secs_f64());
-        observe(Event::CellDone(Box::new(result.clone())));
-        found.cells.push(result);
+        let took = begun.elapsed().as_secs_f64();
+        longest = longest.max(took);
+        if !there[number] {
+            made += 1;
+            seconds_made += took;
+        }
+        found.cells.push(result.clone());
+        let to_come = to_make(number + 1).len() as f64;
+        let seconds_left = (made > 0).then(|| to_come * seconds_made / f64::from(made));
+        let within = |seconds: f64| match settings.budget_seconds {
+            Some(budget) => seconds.min((budget - started.elapsed().as_secs_f64()).max(0.0)),
+            None => seconds,
+        };
+        observe(Event::CellDone(Box::new(CellDone {
+            result,
+            done: found.cells.len(),
+            total: cells.len(),
+            seconds_left: seconds_left.map(within),
+        })));
         write(&found, folder)?;
         left.add(runner.left_by(cell)?, &to_make(number + 1))?;
     }

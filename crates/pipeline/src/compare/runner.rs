@@ -5,7 +5,7 @@ use std::path::Path;
 use ::finetune::{ComputeChoice, Evaluated};
 use checkpoint::{Checkpoint, Staging, read_json};
 use repair::Size;
-use selection::{Criterion, Plan};
+use selection::{Criterion, Plan, Share};
 use serde_json::json;
 
 use super::inputs::{Inputs, Unpruned};
@@ -49,7 +49,7 @@ impl<'a> CellRunner<'a> {
     }
 
     /// The model that a cell begins with.
-    fn model(&self, cell: &Cell) -> &Unpruned {
+    pub(super) fn model(&self, cell: &Cell) -> &Unpruned {
         let baselines = self.settings.baselines.iter().zip(&self.inputs.baselines);
         let named = |(name, _): &(&String, &Unpruned)| Some(*name) == cell.baseline.as_ref();
         baselines.into_iter().find(named).map_or(&self.inputs.dense, |(_, model)| model)
@@ -100,6 +100,26 @@ impl<'a> CellRunner<'a> {
                 Ok(result)
             }),
         }
+    }
+
+    /// What is compared.
+    pub(super) fn settings(&self) -> &CompareSettings {
+        self.settings
+    }
+
+    /// A cell's settings to foretell it by: of a whole model no layer goes.
+    pub(super) fn foretold(&self, cell: &Cell) -> RunSettings {
+        let mut settings = self.of(cell);
+        if cell.way.is_none() {
+            settings.prune = Share::Layers(0);
+        }
+        settings
+    }
+
+    /// Whether the steps that a cell begins with are collected.
+    pub(super) fn has_collected(&self, cell: &Cell) -> Result<bool> {
+        let settings = self.of(cell);
+        self.stages(cell, &settings).collected().record.is_there()
     }
 
     /// The models that a finished cell, or an earlier one that came to the same, has left.
