@@ -162,6 +162,33 @@ fn needs_and_progress_are_told() {
     assert!(!again.contains("needs about") && again.contains("3 of 3 cells done"), "{again}");
 }
 
+/// The page says how to have the best model, and that command comes to exactly that cell.
+#[test]
+fn the_best_cell_can_be_made_again() {
+    let desk = Desk::new();
+    // One criterion takes rows out of training, of all cells.
+    let found =
+        desk.json(&command("--prune 2 --methods last,greedy --repairs drop --choose 4 --seed 3"));
+    let text = fs_err::read_to_string(desk.at("c/compare.md")).unwrap();
+    let line = text.lines().find(|line| line.starts_with("gradpruner run ")).unwrap();
+    desk.run(line.strip_prefix("gradpruner ").unwrap());
+    let made = testkit::json(&desk.at("best/eval.json"));
+    let criterion =
+        toml::from_str::<toml::Table>(&fs_err::read_to_string(desk.at("best/run.toml")).unwrap())
+            .unwrap();
+    let criterion = criterion["settings"]["criterion"].as_str().unwrap();
+    let cells = found["cells"].as_array().unwrap();
+    let cell = cells.iter().find(|cell| cell["cell"]["way"]["criterion"] == criterion).unwrap();
+    let on = &cell["evaluations"][0];
+    for (own, theirs) in [("pruned", "before"), ("pruned_tuned", "after")] {
+        for figure in ["acc", "perplexity"] {
+            assert_eq!(made[own][figure], on[theirs][figure], "{own} {figure}: {line}");
+        }
+    }
+    let page = fs_err::read_to_string(desk.at("c/compare.html")).unwrap();
+    assert!(page.contains("<pre class=\"command\">gradpruner run --model=model "), "{line}");
+}
+
 #[test]
 fn a_killed_comparison_goes_on() {
     let desk = Desk::new();

@@ -5,12 +5,14 @@ mod charts;
 mod figures;
 mod page;
 mod progress;
+mod remake;
 mod sentence;
 
-use pipeline::{Cell, Comparison, Way};
+use pipeline::{Cell, CompareSettings, Comparison, Way};
 
 pub(crate) use self::page::html;
 pub(crate) use self::progress::Progress;
+use self::remake::{Remake, remake};
 use self::sentence::sentence;
 
 /// A cell in a few words.
@@ -27,7 +29,7 @@ pub(crate) fn cell_text(cell: &Cell) -> String {
 }
 
 /// The comparison as Markdown: for each set and ratio a sentence on the best and a table, then how far criteria agree.
-pub(crate) fn markdown(found: &Comparison) -> String {
+pub(crate) fn markdown(found: &Comparison, settings: &CompareSettings) -> String {
     let mut text = format!("# {} on {}\n", found.model, found.train);
     for (set, name) in found.evals.iter().enumerate() {
         if let Some(warning) = trained_on(found, set) {
@@ -39,6 +41,9 @@ pub(crate) fn markdown(found: &Comparison) -> String {
                 text.push_str(&format!("\n{sentence}\n"));
             }
             text.push_str(&format!("\n{}\n", figures::table(&lines).markdown()));
+            if let Some(Remake { about, command }) = remake(found, settings, &lines, set) {
+                text.push_str(&format!("\n{about}\n\n```sh\n{command}\n```\n"));
+            }
         }
     }
     let matrices = agreement::matrices(found);
@@ -144,9 +149,12 @@ pub(crate) fn terminal(found: &Comparison) -> String {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use clap::Parser;
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::Cli;
+    use crate::commands::Command;
 
     /// A cell: how it is pruned, its seed, and which of ten rows it answers rightly, the rest after them wrongly.
     pub(super) fn cell(way: Option<(&str, &str)>, seed: u64, right: usize) -> Value {
@@ -174,9 +182,26 @@ pub(super) mod tests {
     pub(super) fn comparison(cells: &[Value]) -> Comparison {
         serde_json::from_value(json!({
             "format": "gradpruner-comparison", "version": 1, "model": "m", "train": "t", "evals": ["test"],
-            "rows_trained_on": [0], "cells": cells, "left_out": [],
+            "rows_trained_on": [0], "dtype": "f32", "cells": cells, "left_out": [],
         }))
         .unwrap()
+    }
+
+    /// The settings that `compare` has by these flags.
+    pub(crate) fn settings(flags: &str) -> CompareSettings {
+        let words = format!("gradpruner compare --model m --train t --eval test --out o {flags}");
+        match Cli::try_parse_from(words.split_whitespace()).unwrap().command {
+            Command::Compare(args) => args.settings().unwrap().0,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn html(found: &Comparison) -> String {
+        super::html(found, &settings("--prune 33%"))
+    }
+
+    fn markdown(found: &Comparison) -> String {
+        super::markdown(found, &settings("--prune 33%"))
     }
 
     /// What is said of cells that answer so many of 40 rows; always giving the most frequent answer gets 10.

@@ -14,6 +14,7 @@ mod settings;
 use std::path::Path;
 use std::time::Instant;
 
+use ::finetune::ComputeChoice;
 use checkpoint::Staging;
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +41,8 @@ pub struct Comparison {
     pub evals: Vec<String>,
     /// How many rows of each set were trained on too; the figures are honest at 0.
     pub rows_trained_on: Vec<usize>,
+    /// The type of the products of all cells.
+    pub dtype: ComputeChoice,
     /// The cells that are done; the dense model, fine-tuned alike, among them.
     pub cells: Vec<CellResult>,
     /// The cells that the budget left no time for.
@@ -80,6 +83,7 @@ pub fn compare(
         train: settings.base.train.display().to_string(),
         evals: settings.evals.iter().map(|path| path.display().to_string()).collect(),
         rows_trained_on: rows_trained_on(settings)?,
+        dtype: runner.dtype(),
         cells: Vec::new(),
         left_out: Vec::new(),
     };

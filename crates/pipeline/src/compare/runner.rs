@@ -102,6 +102,11 @@ impl<'a> CellRunner<'a> {
         }
     }
 
+    /// The type of the products of all cells.
+    pub(super) fn dtype(&self) -> ComputeChoice {
+        self.dtype
+    }
+
     /// What is compared.
     pub(super) fn settings(&self) -> &CompareSettings {
         self.settings

@@ -1,7 +1,8 @@
 //! What is compared.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use ::finetune::ComputeChoice;
 use selection::{Repair, Share};
 
 use super::cell::{Cell, Way};
@@ -61,6 +62,17 @@ impl CompareSettings {
             }
         }
         cells
+    }
+
+    /// The settings of a run that makes exactly one of the cells and evaluates it on `eval`, `dtype` being the type of the
+    /// comparison's products.
+    pub fn run_of(&self, cell: &Cell, eval: &Path, dtype: ComputeChoice) -> RunSettings {
+        let mut settings = self.of(cell);
+        settings.compute.dtype = dtype;
+        settings.eval = Some(eval.to_owned());
+        let chosen_by = settings.held_out().is_some();
+        settings.hold_out = settings.hold_out || (!chosen_by && self.held_out().is_some());
+        settings
     }
 
     /// What of the training rows is held out of every cell, since one of them takes it to choose layers by.
