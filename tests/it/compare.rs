@@ -93,7 +93,7 @@ fn models_go_when_no_cell_needs_them() {
     assert_eq!(kept(&desk), [0, 0, 0]);
     let files = fs_err::read_dir(desk.at("c/store")).unwrap();
     let states = files.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let states: Vec<_> = states.filter(|name| name.ends_with(".state")).collect();
+    let states: Vec<_> = states.filter(|name| name.contains(".state")).collect();
     assert!(states.iter().all(|name| name.starts_with("collected-")), "{states:?}");
     // One that keeps them comes to the same.
     let other = command(&format!("{all} --keep-models")).replace("--out c", "--out d");
@@ -135,6 +135,25 @@ fn models_go_when_no_cell_needs_them() {
                 && other["cell"]["finetune"] == cell["cell"]["finetune"]
         });
         assert!(same.unwrap()["seconds_choosing"].as_f64().unwrap() < of("seconds_choosing"));
+    }
+}
+
+/// Repairs are judged and pupils taught alike whether checkpoints are kept, dropped or made again.
+#[test]
+fn judged_and_taught_models_are_the_same_without_their_checkpoints() {
+    for all in [
+        "--prune 2 --methods last,race:last+magnitude --repairs weighted,linear-map --choose 4",
+        "--prune 2 --methods last,magnitude --repairs drop --finetune full --distil 0.5",
+    ] {
+        let desk = Desk::new();
+        let kept = command(&format!("{all} --keep-models")).replace("--out c", "--out d");
+        let found = figures(&desk.json(&command(all)));
+        assert_eq!(figures(&desk.json(&kept)), found, "{all}");
+        assert_eq!(stored(&desk, "pruned-") + stored(&desk, "dense-tuned-"), 0, "{all}");
+        fs_err::copy(desk.at("train.jsonl"), desk.at("more.jsonl")).unwrap();
+        let further = command(all).replace("test.jsonl", "test.jsonl,more.jsonl");
+        assert_eq!(figures(&desk.json(&further)), found, "{all}");
+        assert_eq!(stored(&desk, "pruned-") + stored(&desk, "dense-tuned-"), 0, "{all}");
     }
 }
 

@@ -63,8 +63,8 @@ impl Figure {
 
     /// What one evaluation is judged by, and its value.
     pub(super) fn judging(on: &EvaluatedOn) -> Option<(Self, f64)> {
-        let figures = [Self::Accuracy, Self::RougeL, Self::Perplexity].into_iter();
-        figures.filter_map(|figure| Some((figure, figure.of(on)?))).next()
+        let mut figures = [Self::Accuracy, Self::RougeL, Self::Perplexity].into_iter();
+        figures.find_map(|figure| Some((figure, figure.of(on)?)))
     }
 
     /// A value such that more is better.

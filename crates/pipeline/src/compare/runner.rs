@@ -257,7 +257,7 @@ impl<'a> CellRunner<'a> {
     }
 
     fn size_slot(&self, base: &Base) -> Slot {
-        self.store.slot("size.json", &json!({"base": base.digest}))
+        self.store.slot("size.json", json!({"base": base.digest}))
     }
 }
 
