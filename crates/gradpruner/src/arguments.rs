@@ -94,6 +94,10 @@ pub(crate) struct CellArgs {
     /// Layers that are never pruned: guard (the first 12 % and the last), none, or counts such as first:4,last:1
     #[arg(long, default_value = "guard", help_heading = "Choosing layers")]
     keep: Keep,
+    /// Hold the rows of --choose out of training even where nothing is chosen by them, so that a run trains on what a
+    /// comparison with another criterion does
+    #[arg(long, help_heading = "Choosing layers")]
+    hold_out: bool,
     #[command(flatten)]
     pub(crate) reading: DataArgs,
     #[command(flatten)]
@@ -131,6 +135,7 @@ impl CellArgs {
             seed,
             shard_size,
             keep,
+            hold_out,
             reading,
             refining,
             maps,
@@ -152,6 +157,7 @@ impl CellArgs {
             criterion,
             refine: refining.refine,
             choose: refining.choose,
+            hold_out,
             repair,
             merge,
             density,

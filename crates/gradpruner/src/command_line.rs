@@ -1,5 +1,6 @@
 //! The exact command, as a shell takes it; `command.txt` of a folder keeps those that were given for it.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 
@@ -8,11 +9,13 @@ const FILE: &str = "command.txt";
 
 /// This process's command.
 pub(crate) fn this_command() -> String {
-    let arguments = std::env::args_os().skip(1);
-    let arguments = arguments.map(|argument| argument.to_string_lossy().into_owned());
-    let words: Vec<String> = std::iter::once("gradpruner".to_owned())
-        .chain(arguments.map(|argument| quoted(&argument)))
-        .collect();
+    command_text(std::env::args_os().skip(1))
+}
+
+/// The program with these arguments, as a shell takes it.
+pub(crate) fn command_text(arguments: impl IntoIterator<Item = OsString>) -> String {
+    let arguments = arguments.into_iter().map(|argument| quoted(&argument.to_string_lossy()));
+    let words: Vec<String> = std::iter::once("gradpruner".to_owned()).chain(arguments).collect();
     words.join(" ")
 }
 

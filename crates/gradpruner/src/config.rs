@@ -4,8 +4,13 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use anyhow::Context;
+use clap::Parser;
 use finetune::DistilSettings;
 use pipeline::{EvaluationSettings, RunSettings, TeacherSettings, TrainingSettings};
+
+use crate::Cli;
+use crate::command_line::command_text;
+use crate::commands::Command;
 
 /// The command line with the settings of the run.toml that it names, if it names one, written out as flags. They stand
 /// before what was typed, and of a flag that stands there twice the later wins.
@@ -32,6 +37,33 @@ fn config_of(words: &[OsString]) -> Option<OsString> {
     None
 }
 
+/// The command of a run with these settings, into a folder; flags that say what they would say anyway are left out.
+pub(crate) fn command_of(settings: &RunSettings, out: &str) -> String {
+    let run = || [OsString::from("run")].into_iter();
+    let out = [OsString::from("--out"), OsString::from(out)];
+    let all = flags(settings);
+    let parsed = |flags: &[OsString]| -> Option<RunSettings> {
+        let program = [OsString::from("gradpruner")].into_iter();
+        let words = program.chain(run()).chain(flags.iter().chain(&out).cloned());
+        match Cli::try_parse_from(words).ok()?.command {
+            Command::Run(args) => Some(args.settings().0),
+            _ => None,
+        }
+    };
+    // What the others say by default depends on some of these.
+    let lasting =
+        ["--model=", "--train=", "--prune=", "--criterion=", "--repair=", "--finetune=", "--rank="];
+    let stays = |flag: &&OsString| {
+        flag.to_str().is_none_or(|flag| lasting.iter().any(|name| flag.starts_with(name)))
+    };
+    let few: Vec<OsString> = all.iter().filter(stays).cloned().collect();
+    let usual = parsed(&few).map_or_else(Vec::new, |settings| flags(&settings));
+    let said = all.iter().filter(|flag| stays(flag) || !usual.contains(flag));
+    let short: Vec<OsString> = said.cloned().collect();
+    let flags = if parsed(&short).as_ref() == Some(settings) { short } else { all };
+    command_text(run().chain(flags).chain(out))
+}
+
 /// Settings as the flags of `run` that give them.
 fn flags(settings: &RunSettings) -> Vec<OsString> {
     let RunSettings {
@@ -44,6 +76,7 @@ fn flags(settings: &RunSettings) -> Vec<OsString> {
         criterion,
         refine,
         choose,
+        hold_out,
         repair,
         merge,
         density,
@@ -75,6 +108,7 @@ fn flags(settings: &RunSettings) -> Vec<OsString> {
     flags.set("criterion", criterion);
     flags.set("refine", refine);
     flags.set("choose", choose);
+    flags.switch("hold-out", *hold_out);
     flags.set("repair", repair);
     flags.set("merge", merge);
     flags.set("density", density);
@@ -207,11 +241,7 @@ impl Flags {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
-    use crate::Cli;
-    use crate::commands::Command;
 
     fn parsed(words: Vec<OsString>) -> RunSettings {
         match Cli::try_parse_from(words).unwrap().command {
@@ -230,7 +260,8 @@ mod tests {
         for typed in [
             "gradpruner run --model m --train t.jsonl --prune 3 --out o",
             "gradpruner run --model m --train t.jsonl --eval e.jsonl --ignore-fields a,b --prune 40% --keep first:1 \
-             --criterion greedy --refine swap --choose 5% --repair same-sign --merge 2 --density 0.3 --repair-always --finetune full \
+             --criterion greedy --refine swap --choose 5% --hold-out --repair same-sign --merge 2 --density 0.3 \
+             --repair-always --finetune full \
              --restart --with-dense --save-merged --tensorboard --seed 7 --shard-size 1GB --device cpu --dtype bf16 \
              --memory 8GB --offload --steps 12 --collect-batch 2 --collect-lr 1e-3 --collect-rank 3 --collect-alpha 5 \
              --map-tokens 100 --map-ridge 0.5 --epochs 1.5 --max-steps 9 --batch 3 --accumulate 2 --max-length 99 \
@@ -244,6 +275,30 @@ mod tests {
             let again = head.chain(flags(&settings)).chain(words("--out o")).collect();
             assert_eq!(parsed(again), settings);
         }
+    }
+
+    /// What is printed is short, and is those settings; full fine-tuning has another rate by default than LoRA.
+    #[test]
+    fn a_command_says_what_differs() {
+        let shown = |typed: &str| {
+            let settings = parsed(words(typed));
+            let command = command_of(&settings, "p");
+            assert_eq!(parsed(words(&command)), settings, "{command}");
+            command
+        };
+        assert_eq!(
+            shown("gradpruner run --model m --train t.jsonl --prune 3 --out o"),
+            "gradpruner run --model=m --train=t.jsonl --prune=3 --criterion=igia --repair=linear-map --finetune=lora \
+             --rank=16 --out p"
+        );
+        let full = shown(
+            "gradpruner run --model m --train t.jsonl --prune 3 --finetune full --lr 2e-4 --repair same-sign --merge 2 \
+             --rank 4 --alpha 32 --hold-out --eval e.jsonl --out o",
+        );
+        for part in ["--lr=0.0002", "--merge=2", "--alpha=32", "--hold-out", "--eval=e.jsonl"] {
+            assert!(full.contains(part), "{part}: {full}");
+        }
+        assert!(!full.contains("--epochs"), "{full}");
     }
 
     #[test]

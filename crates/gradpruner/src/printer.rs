@@ -13,12 +13,13 @@ use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::allocator;
-use crate::comparison::cell_text;
+use crate::comparison::{Progress, cell_text};
 use crate::stages::{
     collapsed_text, criteria_text, done_text, figures_text, stage_text, trial_text,
 };
 use crate::texts::{
-    computing_text, fitted_text, needs_text, reconstructed_text, rows_text, scaled_text,
+    comparison_needs_text, computing_text, fitted_text, needs_text, reconstructed_text, rows_text,
+    scaled_text,
 };
 use crate::units::{elapsed_text, layers_text};
 
@@ -54,6 +55,8 @@ pub(crate) struct Printer {
     stage: Option<(Stage, Instant)>,
     /// Whether stages are those of a comparison's cells, which are told of as wholes.
     comparing: bool,
+    /// What is best of the cells so far.
+    compared: Progress,
     /// The rows that were last told of; stages of a run encode the same ones.
     counts: Option<RowCounts>,
     last_line: Instant,
@@ -85,6 +88,7 @@ impl Printer {
             screen,
             stage: None,
             comparing: false,
+            compared: Progress::default(),
             counts: None,
             last_line: Instant::now(),
             told_computing: false,
@@ -181,12 +185,17 @@ impl Printer {
                 self.comparing = true;
                 self.note(&format!("cell {number} of {total}: {}", cell_text(&cell)));
             }
-            Event::CellDone(result) => {
+            Event::ComparisonNeeds(needs) => {
+                self.note(&format!("  needs {}", comparison_needs_text(&needs)));
+            }
+            Event::CellDone(cell) => {
                 clear();
-                for on in &result.evaluations {
+                for on in &cell.result.evaluations {
                     let figures = figures_text(on.after.acc, on.after.perplexity);
                     self.note(&format!("  ✓ {}: {figures}", on.data));
                 }
+                let line = self.compared.line(&cell);
+                self.note(&format!("  {line}"));
             }
             Event::Trying { criteria, pruned } => {
                 clear();

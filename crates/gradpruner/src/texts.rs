@@ -1,10 +1,10 @@
 //! Sentences about what a run computes, needs and reads, which several commands print.
 
 use dataset::RowCounts;
-use pipeline::{Computing, Estimate};
+use pipeline::{ComparisonNeeds, Computing, Estimate};
 use repair::{Cut, FittedRun};
 
-use crate::units::{bytes_text, layers_text, time_text};
+use crate::units::{bytes_text, counted, layers_text, time_text};
 
 /// Seconds of a day.
 const DAY: f64 = 86_400.0;
@@ -101,6 +101,25 @@ pub(crate) fn needs_text(needs: &Estimate) -> String {
     text
 }
 
+/// What a comparison needs, in one line.
+pub(crate) fn comparison_needs_text(needs: &ComparisonNeeds) -> String {
+    let ComparisonNeeds { cells, there, memory_bytes, disk_bytes, seconds, .. } = *needs;
+    let memory = bytes_text(memory_bytes);
+    let free = needs
+        .available_memory_bytes
+        .map_or_else(String::new, |free| format!(" ({} free)", bytes_text(free)));
+    let known = match there {
+        0 => String::new(),
+        _ => format!(", {there} of them there already"),
+    };
+    format!(
+        "about {memory} of memory{free}, at most {} on disk and {}, for {}{known}",
+        bytes_text(disk_bytes),
+        time_text(seconds),
+        counted(cells, "cell"),
+    )
+}
+
 /// What became of rows, in one line.
 pub(crate) fn rows_text(counts: &RowCounts) -> String {
     let RowCounts { rows, examples, cut, left_out, tokens, learned } = counts;
@@ -135,6 +154,24 @@ mod tests {
         );
         computing = Computing { device: "cuda:0".into(), rates: None, ..computing };
         assert_eq!(computing_text(&computing), "in f32 on cuda:0");
+    }
+
+    #[test]
+    fn a_comparison_says_what_it_takes_beyond_what_is_there() {
+        let mut needs = ComparisonNeeds {
+            cells: 13,
+            there: 0,
+            memory_bytes: 2_000_000_000,
+            available_memory_bytes: Some(8_000_000_000),
+            disk_bytes: 3_000_000,
+            seconds: 600.0,
+        };
+        assert_eq!(
+            comparison_needs_text(&needs),
+            "about 2.0 GB of memory (8.0 GB free), at most 3 MB on disk and 10 min, for 13 cells"
+        );
+        needs.there = 4;
+        assert!(comparison_needs_text(&needs).ends_with("for 13 cells, 4 of them there already"));
     }
 
     #[test]

@@ -57,6 +57,8 @@ pub enum PipelineError {
     Unwritable { output: String, source: std::io::Error },
     #[error("{}: not a run's settings: {what}", path.display())]
     RunFile { path: PathBuf, what: String },
+    #[error("{what} cannot be used")]
+    Unusable { what: String, source: Box<PipelineError> },
     #[error("the settings cannot be used: {0}")]
     Settings(String),
 }

@@ -164,14 +164,38 @@ pub fn estimate(
     train: &Sample,
     eval: Option<&Sample>,
 ) -> Result<Estimate> {
-    let (device, compute) = (settings.compute.device, settings.compute.resolve()?);
-    let on_cpu = device.is_cpu()?;
+    foretell(
+        &Foretold { settings, config, train, eval },
+        measured_rates(&settings.compute, config)?,
+    )
+}
+
+/// The rates of products with a model's largest weights, measured here.
+pub(crate) fn measured_rates(
+    compute: &ComputeSettings,
+    config: &ModelConfig,
+) -> Result<ProductRates> {
+    let device = compute.device;
     // Of a large model, a part that says as much in a fraction of the time.
     let weight =
         (config.intermediate_size.min(LARGEST_WEIGHT), config.hidden_size.min(LARGEST_WEIGHT));
     let measured = |compute| Ok::<_, PipelineError>(product_rate(weight, device, compute)?);
-    let rates =
-        ProductRates { bf16: measured(ComputeType::BF16)?, f32: measured(ComputeType::F32)? };
+    Ok(ProductRates { bf16: measured(ComputeType::BF16)?, f32: measured(ComputeType::F32)? })
+}
+
+/// What a run is foretold from.
+pub(crate) struct Foretold<'a> {
+    pub(crate) settings: &'a RunSettings,
+    pub(crate) config: &'a ModelConfig,
+    pub(crate) train: &'a Sample,
+    pub(crate) eval: Option<&'a Sample>,
+}
+
+/// As [`estimate`], at rates that are known.
+pub(crate) fn foretell(of: &Foretold<'_>, rates: ProductRates) -> Result<Estimate> {
+    let Foretold { settings, config, train, eval } = *of;
+    let (device, compute) = (settings.compute.device, settings.compute.resolve()?);
+    let on_cpu = device.is_cpu()?;
     let rate = rates.of(compute) * OF_PRODUCT_RATE;
     let count = match settings.prune {
         Share::Layers(0) => 0, // What fine-tuning alone would take.
@@ -501,7 +525,9 @@ pub(crate) fn require_disk(folder: &Path, needed: u64) -> Result<()> {
         Some(free) if free < needed => {
             let (needed, free) = (bytes_text(needed), bytes_text(free));
             let folder = folder.display();
-            Err(PipelineError::Disk(format!("{folder}: {needed} are needed and {free} are free")))
+            Err(PipelineError::Disk(format!(
+                "{folder}: {needed} are needed and {free} are free; make room, or choose another folder"
+            )))
         }
         _ => Ok(()),
     }
@@ -548,6 +574,15 @@ mod tests {
         };
         let rows = Sample::assumed(32, 1 << 17).examples;
         (config, settings.parse(FinetuneMethod::Lora, 0).unwrap(), rows)
+    }
+
+    #[test]
+    fn a_full_disk_is_refused() {
+        let folder = testkit::temporary_folder();
+        require_disk(folder.path(), 0).unwrap();
+        let refused = require_disk(folder.path(), u64::MAX).unwrap_err().to_string();
+        assert!(refused.starts_with("the disk is too full: "), "{refused}");
+        assert!(refused.ends_with(" are free; make room, or choose another folder"), "{refused}");
     }
 
     #[test]

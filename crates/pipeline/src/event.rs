@@ -6,7 +6,9 @@ use repair::{Cut, FittedRun, Size};
 use selection::{Criterion, Plan, Selection};
 use serde::{Deserialize, Serialize};
 
-use crate::{Cell, CellResult, Computing, Estimate, Fitted, Race, Stability, Trial, Verdict};
+use crate::{
+    Cell, CellDone, ComparisonNeeds, Computing, Estimate, Fitted, Race, Stability, Trial, Verdict,
+};
 
 /// A part of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,8 +130,10 @@ pub enum Event {
         /// Which.
         cell: Cell,
     },
+    /// What a comparison is going to need.
+    ComparisonNeeds(ComparisonNeeds),
     /// A cell is done.
-    CellDone(Box<CellResult>),
+    CellDone(Box<CellDone>),
     /// So many of so many rows are evaluated.
     Rows {
         /// How many are done.

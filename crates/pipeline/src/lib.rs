@@ -28,7 +28,10 @@ mod timing;
 pub use cell::{Candidate, Race, Verdict};
 pub use choice::Choice;
 pub use choosing::Choosing;
-pub use compare::{Cell, CellResult, CompareSettings, Comparison, EvaluatedOn, Way, compare};
+pub use compare::{
+    Cell, CellDone, CellResult, CompareSettings, Comparison, ComparisonNeeds, EvaluatedOn, Way,
+    compare,
+};
 pub use data::{digest_data, read_data};
 pub use error::PipelineError;
 pub use estimate::{Estimate, FasterType, Sample, StageEstimate, estimate};

@@ -302,7 +302,7 @@ impl Run {
             let race = stages.raced(collected)?;
             return Ok(Planned { scores, race, plan: Plan::read(&plan_path)? });
         }
-        let Decision { selection, race, .. } = stages.decide(collected, observe)?;
+        let Decision { selection, race } = stages.decide(collected, observe)?;
         if let Some(scores) = &selection.scores {
             scores.write(&scores_path)?;
         }

@@ -37,6 +37,9 @@ pub struct RunSettings {
     pub refine: Refine,
     /// How many training rows layers are chosen by, if they are chosen by losses; those are not trained on.
     pub choose: HeldOut,
+    /// Hold these rows out of training even where nothing is chosen by them, as where runs are compared with one that does.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hold_out: bool,
     /// What is done to the retained layers before they are fine-tuned.
     pub repair: Repair,
     /// How many of the pruned layers to merge.
@@ -95,7 +98,8 @@ impl RunSettings {
 
     /// What of the training rows is held out.
     pub fn held_out(&self) -> Option<HeldOut> {
-        let wanted = self.criterion.races()
+        let wanted = self.hold_out
+            || self.criterion.races()
             || self.choices().iter().any(Choice::needs_losses)
             || self.repair.needs(RepairNeed::Losses);
         wanted.then_some(self.choose)
@@ -328,6 +332,11 @@ impl TrainingSettings {
             distil.check()?;
         }
         Ok(())
+    }
+
+    /// Whether the dense model, fine-tuned alike, teaches.
+    pub(crate) fn learns_from_dense(&self) -> bool {
+        self.distil.is_some() && self.teacher.is_none()
     }
 
     /// The settings as the engine takes them.

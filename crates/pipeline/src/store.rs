@@ -1,5 +1,6 @@
 //! Results of stages, each found again by the recipe it was made from.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -29,6 +30,9 @@ enum Naming {
 
 /// The folder of notes on results under plain names.
 const NOTES: &str = "stages";
+
+/// What a result is called while it is removed.
+const DISCARDED: &str = ".discarded";
 
 /// A result's place.
 #[derive(Debug, Clone, PartialEq)]
@@ -68,7 +72,7 @@ impl Store {
         }
     }
 
-    /// Whether many cells share it.
+    /// Whether many cells share it, and so each result's path says what it was made from.
     pub(crate) fn is_shared(&self) -> bool {
         self.naming == Naming::Digests
     }
@@ -76,6 +80,20 @@ impl Store {
     /// Whether it is the same as another.
     pub(crate) fn is(&self, other: &Self) -> bool {
         self.folder == other.folder
+    }
+
+    /// Removes a result; its note stays, and says how long it took. Until it is gone it has no name of a result's.
+    pub(crate) fn discard(&self, path: &Path) -> Result<()> {
+        self.sweep()?;
+        match fs_err::rename(path, self.folder.join(DISCARDED)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+            _ => self.sweep(),
+        }
+    }
+
+    /// Removes what a kill has left of a result that was discarded.
+    pub(crate) fn sweep(&self) -> Result<()> {
+        Ok(remove_if_there(&self.folder.join(DISCARDED))?)
     }
 
     /// Removes it and all that is in it.
@@ -235,6 +253,25 @@ mod tests {
         // One that nobody noted anything of is taken as it is.
         fs_err::write(folder.path().join("pruned"), "").unwrap();
         assert!(store.slot("pruned", 1).is_there().unwrap());
+    }
+
+    /// Only the note is left, and the result can be made again.
+    #[test]
+    fn a_result_is_discarded() {
+        let folder = testkit::temporary_folder();
+        let store = Store::of_many(folder.path()).unwrap();
+        let slot = store.slot("pruned", 7);
+        let make = || slot.make(|| Ok(fs_err::create_dir_all(slot.path.join("part"))?)).unwrap();
+        make();
+        store.discard(&slot.path).unwrap();
+        assert!(!slot.is_there().unwrap() && slot.seconds() > 0.0);
+        store.discard(&slot.path).unwrap();
+        // A kill in the middle leaves what the next sweep takes.
+        fs_err::create_dir(folder.path().join(DISCARDED)).unwrap();
+        make();
+        store.sweep().unwrap();
+        let names = fs_err::read_dir(folder.path()).unwrap().count();
+        assert!(names == 2 && slot.is_there().unwrap(), "{names}");
     }
 
     #[test]

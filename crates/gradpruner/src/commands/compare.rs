@@ -51,6 +51,14 @@ pub(crate) struct CompareArgs {
     /// How many seeds
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100))]
     seeds: u64,
+    /// Models to compare with, such as smaller ones of the same family: each fine-tuned alike, from the start and for as
+    /// many steps as the dense model
+    #[arg(long, value_name = "MODEL", value_delimiter = ',')]
+    baseline: Vec<String>,
+    /// Keep the pruned and the tuned checkpoints in the folder's `store`; else each is dropped as soon as no cell to come
+    /// needs it, and made again if a later comparison does
+    #[arg(long)]
+    keep_models: bool,
     /// Time to stay within, such as 30m or 2h; cells left out are listed
     #[arg(long, value_parser = duration)]
     budget: Option<f64>,
@@ -68,57 +76,71 @@ pub(crate) struct CompareArgs {
     cell: CellArgs,
 }
 
+impl CompareArgs {
+    /// What is compared, and the comparison's folder.
+    pub(crate) fn settings(self) -> anyhow::Result<(CompareSettings, PathBuf)> {
+        let Self {
+            model,
+            train,
+            eval,
+            prune,
+            methods,
+            repairs,
+            finetune,
+            seeds,
+            baseline,
+            keep_models,
+            budget,
+            merge,
+            density,
+            out,
+            cell,
+        } = self;
+        if cell.collecting.is_auto() {
+            bail!(
+                "`--steps auto` follows one criterion's choice, and here are several; give a number"
+            );
+        }
+        let trained = without_repeats(finetune);
+        let training = cell.training.clone();
+        let base = cell.settings(CellInputs {
+            model,
+            train,
+            eval: None,
+            prune: prune.first().copied().unwrap_or(Share::Percent(0.0)),
+            criterion: Choosing::By(Criterion::IGIA),
+            planning: PlanSettings { repair: Repair::Drop, merge, density },
+            finetune: trained.first().copied().unwrap_or(FinetuneMethod::Lora),
+        });
+        let settings = CompareSettings {
+            base,
+            baselines: without_repeats(baseline),
+            evals: without_repeats(eval),
+            prunes: without_repeats(prune),
+            criteria: without_repeats(methods),
+            repairs: without_repeats(repairs),
+            trainings: trained
+                .into_iter()
+                .map(|method| (method, training.clone().settings(method)))
+                .collect(),
+            seeds,
+            keep_models,
+            budget_seconds: budget,
+        };
+        Ok((settings, out))
+    }
+}
+
 pub(crate) fn run(args: CompareArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
     interrupt::stop_after_the_step();
-    let CompareArgs {
-        model,
-        train,
-        eval,
-        prune,
-        methods,
-        repairs,
-        finetune,
-        seeds,
-        budget,
-        merge,
-        density,
-        out,
-        cell,
-    } = args;
-    if cell.collecting.is_auto() {
-        bail!("`--steps auto` follows one criterion's choice, and here are several; give a number");
-    }
-    let trained = without_repeats(finetune);
-    let training = cell.training.clone();
-    let base = cell.settings(CellInputs {
-        model,
-        train,
-        eval: None,
-        prune: prune.first().copied().unwrap_or(Share::Percent(0.0)),
-        criterion: Choosing::By(Criterion::IGIA),
-        planning: PlanSettings { repair: Repair::Drop, merge, density },
-        finetune: trained.first().copied().unwrap_or(FinetuneMethod::Lora),
-    });
-    let settings = CompareSettings {
-        base,
-        evals: without_repeats(eval),
-        prunes: without_repeats(prune),
-        criteria: without_repeats(methods),
-        repairs: without_repeats(repairs),
-        trainings: trained
-            .into_iter()
-            .map(|method| (method, training.clone().settings(method)))
-            .collect(),
-        seeds,
-        budget_seconds: budget,
-    };
+    let (settings, out) = args.settings()?;
     let context = || format!("the comparison in `{}` stopped", out.display());
     let found =
         compare(&settings, &out, &mut |event| printer.stage_event(event)).with_context(context)?;
     for (name, text) in [
         ("compare.csv", csv(&found)),
-        ("compare.md", markdown(&found)),
-        ("compare.html", html(&found)),
+        ("compare.md", markdown(&found, &settings)),
+        ("compare.html", html(&found, &settings)),
     ] {
         Staging::write(&out.join(name), text.as_bytes()).with_context(context)?;
     }

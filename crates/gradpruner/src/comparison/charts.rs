@@ -18,11 +18,11 @@ const FAR_APART: f64 = 10.0;
 pub(super) fn curves(ratios: &[(String, Vec<Line<'_>>)]) -> Option<(Figure, String)> {
     let lines = || ratios.iter().flat_map(|(_, lines)| lines);
     let figure = lines().next()?.figure();
-    let dense: Vec<&Line<'_>> = ratios.first()?.1.iter().filter(|line| line.is_dense()).collect();
+    let whole: Vec<&Line<'_>> = ratios.first()?.1.iter().filter(|line| !line.is_pruned()).collect();
     let mut looks = Looks::default();
     let mut series: Vec<Series> = Vec::new();
     for (_, table) in ratios {
-        for line in table.iter().filter(|line| !line.is_dense() && line.figure() == figure) {
+        for line in table.iter().filter(|line| line.is_pruned() && line.figure() == figure) {
             let Some(point) = point_of(line) else { continue };
             let at = series.iter().position(|series| series.name == line.name);
             let at = at.unwrap_or_else(|| {
@@ -50,7 +50,7 @@ pub(super) fn curves(ratios: &[(String, Vec<Line<'_>>)]) -> Option<(Figure, Stri
     if series.is_empty() {
         return None;
     }
-    let levels = levels(&dense, lines().find_map(Line::majority), figure);
+    let levels = levels(&whole, lines().find_map(Line::majority), figure);
     let (x, y) = axes(&series, &levels, figure);
     let title = format!("{} by layers left", figure.name());
     Some((figure, Plot { title, x, y, series, levels, dots: true }.html()))
@@ -90,9 +90,10 @@ fn point_of(line: &Line<'_>) -> Option<Point> {
     Some(Point { x: line.results.first()?.size.num_layers as f64, y: line.value()? })
 }
 
-/// What curves are held to: the dense models, and the most frequent answer.
-fn levels(dense: &[&Line<'_>], majority: Option<f64>, figure: Figure) -> Vec<Level> {
-    let of_dense = dense.iter().filter_map(|line| {
+/// What curves are held to: the dense models and the baselines, whose layers are not this model's, and the most frequent
+/// answer.
+fn levels(whole: &[&Line<'_>], majority: Option<f64>, figure: Figure) -> Vec<Level> {
+    let of_whole = whole.iter().filter_map(|line| {
         let y = line.value()?;
         Some(Level { name: format!("{}, {}", line.name, figure.text(y)), class: "soft", y })
     });
@@ -101,7 +102,7 @@ fn levels(dense: &[&Line<'_>], majority: Option<f64>, figure: Figure) -> Vec<Lev
         class: "floor",
         y,
     });
-    of_dense.chain(of_majority).collect()
+    of_whole.chain(of_majority).collect()
 }
 
 fn axes(series: &[Series], levels: &[Level], figure: Figure) -> (Axis, Axis) {
@@ -163,6 +164,7 @@ pub(super) fn heat_map(found: &Comparison) -> String {
     let num_layers = found
         .cells
         .iter()
+        .filter(|result| result.cell.baseline.is_none())
         .map(|result| result.size.num_layers + result.pruned.len())
         .max()
         .unwrap_or(0);

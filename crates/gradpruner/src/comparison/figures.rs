@@ -4,10 +4,10 @@ use metrics::{sign_test, wilson};
 use pipeline::{CellResult, Comparison, EvaluatedOn, FinetuneMethod};
 
 use crate::table::Table;
-use crate::units::{millions, percent};
+use crate::units::{counted, millions, percent};
 
 /// The columns of a table.
-const HEADINGS: [&str; 9] = [
+const HEADINGS: [&str; 10] = [
     "",
     "layers",
     "accuracy (95 % interval)",
@@ -17,6 +17,7 @@ const HEADINGS: [&str; 9] = [
     "parameters",
     "tokens/s",
     "minutes",
+    "minutes choosing",
 ];
 
 /// A difference with a smaller probability is called one.
@@ -52,6 +53,28 @@ impl Figure {
         }
     }
 
+    /// The same with its name.
+    pub(super) fn named_text(self, value: f64) -> String {
+        match self {
+            Self::Accuracy => format!("accuracy {}", percent(value)),
+            Self::RougeL | Self::Perplexity => self.text(value),
+        }
+    }
+
+    /// What one evaluation is judged by, and its value.
+    pub(super) fn judging(on: &EvaluatedOn) -> Option<(Self, f64)> {
+        let mut figures = [Self::Accuracy, Self::RougeL, Self::Perplexity].into_iter();
+        figures.find_map(|figure| Some((figure, figure.of(on)?)))
+    }
+
+    /// A value such that more is better.
+    pub(super) fn merit(self, value: f64) -> f64 {
+        match self {
+            Self::Accuracy | Self::RougeL => value,
+            Self::Perplexity => -value,
+        }
+    }
+
     fn of(self, on: &EvaluatedOn) -> Option<f64> {
         match self {
             Self::Accuracy => on.after.acc,
@@ -61,7 +84,7 @@ impl Figure {
     }
 }
 
-/// One way to prune or the dense model, over all seeds, on one set.
+/// One way to prune, the dense model or a baseline, over all seeds, on one set.
 pub(super) struct Line<'a> {
     pub(super) name: String,
     /// A result a seed.
@@ -74,7 +97,7 @@ pub(super) struct Line<'a> {
     pub(super) against_dense: Option<f64>,
 }
 
-/// For each ratio its lines, the dense model's first, the others by accuracy or perplexity.
+/// For each ratio its lines: the dense model's first, then those of baselines, then the others by accuracy or perplexity.
 pub(super) fn by_ratio(found: &Comparison, set: usize) -> Vec<(String, Vec<Line<'_>>)> {
     let mut ratios: Vec<String> = Vec::new();
     for way in found.cells.iter().filter_map(|result| result.cell.way.as_ref()) {
@@ -91,11 +114,13 @@ pub(super) fn by_ratio(found: &Comparison, set: usize) -> Vec<(String, Vec<Line<
             if ratio.as_deref() != wanted {
                 continue;
             }
-            let name = match &result.cell.way {
-                None => format!("dense, {}", result.cell.finetune),
-                Some(way) => {
-                    format!("{}, {}, {}", way.criterion, way.repair, result.cell.finetune)
+            let finetune = result.cell.finetune;
+            let name = match (&result.cell.way, &result.cell.baseline) {
+                (None, None) => format!("dense, {finetune}"),
+                (None, Some(model)) => {
+                    format!("{model}, {}, {finetune}", counted(result.size.num_layers, "layer"))
                 }
+                (Some(way), _) => format!("{}, {}, {finetune}", way.criterion, way.repair),
             };
             match lines.iter_mut().find(|line| line.name == name) {
                 Some(line) => {
@@ -116,14 +141,16 @@ pub(super) fn by_ratio(found: &Comparison, set: usize) -> Vec<(String, Vec<Line<
     ratios
         .into_iter()
         .map(|ratio| {
-            let mut lines = lines_of(Some(&ratio));
-            let dense = lines_of(None);
-            for line in &mut lines {
+            let (dense, mut others): (Vec<_>, Vec<_>) =
+                lines_of(None).into_iter().partition(Line::is_dense);
+            let mut pruned = lines_of(Some(&ratio));
+            pruned.sort_by(|x, y| y.merit().total_cmp(&x.merit()));
+            others.append(&mut pruned);
+            for line in &mut others {
                 line.dense = dense.iter().position(|dense| dense.finetune() == line.finetune());
                 line.against_dense = line.dense.and_then(|at| line.test(&dense[at]));
             }
-            lines.sort_by(|x, y| y.merit().total_cmp(&x.merit()));
-            (ratio, dense.into_iter().chain(lines).collect())
+            (ratio, dense.into_iter().chain(others).collect())
         })
         .collect()
 }
@@ -150,11 +177,7 @@ impl Line<'_> {
 
     /// More is better.
     pub(super) fn merit(&self) -> f64 {
-        let value = self.value().map(|value| match self.figure() {
-            Figure::Accuracy | Figure::RougeL => value,
-            Figure::Perplexity => -value,
-        });
-        value.unwrap_or(f64::NEG_INFINITY)
+        self.value().map_or(f64::NEG_INFINITY, |value| self.figure().merit(value))
     }
 
     fn accuracy(&self) -> Option<f64> {
@@ -183,12 +206,16 @@ impl Line<'_> {
         wilson((accuracy * rows as f64).round() as usize, rows)
     }
 
-    fn finetune(&self) -> Option<FinetuneMethod> {
+    pub(super) fn finetune(&self) -> Option<FinetuneMethod> {
         self.results.first().map(|result| result.cell.finetune)
     }
 
     pub(super) fn is_dense(&self) -> bool {
-        self.results.iter().any(|result| result.cell.way.is_none())
+        self.results.iter().any(|result| result.cell.is_dense())
+    }
+
+    pub(super) fn is_pruned(&self) -> bool {
+        self.results.iter().any(|result| result.cell.way.is_some())
     }
 
     /// The sign test against another line over the rows that both answered, each row by how often over the seeds it was
@@ -223,7 +250,9 @@ impl Line<'_> {
             (None, _) => dash(),
         };
         let size = self.results.first().map(|result| result.size);
-        let seconds: f64 = self.results.iter().map(|result| result.seconds).sum();
+        let minutes = |of: fn(&CellResult) -> f64| -> f64 {
+            self.results.iter().map(|result| of(result)).sum::<f64>() / 60.0
+        };
         vec![
             self.name.clone(),
             size.map_or_else(dash, |size| size.num_layers.to_string()),
@@ -238,7 +267,11 @@ impl Line<'_> {
             size.map_or_else(dash, |size| millions(size.parameters, " M")),
             self.mean(|on| Some(on.after.tokens_per_second))
                 .map_or_else(dash, |speed| format!("{speed:.0}")),
-            format!("{:.1}", seconds / 60.0),
+            format!("{:.1}", minutes(|result| result.seconds)),
+            match self.is_pruned() {
+                true => format!("{:.1}", minutes(|result| result.seconds_choosing)),
+                false => dash(),
+            },
         ]
     }
 
@@ -270,10 +303,10 @@ pub(super) fn table(lines: &[Line<'_>]) -> Table {
         headings[2] = Figure::RougeL.name();
     }
     let mut table = Table::new(headings);
-    let best = lines.iter().position(|line| !line.is_dense());
+    let best = lines.iter().position(Line::is_pruned);
     for (at, line) in lines.iter().enumerate() {
-        let class = match (line.is_dense(), Some(at) == best) {
-            (true, _) => "dense",
+        let class = match (line.is_pruned(), Some(at) == best) {
+            (false, _) => "dense",
             // What is no better than one answer for all is not marked as good.
             (_, true) if line.no_better_than_majority().is_none() => "best",
             _ => "",

@@ -4,19 +4,24 @@ mod agreement;
 mod charts;
 mod figures;
 mod page;
+mod progress;
+mod remake;
 mod sentence;
 
-use pipeline::{Cell, Comparison, Way};
+use pipeline::{Cell, CompareSettings, Comparison, Way};
 
 pub(crate) use self::page::html;
+pub(crate) use self::progress::Progress;
+use self::remake::{Remake, remake};
 use self::sentence::sentence;
 
 /// A cell in a few words.
 pub(crate) fn cell_text(cell: &Cell) -> String {
-    let Cell { way, finetune, seed } = cell;
-    let what = match way {
-        None => "dense".to_owned(),
-        Some(Way { prune, criterion, repair }) => {
+    let Cell { way, baseline, finetune, seed } = cell;
+    let what = match (way, baseline) {
+        (None, None) => "dense".to_owned(),
+        (None, Some(model)) => format!("baseline {model}"),
+        (Some(Way { prune, criterion, repair }), _) => {
             format!("{prune} by {criterion}, {repair}")
         }
     };
@@ -24,7 +29,7 @@ pub(crate) fn cell_text(cell: &Cell) -> String {
 }
 
 /// The comparison as Markdown: for each set and ratio a sentence on the best and a table, then how far criteria agree.
-pub(crate) fn markdown(found: &Comparison) -> String {
+pub(crate) fn markdown(found: &Comparison, settings: &CompareSettings) -> String {
     let mut text = format!("# {} on {}\n", found.model, found.train);
     for (set, name) in found.evals.iter().enumerate() {
         if let Some(warning) = trained_on(found, set) {
@@ -36,6 +41,9 @@ pub(crate) fn markdown(found: &Comparison) -> String {
                 text.push_str(&format!("\n{sentence}\n"));
             }
             text.push_str(&format!("\n{}\n", figures::table(&lines).markdown()));
+            if let Some(Remake { about, command }) = remake(found, settings, &lines, set) {
+                text.push_str(&format!("\n{about}\n\n```sh\n{command}\n```\n"));
+            }
         }
     }
     let matrices = agreement::matrices(found);
@@ -70,9 +78,9 @@ fn left_out(found: &Comparison) -> Option<String> {
 
 /// The comparison as CSV, a line a cell and set.
 pub(crate) fn csv(found: &Comparison) -> String {
-    let mut text = "prune,criterion,repair,finetune,seed,data,layers,parameters,flops_per_token,acc,acc_low,\
+    let mut text = "model,prune,criterion,repair,finetune,seed,data,layers,parameters,flops_per_token,acc,acc_low,\
                     acc_high,acc_norm,rouge_l,perplexity_before,perplexity_after,tokens_per_second,peak_memory_bytes,\
-                    seconds,pruned\n"
+                    seconds,seconds_choosing,pruned\n"
         .to_owned();
     for result in &found.cells {
         for on in &result.evaluations {
@@ -81,6 +89,7 @@ pub(crate) fn csv(found: &Comparison) -> String {
             let way = result.cell.way.as_ref();
             let layers: Vec<_> = result.pruned.iter().map(usize::to_string).collect();
             let fields = [
+                quoted(result.cell.baseline.as_ref().unwrap_or(&found.model)),
                 way.map_or_else(|| "0".into(), |way| way.prune.to_string()),
                 way.map_or_else(String::new, |way| way.criterion.to_string()),
                 way.map_or_else(String::new, |way| way.repair.to_string()),
@@ -100,6 +109,7 @@ pub(crate) fn csv(found: &Comparison) -> String {
                 after.tokens_per_second.to_string(),
                 after.peak_memory_bytes.map_or_else(String::new, |bytes| bytes.to_string()),
                 result.seconds.to_string(),
+                result.seconds_choosing.to_string(),
                 layers.join(" "),
             ];
             text.push_str(&format!("{}\n", fields.join(",")));
@@ -139,9 +149,12 @@ pub(crate) fn terminal(found: &Comparison) -> String {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use clap::Parser;
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::Cli;
+    use crate::commands::Command;
 
     /// A cell: how it is pruned, its seed, and which of ten rows it answers rightly, the rest after them wrongly.
     pub(super) fn cell(way: Option<(&str, &str)>, seed: u64, right: usize) -> Value {
@@ -161,7 +174,7 @@ pub(super) mod tests {
             "scores": way.map(|_| [9.0, 8.0, 1.0, 2.0, 7.0, 6.0]),
             "size": {"num_layers": layers, "parameters": 1_000_000 * layers, "flops_per_token": 2, "size_bytes": 4},
             "evaluations": [{"data": "test", "before": report, "after": report, "right": right}],
-            "seconds": 90.0,
+            "seconds": 90.0, "seconds_choosing": 15.0,
         })
     }
 
@@ -169,9 +182,26 @@ pub(super) mod tests {
     pub(super) fn comparison(cells: &[Value]) -> Comparison {
         serde_json::from_value(json!({
             "format": "gradpruner-comparison", "version": 1, "model": "m", "train": "t", "evals": ["test"],
-            "rows_trained_on": [0], "cells": cells, "left_out": [],
+            "rows_trained_on": [0], "dtype": "f32", "cells": cells, "left_out": [],
         }))
         .unwrap()
+    }
+
+    /// The settings that `compare` has by these flags.
+    pub(crate) fn settings(flags: &str) -> CompareSettings {
+        let words = format!("gradpruner compare --model m --train t --eval test --out o {flags}");
+        match Cli::try_parse_from(words.split_whitespace()).unwrap().command {
+            Command::Compare(args) => args.settings().unwrap().0,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn html(found: &Comparison) -> String {
+        super::html(found, &settings("--prune 33%"))
+    }
+
+    fn markdown(found: &Comparison) -> String {
+        super::markdown(found, &settings("--prune 33%"))
     }
 
     /// What is said of cells that answer so many of 40 rows; always giving the most frequent answer gets 10.
@@ -209,6 +239,47 @@ pub(super) mod tests {
         assert!(html(&found).contains("class=\"best\""));
     }
 
+    /// A baseline has a line of its own below the dense model, and the best is held to it.
+    #[test]
+    fn a_baseline_stands_beside_the_ways() {
+        let mut baseline = cell(None, 0, 20);
+        baseline["cell"]["baseline"] = "m, small".into();
+        baseline["size"]["num_layers"] = 3.into();
+        let cells = [
+            cell(None, 0, 36),
+            baseline,
+            cell(Some(("33%", "igia")), 0, 34),
+            cell(Some(("33%", "bi")), 0, 12),
+        ];
+        let found = comparison(&cells);
+        let (_, lines) = figures::by_ratio(&found, 0).remove(0);
+        let names: Vec<&str> = lines.iter().map(|line| line.name.as_str()).collect();
+        let expected =
+            ["dense, lora", "m, small, 3 layers, lora", "igia, drop, lora", "bi, drop, lora"];
+        assert_eq!(names, expected);
+        // 14 rows are answered better, none worse: 2 / 2¹⁴.
+        let sentence = sentence(&lines).unwrap();
+        assert!(
+            sentence.ends_with(
+                "It is better beyond noise than the baseline m, small, 3 layers, lora (50.0 %)."
+            ),
+            "{sentence}"
+        );
+        let row = terminal(&found);
+        let row = row.lines().find(|line| line.starts_with("m, small, 3 layers, lora")).unwrap();
+        assert!(
+            row.contains("50.0 % (35.2 – 64.8 %)") && row.contains("−40.0, p < 0.001"),
+            "{row}"
+        );
+        assert!(csv(&found).contains("\n\"m, small\",0,,,lora,0,test,3,"), "{}", csv(&found));
+        let page = html(&found);
+        assert!(
+            page.contains("m, small, 3 layers, lora, 50.0 %")
+                && page.matches("class=\"best\"").count() == 1
+        );
+        assert_eq!(cell_text(&found.cells[1].cell), "baseline m, small, lora, seed 0");
+    }
+
     #[test]
     fn where_all_ways_are_alike_none_is_the_best() {
         assert_eq!(
@@ -229,10 +300,12 @@ pub(super) mod tests {
         let text = terminal(&found);
         // Mean of 85 and 75 %; two seeds of 90 s. Six rows are answered worse over the seeds, none better: 2 / 2⁶.
         let igia = text.lines().find(|line| line.starts_with("igia, drop")).unwrap();
-        for part in ["80.0 %", "75.0 – 85.0 % (2)", "(65.2 – 89.5 %)", "−10.0, p = 0.031", "3.0"]
-        {
+        for part in ["80.0 %", "75.0 – 85.0 % (2)", "(65.2 – 89.5 %)", "−10.0, p = 0.031"] {
             assert!(igia.contains(part), "{part}: {igia}");
         }
+        // Minutes of both seeds, and those of choosing.
+        let last: Vec<&str> = igia.split_whitespace().rev().take(2).collect();
+        assert_eq!(last, ["0.5", "3.0"]);
         assert!(text.contains("igia            ·  2/2, τ 1.00"), "{text}");
         assert!(markdown(&found).contains("| bi | 2/2, τ 1.00 | · |"));
         found.rows_trained_on = vec![7];

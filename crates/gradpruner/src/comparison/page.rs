@@ -1,13 +1,15 @@
 //! The comparison on one self-contained page.
 
-use pipeline::Comparison;
+use pipeline::{CompareSettings, Comparison};
 
-use super::{AGREEMENT, agreement, charts, figures, left_out, sentence, trained_on};
+use super::{
+    AGREEMENT, Remake, agreement, charts, figures, left_out, remake, sentence, trained_on,
+};
 use crate::page::{escape, page};
 use crate::units::counted;
 
 /// The page.
-pub(crate) fn html(found: &Comparison) -> String {
+pub(crate) fn html(found: &Comparison, settings: &CompareSettings) -> String {
     let title = format!("Ways to prune {}", short(&found.model));
     let mut body = format!(
         "<h1>{}</h1><p class=\"soft\">{}, trained on {}; {}, all on the same rows.</p>",
@@ -19,8 +21,8 @@ pub(crate) fn html(found: &Comparison) -> String {
     if let Some(left_out) = left_out(found) {
         body.push_str(&format!("<p class=\"warning\">{}</p>", escape(&left_out)));
     }
-    for (set, name) in found.evals.iter().enumerate() {
-        body.push_str(&evaluated_on(found, set, name));
+    for set in 0..found.evals.len() {
+        body.push_str(&evaluated_on(found, settings, set));
     }
     body.push_str(&format!(
         "<h2>Which layers go</h2><p class=\"note\">A row for each ratio and criterion, a column for each layer; the \
@@ -41,8 +43,8 @@ pub(crate) fn html(found: &Comparison) -> String {
 }
 
 /// What came out on one set.
-fn evaluated_on(found: &Comparison, set: usize, name: &str) -> String {
-    let name = escape(name);
+fn evaluated_on(found: &Comparison, settings: &CompareSettings, set: usize) -> String {
+    let name = escape(&found.evals[set]);
     let ratios = figures::by_ratio(found, set);
     let mut html = String::new();
     for (ratio, lines) in &ratios {
@@ -54,12 +56,20 @@ fn evaluated_on(found: &Comparison, set: usize, name: &str) -> String {
             html.push_str(&format!("<p class=\"sentence\">{}</p>", escape(&sentence)));
         }
         html.push_str(&figures::table(lines).html());
+        if let Some(Remake { about, command }) = remake(found, settings, lines, set) {
+            html.push_str(&format!(
+                "<p class=\"note\">{}</p><pre class=\"command\">{}</pre>",
+                escape(&about),
+                escape(&command)
+            ));
+        }
     }
     if !ratios.is_empty() {
         html.push_str(
             "<p class=\"note\">Accuracy is the mean over seeds, its interval Wilson's at 95 %; beside it the worst and the \
              best seed. The test against the dense model is the exact sign test over the same rows (of one seed, \
-             McNemar's): with p below 0.05 they differ beyond noise. Minutes are of all stages that a cell needs, those it shares with others among them.</p>",
+             McNemar's): with p below 0.05 they differ beyond noise. Minutes are of all stages that a cell needs, those it shares with others among them; those of \
+             choosing are spent beyond the training: to choose layers, to repair, and in a race on those that lost.</p>",
         );
     }
     if let Some((figure, curves)) = charts::curves(&ratios) {

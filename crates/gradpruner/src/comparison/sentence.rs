@@ -5,7 +5,7 @@ use super::figures::{Line, SIGNIFICANT};
 /// Which line of a table is the best, and whether it differs from the dense model and from the next. Where it may be no
 /// better than always giving the most frequent answer, that comes first.
 pub(super) fn sentence(lines: &[Line<'_>]) -> Option<String> {
-    let mut pruned = lines.iter().filter(|line| !line.is_dense());
+    let mut pruned = lines.iter().filter(|line| line.is_pruned());
     let best = pruned.next()?;
     let shown = |line: &Line<'_>| match line.value() {
         Some(value) => format!("{} ({})", line.name, line.figure().text(value)),
@@ -28,12 +28,7 @@ pub(super) fn sentence(lines: &[Line<'_>]) -> Option<String> {
         None => format!("Best: {}", shown(best)),
     };
     if let (Some(dense), Some(p)) = (best.dense.and_then(|at| lines.get(at)), best.against_dense) {
-        let how = match p < SIGNIFICANT {
-            true if best.merit() < dense.merit() => "worse beyond noise than",
-            true => "better beyond noise than",
-            false => "within noise of",
-        };
-        text.push_str(&format!(", {how} {}", shown(dense)));
+        text.push_str(&format!(", {} {}", against(best, dense, p), shown(dense)));
     }
     if let Some(next) = others.first() {
         text.push_str(&match best.test(next) {
@@ -45,5 +40,21 @@ pub(super) fn sentence(lines: &[Line<'_>]) -> Option<String> {
         });
     }
     text.push('.');
+    let is_baseline = |line: &&Line<'_>| !line.is_dense() && !line.is_pruned();
+    for baseline in lines.iter().filter(is_baseline) {
+        if let Some(p) = best.test(baseline).filter(|_| baseline.finetune() == best.finetune()) {
+            let how = against(best, baseline, p);
+            text.push_str(&format!(" It is {how} the baseline {}.", shown(baseline)));
+        }
+    }
     Some(text)
+}
+
+/// How one line stands to another that differs from it by chance with probability `p`.
+fn against(line: &Line<'_>, other: &Line<'_>, p: f64) -> &'static str {
+    match p < SIGNIFICANT {
+        true if line.merit() < other.merit() => "worse beyond noise than",
+        true => "better beyond noise than",
+        false => "within noise of",
+    }
 }

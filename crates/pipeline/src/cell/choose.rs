@@ -11,13 +11,6 @@ use crate::stage::{LossesOf, with_losses};
 use crate::store::Slot;
 use crate::{Done, Event, Result, Stage};
 
-/// Layers chosen, and where that is written.
-#[derive(Debug, Clone)]
-pub(crate) struct Chosen {
-    pub(crate) selection: Selection,
-    pub(crate) slot: Slot,
-}
-
 impl Stages<'_> {
     /// Chooses the layers that go, of all repairs alike: what is done to the others has no part in it.
     pub(crate) fn choose(
@@ -25,16 +18,11 @@ impl Stages<'_> {
         criterion: Criterion,
         collected: &CollectedSlots,
         observe: &mut dyn FnMut(Event),
-    ) -> Result<Chosen> {
+    ) -> Result<Selection> {
         let choice = self.settings.choice_by(criterion);
-        let recipe = json!({
-            "common": self.common(), "record": collected.record.digest, "criterion": choice.criterion,
-            "prune": choice.prune, "keep": choice.keep, "refine": choice.refine,
-            "max_tokens": choice.needs_losses().then_some(self.settings.training.max_tokens),
-        });
-        let slot = self.store.slot("selection.json", &recipe);
+        let slot = self.selection_slot(criterion, collected);
         if found(Stage::Score, &slot, observe)? {
-            return Ok(Chosen { selection: read_json(&slot.path)?, slot });
+            return Ok(read_json(&slot.path)?);
         }
         let (record, model) =
             (Record::open(&collected.record.path)?, Checkpoint::open(self.model)?);
@@ -56,6 +44,27 @@ impl Stages<'_> {
         })?;
         let done = Done::Chosen { criterion, selection: selection.clone() };
         observe(Event::Done(Stage::Score, done));
-        Ok(Chosen { selection, slot })
+        Ok(selection)
+    }
+
+    /// Where a criterion's choice lies, or will.
+    pub(crate) fn selection_slot(&self, criterion: Criterion, collected: &CollectedSlots) -> Slot {
+        let choice = self.settings.choice_by(criterion);
+        let recipe = json!({
+            "common": self.common(), "record": collected.record.digest, "criterion": choice.criterion,
+            "prune": choice.prune, "keep": choice.keep, "refine": choice.refine,
+            "max_tokens": choice.needs_losses().then_some(self.settings.training.max_tokens),
+        });
+        self.store.slot("selection.json", &recipe)
+    }
+
+    /// A criterion's choice, if it has been made.
+    pub(crate) fn chosen(
+        &self,
+        criterion: Criterion,
+        collected: &CollectedSlots,
+    ) -> Result<Option<Selection>> {
+        let slot = self.selection_slot(criterion, collected);
+        Ok(slot.is_there()?.then(|| read_json(&slot.path)).transpose()?)
     }
 }

@@ -36,18 +36,8 @@ impl Stages<'_> {
         observe: &mut dyn FnMut(Event),
     ) -> Result<Evaluated> {
         let Subject { base, tuned } = subject;
-        let (stage, kind) = match (base.origin.len() == self.num_layers, tuned.is_some()) {
-            (true, false) => (Stage::EvaluateDense, "evaluations/evaluate-dense.json"),
-            (true, true) => (Stage::EvaluateDenseTuned, "evaluations/evaluate-dense-tuned.json"),
-            (false, false) => (Stage::EvaluatePruned, "evaluations/evaluate-pruned.json"),
-            (false, true) => (Stage::EvaluateTuned, "evaluations/evaluate-tuned.json"),
-        };
-        let RunSettings { evaluation, compute, ignore_fields, finetune, .. } = self.settings;
-        let recipe = json!({
-            "base": base.digest, "tuned": tuned.map(|slot| &slot.digest), "data": data.digest,
-            "dtype": compute.dtype, "evaluation": evaluation, "ignore_fields": ignore_fields,
-        });
-        let slot = self.store.slot(kind, &recipe);
+        let RunSettings { evaluation, finetune, .. } = self.settings;
+        let (stage, slot) = self.evaluation(subject, data);
         if found(stage, &slot, observe)? {
             return Ok(read_json(&slot.path)?);
         }
@@ -65,5 +55,22 @@ impl Stages<'_> {
         })?;
         observe(Event::Done(stage, Done::Evaluated(Box::new(found.report.clone()))));
         Ok(found)
+    }
+
+    /// An evaluation's stage, and where its result lies, or will.
+    pub(crate) fn evaluation(&self, subject: Subject<'_>, data: TestSet<'_>) -> (Stage, Slot) {
+        let Subject { base, tuned } = subject;
+        let (stage, kind) = match (base.origin.len() == self.num_layers, tuned.is_some()) {
+            (true, false) => (Stage::EvaluateDense, "evaluations/evaluate-dense.json"),
+            (true, true) => (Stage::EvaluateDenseTuned, "evaluations/evaluate-dense-tuned.json"),
+            (false, false) => (Stage::EvaluatePruned, "evaluations/evaluate-pruned.json"),
+            (false, true) => (Stage::EvaluateTuned, "evaluations/evaluate-tuned.json"),
+        };
+        let RunSettings { evaluation, compute, ignore_fields, .. } = self.settings;
+        let recipe = json!({
+            "base": base.digest, "tuned": tuned.map(|slot| &slot.digest), "data": data.digest,
+            "dtype": compute.dtype, "evaluation": evaluation, "ignore_fields": ignore_fields,
+        });
+        (stage, self.store.slot(kind, &recipe))
     }
 }

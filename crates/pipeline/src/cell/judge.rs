@@ -61,8 +61,16 @@ impl Stages<'_> {
         matches!(slot.is_there(), Ok(true)).then(|| read_json(&slot.path).ok()).flatten()
     }
 
+    /// Seconds that judging a plan's repair took, with what was fitted for a repair that is not carried out.
+    pub(super) fn judged_in(&self, collected: &CollectedSlots, plan: &Plan) -> f64 {
+        let judged = self.verdict_slot(collected, plan).map_or(0.0, |slot| slot.seconds());
+        let is_kept = self.verdict(collected, plan).is_none_or(|verdict| verdict.kept);
+        let fitted = self.fitted(collected, plan).filter(|_| !is_kept);
+        judged + fitted.map_or(0.0, |slot| slot.seconds())
+    }
+
     /// Judges a plan's repair on the rows that losses are computed on, if it has one.
-    pub(super) fn judge(
+    pub(crate) fn judge(
         &self,
         collected: &CollectedSlots,
         plan: &Plan,
@@ -72,8 +80,10 @@ impl Stages<'_> {
         let always = self.settings.repair_always;
         // A run's checkpoint that is there was not judged, or is of a plan that was edited since; its recipe says which.
         let is_judged = matches!(slot.is_there(), Ok(true));
-        let is_one = !self.store.is_shared();
-        if is_one && !is_judged && self.pruning(collected, plan).pruned.path.exists() {
+        if !is_judged
+            && !self.store.is_shared()
+            && self.pruning(collected, plan).pruned.path.exists()
+        {
             return Ok(());
         }
         slot.clear_other()?; // That of a plan that was edited since is of no use.

@@ -22,8 +22,8 @@ use serde_json::{Value, json};
 pub(crate) use collect::CollectedSlots;
 pub(crate) use evaluate::{Subject, TestSet};
 pub use judge::Verdict;
-pub(crate) use race::Decision;
 pub use race::{Candidate, Race};
+pub(crate) use race::{DecidedIn, Decision};
 
 use crate::log::LogTargets;
 use crate::stage::{StageContext, StateOf};
@@ -70,7 +70,7 @@ pub(crate) struct Base {
     pub(crate) origin: Vec<usize>,
     /// What its repair does to what is lost, if it has one.
     pub(crate) verdict: Option<Verdict>,
-    /// Seconds it took to choose, fit and prune.
+    /// Seconds it took to fit, judge and prune.
     pub(crate) seconds: f64,
 }
 

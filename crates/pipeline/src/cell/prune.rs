@@ -51,7 +51,9 @@ impl Stages<'_> {
     /// The pruned model of a plan, whether it is there or not.
     pub(crate) fn base(&self, collected: &CollectedSlots, plan: &Plan) -> Base {
         let PruningSlots { fitted, pruned } = self.pruning(collected, plan);
-        let seconds = pruned.seconds() + fitted.as_ref().map_or(0.0, Slot::seconds);
+        let seconds = pruned.seconds()
+            + fitted.as_ref().map_or(0.0, Slot::seconds)
+            + self.judged_in(collected, plan);
         let (origin, verdict) = (plan.retained(), self.verdict(collected, plan));
         Base { folder: pruned.path, digest: pruned.digest, origin, verdict, seconds }
     }

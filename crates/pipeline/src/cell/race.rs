@@ -46,8 +46,15 @@ pub(crate) struct Decision {
     pub(crate) selection: Selection,
     /// `None` if one criterion chose.
     pub(crate) race: Option<Race>,
-    /// Seconds it took.
-    pub(crate) seconds: f64,
+}
+
+/// Seconds that a decision took when it was made.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct DecidedIn {
+    /// To choose layers, and to prune and try out what did not win.
+    pub(crate) choosing: f64,
+    /// The winner's trials, which are the beginning of its training.
+    pub(crate) training: f64,
 }
 
 /// A candidate under way.
@@ -68,9 +75,8 @@ impl Stages<'_> {
         observe: &mut dyn FnMut(Event),
     ) -> Result<Decision> {
         if let Some(criterion) = self.settings.criterion.criterion() {
-            let chosen = self.choose(criterion, collected, observe)?;
-            let seconds = chosen.slot.seconds();
-            return Ok(Decision { selection: chosen.selection, race: None, seconds });
+            let selection = self.choose(criterion, collected, observe)?;
+            return Ok(Decision { selection, race: None });
         }
         let slot = self.race_slot(collected);
         let scratch = self.store.scratch("race")?;
@@ -87,7 +93,34 @@ impl Stages<'_> {
         let plan = self.plan_of(&race.selection)?;
         self.adopt(&within, collected, &plan)?;
         let selection = race.selection.clone();
-        Ok(Decision { selection, race: Some(race), seconds: slot.seconds() })
+        Ok(Decision { selection, race: Some(race) })
+    }
+
+    /// How long a decision took, by the notes on all that it was made from.
+    pub(crate) fn decided_in(
+        &self,
+        collected: &CollectedSlots,
+        decision: &Decision,
+    ) -> Result<DecidedIn> {
+        let criteria = self.settings.criterion.criteria().into_iter();
+        let choices = criteria.map(|one| self.selection_slot(one, collected).seconds());
+        let mut took = DecidedIn { choosing: choices.sum(), training: 0.0 };
+        let candidates = decision.race.iter().flat_map(|race| &race.candidates);
+        for (place, candidate) in candidates.enumerate() {
+            let Some(&criterion) = candidate.criteria.first() else { continue };
+            let Some(selection) = self.chosen(criterion, collected)? else { continue };
+            let base = self.base(collected, &self.plan_of(&selection)?);
+            let tuned = self.tuned(collected, &base);
+            let rounds = (1..=candidate.trials.len()).map(Until::Round);
+            let quarter = (self.settings.criterion == Choosing::Auto).then_some(Until::Quarter);
+            let trials: f64 =
+                rounds.chain(quarter).map(|until| self.trial_slot(&tuned, until).seconds()).sum();
+            match place {
+                0 => took.training += trials,
+                _ => took.choosing += trials + base.seconds,
+            }
+        }
+        Ok(took)
     }
 
     /// How the race came out, if there was one and it is done.
@@ -163,7 +196,7 @@ impl Stages<'_> {
         let mut found: Vec<(Candidate, Selection)> = Vec::new();
         for criterion in self.settings.criterion.criteria() {
             let selection = match self.choose(criterion, collected, observe) {
-                Ok(chosen) => chosen.selection,
+                Ok(selection) => selection,
                 // Such as one that takes layers in a row, where the guard leaves none.
                 Err(PipelineError::Selection(
                     error @ (SelectionError::Keep(_) | SelectionError::Share(_)),

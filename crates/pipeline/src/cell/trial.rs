@@ -25,8 +25,7 @@ impl Stages<'_> {
         observe: &mut dyn FnMut(Event),
     ) -> Result<Trial> {
         let tuned = self.tuned(collected, base);
-        let recipe = json!({"tuned": tuned.digest, "until": until, "look": self.looking()});
-        let slot = self.store.slot("trial.json", recipe);
+        let slot = self.trial_slot(&tuned, until);
         slot.clear_other()?; // That of a plan that was edited since is of no use.
         if slot.is_there()? {
             return Ok(read_json(&slot.path)?);
@@ -51,6 +50,12 @@ impl Stages<'_> {
             write_json(&slot.path, &found)?;
             Ok(found)
         })
+    }
+
+    /// Where it lies how a model stood, or will.
+    pub(super) fn trial_slot(&self, tuned: &Slot, until: Until) -> Slot {
+        let recipe = json!({"tuned": tuned.digest, "until": until, "look": self.looking()});
+        self.store.slot("trial.json", recipe)
     }
 
     /// What of the settings a look at a model depends on.

@@ -5,19 +5,27 @@
 //! cell costs only itself, and a comparison that was killed goes on.
 
 mod cell;
+mod inputs;
+mod models;
+mod needs;
+mod runner;
 mod settings;
 
 use std::path::Path;
 use std::time::Instant;
 
+use ::finetune::ComputeChoice;
 use checkpoint::Staging;
 use serde::{Deserialize, Serialize};
 
 pub use cell::{Cell, CellResult, EvaluatedOn, Way};
+pub use needs::ComparisonNeeds;
 pub use settings::CompareSettings;
 
-use self::cell::CellRunner;
+use self::models::LeftModels;
+use self::runner::CellRunner;
 use crate::data::rows_in_common;
+use crate::estimate::require_disk;
 use crate::{Event, Result, RunSettings};
 
 /// What a comparison found; `compare.json` holds it.
@@ -33,18 +41,33 @@ pub struct Comparison {
     pub evals: Vec<String>,
     /// How many rows of each set were trained on too; the figures are honest at 0.
     pub rows_trained_on: Vec<usize>,
+    /// The type of the products of all cells.
+    pub dtype: ComputeChoice,
     /// The cells that are done; the dense model, fine-tuned alike, among them.
     pub cells: Vec<CellResult>,
     /// The cells that the budget left no time for.
     pub left_out: Vec<Cell>,
 }
 
+/// A cell that is done, and how far the comparison is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CellDone {
+    /// What it came to.
+    pub result: CellResult,
+    /// How many cells are done.
+    pub done: usize,
+    /// Of how many.
+    pub total: usize,
+    /// Seconds that those to come will take if they take as long as those made here; `None` before one is made.
+    pub seconds_left: Option<f64>,
+}
+
 /// Computes every cell that is not there yet, one seed of everything before the second, and writes `compare.json`
-/// after each.
+/// after each. What later cells need of the pruned checkpoints stays as long as they need it.
 ///
 /// # Errors
 ///
-/// If a stage fails, or another process has the folder.
+/// If what is compared cannot be used, the disk is too small, a stage fails, or another process has the folder.
 pub fn compare(
     settings: &CompareSettings,
     folder: &Path,
@@ -60,9 +83,23 @@ pub fn compare(
         train: settings.base.train.display().to_string(),
         evals: settings.evals.iter().map(|path| path.display().to_string()).collect(),
         rows_trained_on: rows_trained_on(settings)?,
+        dtype: runner.dtype(),
         cells: Vec::new(),
         left_out: Vec::new(),
     };
+    let there: Vec<bool> = cells.iter().map(|cell| runner.has(cell)).collect::<Result<_>>()?;
+    let to_make = |from: usize| -> Vec<&Cell> {
+        let cells = cells.iter().zip(&there).skip(from);
+        cells.filter(|(_, there)| !**there).map(|(cell, _)| cell).collect()
+    };
+    let missing = to_make(0);
+    if !missing.is_empty() {
+        let needs = runner.needs(&missing, cells.len())?;
+        require_disk(folder, needs.disk_bytes)?;
+        observe(Event::ComparisonNeeds(needs));
+    }
+    let (mut made, mut seconds_made) = (0_u32, 0.0);
+    let mut left = LeftModels::new(runner.store(), settings.keep_models);
     let mut longest = 0.0_f64;
     for (number, cell) in cells.iter().enumerate() {
         let elapsed = started.elapsed().as_secs_f64();
@@ -70,7 +107,7 @@ pub fn compare(
         // one takes.
         if settings.budget_seconds.is_some_and(|budget| elapsed + longest > budget)
             && !found.cells.is_empty()
-            && !runner.has(cell)?
+            && !there[number]
         {
             found.left_out.push(cell.clone());
             continue;
@@ -78,11 +115,29 @@ pub fn compare(
         observe(Event::Cell { number: number + 1, total: cells.len(), cell: cell.clone() });
         let begun = Instant::now();
         let result = runner.run(cell, observe)?;
-        longest = longest.max(begun.elapsed().as_secs_f64());
-        observe(Event::CellDone(Box::new(result.clone())));
-        found.cells.push(result);
+        let took = begun.elapsed().as_secs_f64();
+        longest = longest.max(took);
+        if !there[number] {
+            made += 1;
+            seconds_made += took;
+        }
+        found.cells.push(result.clone());
+        let to_come = to_make(number + 1).len() as f64;
+        let seconds_left = (made > 0).then(|| to_come * seconds_made / f64::from(made));
+        let within = |seconds: f64| match settings.budget_seconds {
+            Some(budget) => seconds.min((budget - started.elapsed().as_secs_f64()).max(0.0)),
+            None => seconds,
+        };
+        observe(Event::CellDone(Box::new(CellDone {
+            result,
+            done: found.cells.len(),
+            total: cells.len(),
+            seconds_left: seconds_left.map(within),
+        })));
         write(&found, folder)?;
+        left.add(runner.left_by(cell)?, &to_make(number + 1))?;
     }
+    left.drop_all_but(&[])?;
     write(&found, folder)?;
     Ok(found)
 }

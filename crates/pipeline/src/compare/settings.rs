@@ -1,17 +1,21 @@
 //! What is compared.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use ::finetune::ComputeChoice;
 use selection::{Repair, Share};
 
 use super::cell::{Cell, Way};
-use crate::{Choosing, FinetuneMethod, RunSettings, TrainingSettings};
+use crate::{Choosing, FinetuneMethod, HeldOut, RunSettings, TrainingSettings};
 
 /// What a comparison does, and with what.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CompareSettings {
     /// All that the cells have in common. What the lists below say stands there for nothing.
     pub base: RunSettings,
+    /// Models to compare with, smaller ones of the same family say: each fine-tuned alike, from the start and for as many
+    /// steps as the dense model.
+    pub baselines: Vec<String>,
     /// Sets to evaluate on.
     pub evals: Vec<PathBuf>,
     /// How much to prune.
@@ -24,18 +28,26 @@ pub struct CompareSettings {
     pub trainings: Vec<(FinetuneMethod, TrainingSettings)>,
     /// How many seeds, counted on from the base's.
     pub seeds: u64,
+    /// Keep the pruned and the tuned checkpoints; else each goes as soon as no cell to come needs it.
+    pub keep_models: bool,
     /// Seconds to stay within.
     pub budget_seconds: Option<f64>,
 }
 
 impl CompareSettings {
     /// Every cell, in the order that makes the table useful whenever it stops: a seed after the other, the dense model
-    /// first, the smallest ratio next.
+    /// first, baselines next, then the ratios.
     pub fn cells(&self) -> Vec<Cell> {
         let mut cells = Vec::new();
         for seed in self.base.seed..self.base.seed + self.seeds {
             for &(finetune, _) in &self.trainings {
-                cells.push(Cell { way: None, finetune, seed });
+                cells.push(Cell { way: None, baseline: None, finetune, seed });
+            }
+            for baseline in &self.baselines {
+                for &(finetune, _) in &self.trainings {
+                    let baseline = Some(baseline.clone());
+                    cells.push(Cell { way: None, baseline, finetune, seed });
+                }
             }
             for &prune in &self.prunes {
                 for &repair in &self.repairs {
@@ -43,13 +55,29 @@ impl CompareSettings {
                         for &(finetune, _) in &self.trainings {
                             let criterion = criterion.clone();
                             let way = Some(Way { prune, criterion, repair });
-                            cells.push(Cell { way, finetune, seed });
+                            cells.push(Cell { way, baseline: None, finetune, seed });
                         }
                     }
                 }
             }
         }
         cells
+    }
+
+    /// The settings of a run that makes exactly one of the cells and evaluates it on `eval`, `dtype` being the type of the
+    /// comparison's products.
+    pub fn run_of(&self, cell: &Cell, eval: &Path, dtype: ComputeChoice) -> RunSettings {
+        let mut settings = self.of(cell);
+        settings.compute.dtype = dtype;
+        settings.eval = Some(eval.to_owned());
+        let chosen_by = settings.held_out().is_some();
+        settings.hold_out = settings.hold_out || (!chosen_by && self.held_out().is_some());
+        settings
+    }
+
+    /// What of the training rows is held out of every cell, since one of them takes it to choose layers by.
+    pub(crate) fn held_out(&self) -> Option<HeldOut> {
+        self.cells().iter().find_map(|cell| self.of(cell).held_out())
     }
 
     /// The settings of one cell, as a run has them.
@@ -63,6 +91,11 @@ impl CompareSettings {
         if let Some(Way { prune, criterion, repair }) = &cell.way {
             (settings.prune, settings.repair) = (*prune, *repair);
             settings.criterion.clone_from(criterion);
+        }
+        if let Some(model) = &cell.baseline {
+            settings.model.clone_from(model);
+            // No steps are collected on it, so it trains all of them.
+            settings.restart = true;
         }
         settings.merge = match settings.repair.merges() {
             // Which layers it merges is its own affair.
