@@ -11,7 +11,9 @@ use finetune::{
 use selection::{RepairNeed, Share};
 use serde::{Deserialize, Serialize};
 
-use crate::{ComputeSettings, FinetuneMethod, PipelineError, Result, RunSettings, Stage, Until};
+use crate::{
+    ComputeSettings, FinetuneMethod, LoraLayers, PipelineError, Result, RunSettings, Stage, Until,
+};
 
 /// The share of the rate of bare matrix products that whole steps reach; docs/results.md has the
 /// measurements.
@@ -208,7 +210,7 @@ pub fn estimate(
     }
     stages.push(StageEstimate { disk_bytes: stored(&pruned), ..of.writing(Stage::Prune) });
     if settings.finetune != FinetuneMethod::None {
-        let tune = settings.training.parse(settings.finetune, settings.seed)?;
+        let tune = foretold(settings, &pruned)?;
         let steps = steps_of(&tune, train.count).min(tune.max_steps.unwrap_or(usize::MAX));
         let left = steps.saturating_sub(if settings.goes_on() { collected } else { 0 });
         if settings.criterion.races() && count > 0 {
@@ -216,17 +218,19 @@ pub fn estimate(
             stages.push(of.training(Stage::Race, &pruned, &tune, train, extra));
         }
         let mut of_model = |stage, config: &ModelConfig, merged: bool| {
-            let mut found = of.training(stage, config, &tune, train, left);
-            let trained = Workload { config, train: &tune, compute }.trained_parameters();
+            let tune = &foretold(settings, config)?;
+            let mut found = of.training(stage, config, tune, train, left);
+            let trained = Workload { config, train: tune, compute }.trained_parameters();
             found.disk_bytes = match settings.finetune.trains_weights() {
                 true => stored(config),
                 false => trained * 4 + if merged { stored(config) } else { 0 },
             };
             stages.push(found);
+            Ok::<_, PipelineError>(())
         };
-        of_model(Stage::Finetune, &pruned, settings.save_merged);
+        of_model(Stage::Finetune, &pruned, settings.save_merged)?;
         if settings.with_dense {
-            of_model(Stage::DenseFinetune, config, false);
+            of_model(Stage::DenseFinetune, config, false)?;
         }
         if let Some(eval) = eval {
             stages.push(of.evaluating(Stage::EvaluateTuned, settings, (&pruned, &tune), eval));
@@ -265,6 +269,17 @@ fn steps_in_vain(candidates: usize, steps: usize) -> usize {
         running = running.div_ceil(2);
     }
     taken - rounds * round
+}
+
+/// How a model will be trained. Which layers get adapters by their scores is not known before: those at the bottom are assumed,
+/// which gradients have the longest way to.
+fn foretold(settings: &RunSettings, config: &ModelConfig) -> Result<TrainSettings> {
+    let mut training = settings.training.clone();
+    if training.lora_layers == Some(LoraLayers::Auto) {
+        let layers = (0..config.num_layers.div_ceil(2)).collect();
+        training.lora_layers = Some(LoraLayers::These(layers));
+    }
+    training.parse(settings.finetune, settings.seed)
 }
 
 /// How many steps a schedule spans.

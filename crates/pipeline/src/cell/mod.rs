@@ -6,6 +6,7 @@
 mod choose;
 mod collect;
 mod evaluate;
+mod lora_layers;
 mod prune;
 mod race;
 mod tune;

@@ -207,7 +207,7 @@ impl Stages<'_> {
         until: Until,
         observe: &mut dyn FnMut(Event),
     ) -> Result<Trial> {
-        let tuned = self.tuned(collected, base);
+        let tuned = self.tuned(collected, base)?;
         let slot = self.store.slot("trial.json", json!({"tuned": tuned.digest, "until": until}));
         if slot.is_there()? {
             return Ok(read_json(&slot.path)?);
@@ -222,7 +222,8 @@ impl Stages<'_> {
             until,
             log: LogTargets { lines, events: None },
         };
-        let (training, teacher) = (self.training_of(base), self.teacher(collected, base, observe)?);
+        let training = self.training_on(collected, base)?;
+        let teacher = self.teacher(collected, base, observe)?;
         let (context, settings) =
             (self.context(&base.folder), self.finetuning(base, &training, teacher.as_ref()));
         slot.make(|| {
@@ -240,7 +241,7 @@ impl Stages<'_> {
         base: &Base,
         observe: &mut dyn FnMut(Event),
     ) -> Result<()> {
-        if self.tuned(collected, base).is_there()? {
+        if self.tuned(collected, base)?.is_there()? {
             return Ok(());
         }
         observe(Event::Started(Stage::Finetune));
@@ -288,8 +289,8 @@ impl Stages<'_> {
                 new.adopt(old)?;
             }
         }
-        let old = within.tuned(collected, &within.base(collected, plan));
-        let new = self.tuned(collected, &self.base(collected, plan));
+        let old = within.tuned(collected, &within.base(collected, plan))?;
+        let new = self.tuned(collected, &self.base(collected, plan))?;
         let (saves, to) = (Self::saves(&old), Self::saves(&new));
         if saves.exists() && !new.path.exists() {
             remove_if_there(&to)?;
