@@ -119,35 +119,16 @@ fn bytes_text(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use ::finetune::{ComputeChoice, ComputeType, Decay, DeviceChoice};
+    use ::finetune::{ComputeChoice, ComputeType, DeviceChoice};
 
+    use super::super::tests::training_settings;
     use super::*;
-    use crate::{FinetuneMethod, LoraTargets, Sample, TrainingSettings};
+    use crate::{FinetuneMethod, Sample};
 
     /// Settings, and rows whose activations outweigh the tiny model.
     fn training() -> (ModelConfig, TrainSettings, Vec<Example>) {
         let config = ModelConfig::read(&testkit::fixture("tiny_llama/model")).unwrap();
-        let settings = TrainingSettings {
-            epochs: 1.0,
-            max_steps: None,
-            batch_rows: 8,
-            accumulate: 1,
-            max_tokens: 1 << 20,
-            learning_rate: 1e-4,
-            warmup: 0.0,
-            decay: Decay::Linear,
-            weight_decay: 0.0,
-            max_grad_norm: 1.0,
-            lora_rank: 4,
-            lora_alpha: 8.0,
-            lora_targets: LoraTargets::all(),
-            lora_layers: None,
-            remat: false,
-            save_every: None,
-            update_share: None,
-            distil: None,
-            teacher: None,
-        };
+        let settings = training_settings();
         let rows = Sample::assumed(32, 1 << 17).examples;
         (config, settings.parse(FinetuneMethod::Lora, 0).unwrap(), rows)
     }

@@ -13,6 +13,8 @@ pub struct Sample {
     pub(super) examples: Vec<Example>,
     /// How many examples all rows give.
     pub(super) count: usize,
+    /// Whether some rows are answered by choices.
+    pub(super) has_choices: bool,
 }
 
 impl Sample {
@@ -52,13 +54,20 @@ impl Sample {
         }
         let seen = rows.len().clamp(1, SAMPLE_ROWS);
         let count = (examples.len() as f64 / seen as f64 * rows.len() as f64).round() as usize;
-        Ok(Self { examples, count })
+        let has_choices = rows.iter().any(|row| matches!(row.content, Content::Choice { .. }));
+        Ok(Self { examples, count, has_choices })
     }
 
     /// So many rows of so many tokens each, all of them to learn from.
     pub fn assumed(rows: usize, tokens: usize) -> Self {
         let row = Example::whole(vec![0; tokens], vec![true; tokens]);
-        Self { examples: vec![row; rows.min(SAMPLE_ROWS)], count: rows }
+        let examples = vec![row; rows.min(SAMPLE_ROWS)];
+        Self { examples, count: rows, has_choices: false }
+    }
+
+    /// Whether some rows are answered by choices.
+    pub(crate) fn has_choices(&self) -> bool {
+        self.has_choices
     }
 
     pub(super) fn tokens(&self) -> f64 {
