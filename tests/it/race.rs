@@ -167,3 +167,37 @@ fn races_over_one_store_are_those_of_stores_of_their_own() {
     let alone = compare("race:last+random+magnitude", "alone");
     assert_eq!(compare("auto,race:last+random+magnitude", "together"), alone);
 }
+
+/// What an estimate foretells is what a run takes, those steps among them that a race's losers train.
+#[test]
+fn steps_are_as_foretold() {
+    let desk = Desk::new();
+    let flags = format!(
+        "--model model --train train.jsonl --prune 2 --choose 4 --keep none --criterion race:last+magnitude+random \
+         --seed 1 --distil {}",
+        CHEAP.replace("--epochs 1", "--epochs 9")
+    );
+    let foretold = desk.json(&format!("estimate {flags}"));
+    let steps = |stage: &str| {
+        let stages = foretold["stages"].as_array().unwrap();
+        let found = stages.iter().find(|one| one["stage"] == stage).unwrap();
+        found["steps"].as_u64().unwrap()
+    };
+    desk.run(&format!("run {flags} --out r"));
+    let lines = fs_err::read_to_string(desk.at("r/metrics.jsonl")).unwrap();
+    for stage in ["collect", "finetune", "dense-finetune"] {
+        let taken = lines
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+            .filter(|line| line["stage"] == stage);
+        assert_eq!(steps(stage), taken.count() as u64, "{stage}");
+    }
+    let race = testkit::json(&desk.at("r/race.json"));
+    let candidates = race["candidates"].as_array().unwrap();
+    assert_eq!(candidates.len(), 3, "two chose the same: {candidates:?}");
+    let trained = |one: &serde_json::Value| {
+        one["trials"].as_array().unwrap().last().unwrap()["step"].as_u64().unwrap()
+    };
+    let in_vain: u64 = candidates[1..].iter().map(|one| trained(one) - steps("collect")).sum();
+    assert_eq!(steps("race"), in_vain);
+}

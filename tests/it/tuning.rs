@@ -1,5 +1,6 @@
 //! Fine-tuning that repairs: from a teacher, and beside cuts in full.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::support::{CHEAP, CHEAP_TRAINING, Desk};
@@ -92,4 +93,109 @@ fn layers_beside_cuts_train_in_full() {
     let failure =
         desk.failure("finetune --model model --train train.jsonl --method lora+cuts --out a");
     assert!(failure.contains("only a run knows what was cut"), "{failure}");
+}
+
+/// The layers that an adapter is on.
+fn adapted(folder: &Path) -> BTreeSet<usize> {
+    let bytes = fs_err::read(folder.join("adapter_model.safetensors")).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let number = |name: &String| {
+        let (_, rest) = name.split_once(".layers.")?;
+        rest.split('.').next()?.parse().ok()
+    };
+    header.as_object().unwrap().keys().filter_map(number).collect()
+}
+
+/// Of the layers in `open`, each its number in the dense model, the places of the half with the highest scores, of equal
+/// ones the earlier: those that fewer than half of the others beat.
+fn highest(scores: &serde_json::Value, origin: &[usize], open: &[usize]) -> BTreeSet<usize> {
+    let score = |place: usize| scores["layers"][origin[place]]["score"].as_f64().unwrap();
+    let beats = |one: usize, other: usize| {
+        score(one) > score(other) || (score(one) == score(other) && one < other)
+    };
+    let place = |&one: &usize| open.iter().filter(|&&other| beats(other, one)).count();
+    open.iter().copied().filter(|one| 2 * place(one) < open.len()).collect()
+}
+
+/// The layers that a run's plan keeps, by their numbers in the dense model of six.
+fn kept(run: &Path) -> Vec<usize> {
+    let plan = testkit::json(&run.join("plan.json"));
+    let pruned: Vec<u64> =
+        plan["pruned"].as_array().unwrap().iter().map(|layer| layer.as_u64().unwrap()).collect();
+    (0..6).filter(|&layer| !pruned.contains(&(layer as u64))).collect()
+}
+
+/// Adapters go on the half with the highest scores: those that pruned, else those by `igia`; the training begins anew.
+#[test]
+fn adapters_go_where_scores_are_highest() {
+    let desk = Desk::new();
+    let run = |criterion: &str, rest: &str, out: &str| {
+        desk.run(&format!(
+            "run --model model --train train.jsonl --prune 1 --choose 4 --criterion {criterion} --lora-layers auto \
+             {rest} --out {out} {CHEAP}"
+        ));
+        kept(&desk.at(out))
+    };
+    let origin = run("magnitude", "--with-dense", "own");
+    let by_igia = |out: &str| {
+        desk.run(&format!("score {out}/record --criterion igia --out {out}-igia.json"));
+        testkit::json(&desk.at(&format!("{out}-igia.json")))
+    };
+    let own = testkit::json(&desk.at("own/scores.json"));
+    let (five, six) = ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5]);
+    let expected = highest(&own, &origin, &five);
+    assert_eq!((adapted(&desk.at("own/adapter")), expected.len()), (expected, 3));
+    assert_eq!(adapted(&desk.at("own/dense-adapter")), highest(&by_igia("own"), &six, &six));
+    assert_eq!(steps(&desk.at("own"), "finetune")[0]["step"], 1);
+    let settings = fs_err::read_to_string(desk.at("own/run.toml")).unwrap();
+    assert!(settings.contains("lora_layers = \"auto\""), "{settings}");
+    // Once more nothing is left to do, and the settings are as good as the flags.
+    let before = fs_err::read_to_string(desk.at("own/metrics.jsonl")).unwrap();
+    desk.run("run --config own/run.toml --out own");
+    assert_eq!(fs_err::read_to_string(desk.at("own/metrics.jsonl")).unwrap(), before);
+
+    let origin = run("angular", "", "none");
+    assert_eq!(adapted(&desk.at("none/adapter")), highest(&by_igia("none"), &origin, &five));
+
+    // A winner goes on from its trial, which trained the same layers.
+    let origin = run("race:last+magnitude", "", "race");
+    assert_eq!(adapted(&desk.at("race/adapter")), highest(&by_igia("race"), &origin, &five));
+    let numbers: Vec<_> =
+        steps(&desk.at("race"), "finetune").iter().map(|step| step["step"].as_u64()).collect();
+    assert_eq!(numbers, (1..=5).map(Some).collect::<Vec<_>>());
+}
+
+/// Layers beside cuts train in full; of the others half get adapters.
+#[test]
+fn adapters_go_beside_layers_in_full() {
+    let desk = Desk::new();
+    desk.run(&format!(
+        "run --model model --train train.jsonl --prune 1 --keep first:2,last:2 --finetune lora+cuts \
+         --lora-layers auto --out r {CHEAP}"
+    ));
+    let origin = kept(&desk.at("r"));
+    let gone = (0..6).find(|layer| !origin.contains(layer)).unwrap();
+    let open: Vec<usize> = (0..5).filter(|&place| place + 1 != gone && place != gone).collect();
+    let scores = testkit::json(&desk.at("r/scores.json"));
+    let weight = |folder: &str, layer: usize| {
+        let name = format!("model.layers.{layer}.self_attn.q_proj.weight");
+        testkit::tensor_bytes(&desk.at(folder).join("model.safetensors"), &name)
+    };
+    let moved = |&layer: &usize| weight("r/tuned", layer) != weight("r/pruned", layer);
+    let found: BTreeSet<usize> = open.iter().copied().filter(moved).collect();
+    assert_eq!((found, open.len()), (highest(&scores, &origin, &open), 3));
+}
+
+/// Scores to go by are a run's.
+#[test]
+fn a_training_alone_names_its_layers() {
+    let desk = Desk::new();
+    let alone = format!("finetune --model model --train train.jsonl --out a {CHEAP_TRAINING}");
+    let failure = desk.failure(&format!("{alone} --lora-layers auto"));
+    assert!(failure.contains("--lora-layers auto goes by the scores"), "{failure}");
+    let failure = desk.failure(&format!("{alone} --lora-layers 1,some"));
+    assert!(failure.contains("`1,some` is neither layers such as 0,1,5 nor auto"), "{failure}");
+    desk.run(&format!("{alone} --lora-layers 1,4"));
+    assert_eq!(adapted(&desk.at("a")), BTreeSet::from([1, 4]));
 }

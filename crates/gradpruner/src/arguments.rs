@@ -8,7 +8,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use finetune::{ComputeChoice, Decay, DeviceChoice, DistilSettings};
 use pipeline::{
     Choosing, CollectSettings, ComputeSettings, EvaluationSettings, FinetuneMethod, HeldOut,
-    LinearMapSettings, LoraTargets, RunSettings, TeacherSettings, TrainingSettings,
+    LinearMapSettings, LoraLayers, LoraTargets, RunSettings, TeacherSettings, TrainingSettings,
 };
 use selection::{Criterion, Density, Keep, PlanSettings, Refine, Repair, Share};
 
@@ -320,9 +320,9 @@ pub(crate) struct TrainingArgs {
     /// Weights that get adapters: `all`, or names such as `q_proj,v_proj`
     #[arg(long, default_value = "all", value_parser = targets)]
     targets: LoraTargets,
-    /// Layers that get adapters, counted from 0 [default: all]
-    #[arg(long = "lora-layers", visible_alias = "layers", value_delimiter = ',')]
-    layers: Option<Vec<usize>>,
+    /// Layers that get adapters, counted from 0, or auto: in a run, the half with the highest scores [default: all]
+    #[arg(long = "lora-layers", visible_alias = "layers", value_name = "LAYERS")]
+    layers: Option<LoraLayers>,
     /// Keep each layer's input alone for the backward pass and compute the rest again: less memory,
     /// more time, the same result
     #[arg(long)]

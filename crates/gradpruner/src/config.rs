@@ -203,10 +203,7 @@ impl Flags {
         self.set("rank", lora_rank);
         self.set("alpha", lora_alpha);
         self.set("targets", Vec::<String>::from(lora_targets.clone()).join(","));
-        if let Some(layers) = lora_layers {
-            let layers: Vec<_> = layers.iter().map(usize::to_string).collect();
-            self.set("lora-layers", layers.join(","));
-        }
+        self.set_some("lora-layers", lora_layers.as_ref());
         self.switch("remat", *remat);
         self.set_some("save-every", *save_every);
         self.set_some("update-share", *update_share);
@@ -269,6 +266,7 @@ mod tests {
              --targets q_proj,v_proj --layers 1,2 --remat --save-every 4 --update-share 0.3 \
              --distil 0.25 --distil-temperature 3 --distil-hidden 0.5 --teacher t --teacher-adapter a --eval-batch-tokens 77 --eval-rows 8 \
              --generate-rows 2 --max-new-tokens 6 --out o",
+            "gradpruner run --model m --train t.jsonl --prune 3 --lora-layers auto --out o",
         ] {
             let settings = parsed(words(typed));
             let head = words("gradpruner run").into_iter();

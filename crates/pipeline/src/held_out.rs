@@ -21,6 +21,28 @@ impl HeldOut {
     /// Rows that a share comes to at most: more say hardly more, and each is lost to training.
     pub const MOST: usize = 128;
 
+    /// How many of so many rows it is.
+    pub fn of(self, all: usize) -> usize {
+        match self {
+            Self::Rows(count) => count,
+            Self::Percent(percent) => {
+                let count = (all as f64 * percent / 100.0).round() as usize;
+                if count < all { count.min(Self::MOST) } else { count }
+            }
+        }
+    }
+
+    /// How many rows they are, to within rounding, where so many are left to train on.
+    pub(crate) fn beside(self, left: usize) -> usize {
+        match self {
+            Self::Rows(count) => count,
+            Self::Percent(percent) => {
+                let count = left as f64 * percent / (100.0 - percent).max(f64::MIN_POSITIVE);
+                (count.round() as usize).min(Self::MOST)
+            }
+        }
+    }
+
     /// Splits rows into those to train on and those held out, each in their order. Which ones go is the seed's
     /// choice.
     ///
@@ -29,13 +51,7 @@ impl HeldOut {
     /// [`PipelineError::Settings`] if no row is held out, or none is left to train on.
     pub fn split(self, rows: Vec<Row>, seed: u64) -> Result<(Vec<Row>, Vec<Row>)> {
         let all = rows.len();
-        let count = match self {
-            Self::Rows(count) => count,
-            Self::Percent(percent) => {
-                let count = (all as f64 * percent / 100.0).round() as usize;
-                if count < all { count.min(Self::MOST) } else { count }
-            }
-        };
+        let count = self.of(all);
         if count == 0 || count >= all {
             return Err(PipelineError::Settings(format!(
                 "--choose {self} holds out {count} of {all} training rows; at least one must be held out and one left \

@@ -15,6 +15,7 @@ mod event;
 mod held_out;
 mod lock;
 mod log;
+mod lora_layers;
 mod outputs;
 mod run;
 mod run_file;
@@ -38,6 +39,7 @@ pub use estimate::{Estimate, FasterType, Sample, StageEstimate, estimate};
 pub use event::{Done, Event, Stage};
 pub use held_out::HeldOut;
 pub use log::{LogTargets, LoggedStep, read_steps};
+pub use lora_layers::LoraLayers;
 pub use outputs::{Named, beside, check_outputs};
 pub use run::{Evaluations, FirstAnswers, RunOutcome, run};
 pub use settings::{

@@ -6,7 +6,6 @@ use ::finetune::{Answer, ComputeChoice, EvalReport, Evaluated};
 use checkpoint::{
     Checkpoint, Staging, locate, read_json, remove_if_there, require_companions, sha256_file,
 };
-use dataset::Content;
 use repair::{LinearMaps, MapsHeader, Size};
 use selection::{Plan, Repair, Scores};
 use serde::{Deserialize, Serialize};
@@ -110,7 +109,7 @@ pub fn run(
     let collected = run.collect(&stages, observe)?;
     let Planned { scores, race, plan } = run.plan(&stages, &collected, observe)?;
     let pruned = stages.prune(&collected, &plan, observe)?;
-    if run.watches {
+    if run.is_watched {
         stages.watch(&collected, &pruned, observe)?;
     }
     let merged = run.settings.save_merged.then(|| run.at("merged"));
@@ -187,13 +186,19 @@ struct Run {
     model: PathBuf,
     num_layers: usize,
     digests: Digests,
-    /// Whether the training is looked at a quarter in: it answers by choices, and is long enough to say something then.
-    watches: bool,
+    /// Whether the training is looked at a quarter in.
+    is_watched: bool,
     _lock: RunLock,
 }
 
 /// Fewer steps say nothing at a quarter of them.
 const WATCHED_STEPS: usize = 16;
+
+/// Whether a training of so many steps is looked at a quarter in: it answers by choices, is long enough to say something
+/// then, and no race looks at it anyway.
+pub(crate) fn watches(settings: &RunSettings, train: &Sample, steps: usize) -> bool {
+    train.has_choices() && !settings.criterion.races() && steps >= WATCHED_STEPS
+}
 
 impl Run {
     fn begin(
@@ -233,9 +238,8 @@ impl Run {
         let lock = RunLock::take(folder)?;
         let (settings, computing) = in_force(settings, folder)?;
         RunFile::new(settings.clone(), inputs).claim(&folder.join("run.toml"))?;
-        let mut watches = false;
+        let mut is_watched = false;
         if !folder.join(EVALUATIONS).exists() {
-            let has_choices = train.iter().any(|row| matches!(row.content, Content::Choice { .. }));
             let encoder = read_encoder(&model)?;
             let max_tokens = settings.training.max_tokens;
             let train = Sample::training(&train, &encoder, max_tokens)?;
@@ -246,15 +250,13 @@ impl Run {
             let needs = estimate(&settings, &config, &train, eval.transpose()?.as_ref())?;
             require_disk(folder, needs.disk_bytes)?;
             let steps = needs.stages.iter().find(|needs| needs.stage == Stage::Finetune);
-            watches = has_choices
-                && !settings.criterion.races()
-                && steps.is_some_and(|needs| needs.steps >= WATCHED_STEPS);
+            is_watched = steps.is_some_and(|needs| watches(&settings, &train, needs.steps));
             observe(Event::Computing(computing));
             observe(Event::Needs(needs));
         }
         let (store, num_layers) = (Store::of_one(folder), config.num_layers);
         let folder = folder.to_owned();
-        Ok(Self { settings, folder, store, model, num_layers, digests, watches, _lock: lock })
+        Ok(Self { settings, folder, store, model, num_layers, digests, is_watched, _lock: lock })
     }
 
     fn stages<'a>(&'a self, log: LogTargets<'a>) -> Stages<'a> {

@@ -12,7 +12,7 @@ use selection::{Criterion, Density, Keep, PlanSettings, Refine, Repair, RepairNe
 use serde::{Deserialize, Serialize};
 use serde_with::{DeserializeFromStr, SerializeDisplay};
 
-use crate::{Choice, Choosing, HeldOut, PipelineError, Result};
+use crate::{Choice, Choosing, HeldOut, LoraLayers, PipelineError, Result};
 
 /// What a run does, and with what.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -162,6 +162,11 @@ impl FinetuneMethod {
     pub fn trains_weights(self) -> bool {
         matches!(self, Self::LoraAndCuts | Self::Full | Self::HeadAndLast(_))
     }
+
+    /// Whether it trains adapters.
+    pub fn has_adapters(self) -> bool {
+        matches!(self, Self::Lora | Self::LoraAndCuts)
+    }
 }
 
 impl std::fmt::Display for FinetuneMethod {
@@ -291,7 +296,7 @@ pub struct TrainingSettings {
     pub lora_rank: usize,
     pub lora_alpha: f64,
     pub lora_targets: LoraTargets,
-    pub lora_layers: Option<Vec<usize>>,
+    pub lora_layers: Option<LoraLayers>,
     pub remat: bool,
     pub save_every: Option<usize>,
     /// The share of each tensor's elements that moves in a step; `None` for all.
@@ -343,13 +348,13 @@ impl TrainingSettings {
     ///
     /// # Errors
     ///
-    /// [`PipelineError::Settings`] if nothing trains.
+    /// [`PipelineError::Settings`] if nothing trains, or the layers that get adapters are left to scores.
     pub fn parse(&self, method: FinetuneMethod, seed: u64) -> Result<TrainSettings> {
         let method = match method {
             FinetuneMethod::Full => Method::Full,
             FinetuneMethod::HeadAndLast(count) => Method::HeadAndLast(count),
             // Which layers are beside a cut is known once it is made.
-            FinetuneMethod::Lora | FinetuneMethod::LoraAndCuts => Method::Lora(self.lora()),
+            FinetuneMethod::Lora | FinetuneMethod::LoraAndCuts => Method::Lora(self.lora()?),
             FinetuneMethod::None => {
                 return Err(PipelineError::Settings("`none` trains nothing".into()));
             }
@@ -375,13 +380,18 @@ impl TrainingSettings {
         })
     }
 
-    fn lora(&self) -> LoraSettings {
-        LoraSettings {
-            rank: self.lora_rank,
-            alpha: self.lora_alpha,
-            targets: self.lora_targets.0.clone(),
-            layers: self.lora_layers.as_ref().map(|layers| layers.iter().copied().collect()),
-        }
+    fn lora(&self) -> Result<LoraSettings> {
+        let layers = match &self.lora_layers {
+            None => None,
+            Some(LoraLayers::These(layers)) => Some(layers.iter().copied().collect()),
+            Some(LoraLayers::Auto) => {
+                let what = "--lora-layers auto goes by the scores that layers are pruned by, which only a run has; name \
+                            the layers, such as --lora-layers 0,1,2";
+                return Err(PipelineError::Settings(what.into()));
+            }
+        };
+        let (rank, alpha, targets) = (self.lora_rank, self.lora_alpha, self.lora_targets.0.clone());
+        Ok(LoraSettings { rank, alpha, targets, layers })
     }
 }
 

@@ -71,27 +71,9 @@ pub(crate) fn run(args: EstimateArgs) -> anyhow::Result<Outcome> {
         cell,
     } = args;
     let context = || format!("cannot tell what a run of `{model}` would need");
-    let max_tokens = cell.training.max_tokens();
     let folder = locate_configuration(&model).with_context(context)?;
     let config = ModelConfig::read(&folder).with_context(context)?;
-    let read = |path: &PathBuf| -> anyhow::Result<_> {
-        Ok((
-            read_data(path, &cell.reading.ignore_fields).with_context(context)?,
-            read_encoder(&folder).with_context(context)?,
-        ))
-    };
-    let train_sample = match train.as_ref().map(read).transpose()? {
-        Some((rows, encoder)) => {
-            Sample::training(&rows, &encoder, max_tokens).with_context(context)?
-        }
-        None => Sample::assumed(rows, max_tokens),
-    };
-    let eval_sample = match eval.as_ref().map(read).transpose()? {
-        Some((rows, encoder)) => {
-            Some(Sample::evaluation(&rows, &encoder, max_tokens).with_context(context)?)
-        }
-        None => None,
-    };
+    let is_given = train.is_some();
     let inputs = CellInputs {
         model: model.clone(),
         train: train.unwrap_or_default(),
@@ -102,6 +84,31 @@ pub(crate) fn run(args: EstimateArgs) -> anyhow::Result<Outcome> {
         finetune,
     };
     let settings = RunSettings { with_dense, save_merged, ..cell.settings(inputs) };
+    let max_tokens = settings.training.max_tokens;
+    let read = |path: &PathBuf| -> anyhow::Result<_> {
+        Ok((
+            read_data(path, &settings.ignore_fields).with_context(context)?,
+            read_encoder(&folder).with_context(context)?,
+        ))
+    };
+    // Rows that are held out are not trained on.
+    let train_sample = if is_given {
+        let (mut rows, encoder) = read(&settings.train)?;
+        if let Some(share) = settings.held_out() {
+            (rows, _) = share.split(rows, settings.seed).with_context(context)?;
+        }
+        Sample::training(&rows, &encoder, max_tokens).with_context(context)?
+    } else {
+        let held_out = settings.held_out().map_or(0, |share| share.of(rows));
+        Sample::assumed(rows.saturating_sub(held_out).max(1), max_tokens)
+    };
+    let eval_sample = match settings.eval.as_ref().map(read).transpose()? {
+        Some((rows, encoder)) => {
+            let most = settings.evaluation.max_rows.unwrap_or(usize::MAX).min(rows.len());
+            Some(Sample::evaluation(&rows[..most], &encoder, max_tokens).with_context(context)?)
+        }
+        None => None,
+    };
     let found =
         estimate(&settings, &config, &train_sample, eval_sample.as_ref()).with_context(context)?;
     Outcome::new(text(&found), &found)

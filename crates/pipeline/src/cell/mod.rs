@@ -7,6 +7,7 @@ mod choose;
 mod collect;
 mod evaluate;
 mod judge;
+mod lora_layers;
 mod prune;
 mod race;
 mod trial;

@@ -110,7 +110,7 @@ impl Stages<'_> {
             let Some(&criterion) = candidate.criteria.first() else { continue };
             let Some(selection) = self.chosen(criterion, collected)? else { continue };
             let base = self.base(collected, &self.plan_of(&selection)?);
-            let tuned = self.tuned(collected, &base);
+            let tuned = self.tuned(collected, &base)?;
             let rounds = (1..=candidate.trials.len()).map(Until::Round);
             let quarter = (self.settings.criterion == Choosing::Auto).then_some(Until::Quarter);
             let trials: f64 =
@@ -182,7 +182,7 @@ impl Stages<'_> {
 
     /// Removes what a loser has trained: nothing goes on from there.
     fn forget(&self, collected: &CollectedSlots, loser: &Runner) -> Result<()> {
-        let tuned = self.tuned(collected, &loser.base);
+        let tuned = self.tuned(collected, &loser.base)?;
         remove_if_there(&tuned.path.with_extension("state"))?;
         Ok(remove_if_there(&trial_lines(&tuned))?)
     }
@@ -272,7 +272,7 @@ impl Stages<'_> {
         }
         // Before anything moves: the verdict says where the others lie.
         let old = within.pruning(collected, plan);
-        let old_tuned = within.tuned(collected, &within.base(collected, plan));
+        let old_tuned = within.tuned(collected, &within.base(collected, plan))?;
         if let Some((old, new)) =
             within.verdict_slot(collected, plan).zip(self.verdict_slot(collected, plan))
             && old.is_there()?
@@ -286,7 +286,7 @@ impl Stages<'_> {
                 new.adopt(old)?;
             }
         }
-        let tuned = self.tuned(collected, &self.base(collected, plan));
+        let tuned = self.tuned(collected, &self.base(collected, plan))?;
         let saves = old_tuned.path.with_extension("state");
         if saves.exists() && !tuned.path.exists() {
             replay(&trial_lines(&old_tuned), self.log, Stage::Finetune)?;

@@ -24,7 +24,7 @@ impl Stages<'_> {
         until: Until,
         observe: &mut dyn FnMut(Event),
     ) -> Result<Trial> {
-        let tuned = self.tuned(collected, base);
+        let tuned = self.tuned(collected, base)?;
         let slot = self.trial_slot(&tuned, until);
         slot.clear_other()?; // That of a plan that was edited since is of no use.
         if slot.is_there()? {
@@ -42,7 +42,8 @@ impl Stages<'_> {
             until,
             log,
         };
-        let (training, teacher) = (self.training_of(base), self.teacher(collected, base, observe)?);
+        let training = self.training_on(collected, base)?;
+        let teacher = self.teacher(collected, base, observe)?;
         let (context, settings) =
             (self.context(&base.folder), self.finetuning(base, &training, teacher.as_ref()));
         slot.make(|| {
@@ -71,7 +72,7 @@ impl Stages<'_> {
         base: &Base,
         observe: &mut dyn FnMut(Event),
     ) -> Result<()> {
-        if self.tuned(collected, base).is_there()? {
+        if self.tuned(collected, base)?.is_there()? {
             return Ok(());
         }
         observe(Event::Started(Stage::Finetune));

@@ -24,7 +24,7 @@ impl Stages<'_> {
         if self.settings.finetune == FinetuneMethod::None {
             return Ok(None);
         }
-        let slot = self.tuned(collected, base);
+        let slot = self.tuned(collected, base)?;
         let is_dense = self.is_dense(base);
         let stage = if is_dense { Stage::DenseFinetune } else { Stage::Finetune };
         if found(stage, &slot, observe)? {
@@ -46,7 +46,8 @@ impl Stages<'_> {
             log: self.log,
             stage,
         };
-        let (training, teacher) = (self.training_of(base), self.teacher(collected, base, observe)?);
+        let training = self.training_on(collected, base)?;
+        let teacher = self.teacher(collected, base, observe)?;
         let (context, settings) =
             (self.context(&base.folder), self.finetuning(base, &training, teacher.as_ref()));
         let report = slot.make(|| finetune_model(context, settings, &target, observe))?;
@@ -55,7 +56,7 @@ impl Stages<'_> {
     }
 
     /// Where a tuned model lies, or will.
-    pub(crate) fn tuned(&self, collected: &CollectedSlots, base: &Base) -> Slot {
+    pub(crate) fn tuned(&self, collected: &CollectedSlots, base: &Base) -> Result<Slot> {
         let is_dense = self.is_dense(base);
         let kind = match (self.settings.finetune.trains_weights(), is_dense) {
             (true, false) => "tuned",
@@ -65,10 +66,10 @@ impl Stages<'_> {
         };
         let recipe = json!({
             "common": self.common(), "base": base.digest, "finetune": self.settings.finetune,
-            "training": lasting(&self.training_of(base)), "teacher": self.teacher_digest(collected, base),
+            "training": lasting(&self.training_on(collected, base)?), "teacher": self.teacher_digest(collected, base)?,
             "state": collected.state.as_ref().map(|slot| &slot.digest),
         });
-        self.store.slot(kind, &recipe)
+        Ok(self.store.slot(kind, &recipe))
     }
 
     /// What a training goes on from, if it does not begin.
@@ -92,7 +93,8 @@ impl Stages<'_> {
         FinetuneSettings { method: self.settings.finetune, training, teacher, cut }
     }
 
-    /// How a model is trained: the dense one without a teacher, as it may be one.
+    /// How a model is trained: the dense one without a teacher, as it may be one. The layers that get adapters may yet be
+    /// left to scores.
     pub(super) fn training_of(&self, base: &Base) -> TrainingSettings {
         match self.is_dense(base) {
             true => self.settings.training.untaught(),
@@ -100,7 +102,7 @@ impl Stages<'_> {
         }
     }
 
-    fn is_dense(&self, base: &Base) -> bool {
+    pub(super) fn is_dense(&self, base: &Base) -> bool {
         base.origin.len() == self.num_layers
     }
 
@@ -132,17 +134,19 @@ impl Stages<'_> {
     }
 
     /// What stands for the teacher in recipes.
-    fn teacher_digest(&self, collected: &CollectedSlots, base: &Base) -> Option<String> {
+    fn teacher_digest(&self, collected: &CollectedSlots, base: &Base) -> Result<Option<String>> {
         let training = self.training_of(base);
-        training.distil?;
+        if training.distil.is_none() {
+            return Ok(None);
+        }
         match training.teacher {
-            Some(_) => self.digests.teacher.clone(),
-            None => Some(self.at_home().tuned(collected, &self.dense()).digest),
+            Some(_) => Ok(self.digests.teacher.clone()),
+            None => Ok(Some(self.at_home().tuned(collected, &self.dense())?.digest)),
         }
     }
 
     /// The same stages, results where they stay: a race has a place of its own, which goes with it.
-    fn at_home(&self) -> Self {
+    pub(super) fn at_home(&self) -> Self {
         Self { store: self.home, ..*self }
     }
 }

@@ -10,7 +10,8 @@ use crate::cell::{Digests, digest_model, digest_teacher};
 use crate::data::{digest_data, read_data};
 use crate::stage::read_encoder;
 use crate::{
-    FinetuneMethod, HeldOut, Named, PipelineError, Result, RunSettings, Sample, check_outputs,
+    FinetuneMethod, HeldOut, LoraLayers, Named, PipelineError, Result, RunSettings, Sample,
+    check_outputs,
 };
 
 /// What a comparison reads.
@@ -118,7 +119,7 @@ impl Unpruned {
         for (method, training) in &settings.trainings {
             let most = match (method, &training.lora_layers) {
                 (FinetuneMethod::HeadAndLast(count), _) => *count,
-                (FinetuneMethod::Lora, Some(layers)) => {
+                (FinetuneMethod::Lora, Some(LoraLayers::These(layers))) => {
                     layers.iter().max().map_or(0, |last| last.saturating_add(1))
                 }
                 _ => 0,

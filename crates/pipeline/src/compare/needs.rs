@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::Cell;
 use super::inputs::Unpruned;
 use super::runner::CellRunner;
-use crate::estimate::{Foretold, foretell, measured_rates};
+use crate::estimate::{Known, foretell, measured_rates};
 use crate::{CollectSettings, Estimate, Result, Stage, StageEstimate};
 
 /// What a comparison is going to need beyond what is there, at most: cells that come to the same layers are computed once.
@@ -107,9 +107,9 @@ impl CellRunner<'_> {
             let measured =
                 known_or(&mut rates, &name, || measured_rates(&settings.compute, config))?;
             let (train, eval) = (&samples.train, Some(&samples.eval));
-            let of = Foretold { settings: &settings, config, train, eval };
+            let of = Known { settings: &settings, config, train, eval };
             let alike = Cell { seed: 0, ..(*cell).clone() };
-            let found = known_or(&mut known, &alike, || foretell(&of, measured))?;
+            let found = known_or(&mut known, &alike, || foretell(of, measured))?;
             all = all.and(of_cell(cell, &found), passing);
             let collection = (cell.seed, settings.collecting(), settings.goes_on());
             let collects = cell.baseline.is_none() && !collections.contains(&collection);

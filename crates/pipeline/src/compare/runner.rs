@@ -132,24 +132,24 @@ impl<'a> CellRunner<'a> {
         let settings = self.of(cell);
         let stages = self.stages(cell, &settings);
         let collected = stages.collected();
-        let of_base = |base: &Base, criterion: Option<Criterion>| {
-            let tuned = stages.tuned(&collected, base);
-            LeftModel {
+        let of_base = |base: &Base, criterion: Option<Criterion>| -> Result<LeftModel> {
+            let tuned = stages.tuned(&collected, base)?;
+            Ok(LeftModel {
                 cell: cell.clone(),
                 criterion,
                 pruned: criterion.map(|_| base.folder.clone()),
                 state: tuned.path.with_extension("state"),
                 teaches: cell.is_dense() && settings.training.learns_from_dense(),
                 tuned: settings.finetune.trains_weights().then_some(tuned.path),
-            }
+            })
         };
-        let Some(way) = &cell.way else { return Ok(vec![of_base(&stages.dense(), None)]) };
+        let Some(way) = &cell.way else { return Ok(vec![of_base(&stages.dense(), None)?]) };
         let mut models = Vec::new();
         for criterion in way.criterion.criteria() {
             // In a race some may have had no choice.
             if let Some(selection) = stages.chosen(criterion, &collected)? {
                 let base = stages.base(&collected, &stages.plan_of(&selection)?);
-                models.push(of_base(&base, Some(criterion)));
+                models.push(of_base(&base, Some(criterion))?);
             }
         }
         Ok(models)
@@ -182,7 +182,7 @@ impl<'a> CellRunner<'a> {
         let base_of = |plan: &Plan| stages.base(&collected, plan);
         let mut base = plan.as_ref().map_or_else(|| stages.dense(), base_of);
         let trains = stages.settings.finetune != FinetuneMethod::None;
-        let tuned = trains.then(|| stages.tuned(&collected, &base));
+        let tuned = trains.then(|| stages.tuned(&collected, &base)).transpose()?;
         // What other cells have found of the same model is enough, and models go when their cells are done.
         if !self.is_evaluated(stages, &base, tuned.as_ref())? {
             if let Some(plan) = &plan {

@@ -1,0 +1,275 @@
+//! The stages of a run, one after the other.
+
+use std::path::Path;
+
+use checkpoint::{Dtype, ModelConfig, locate_configuration};
+use finetune::{LoraAndLayers, Method, SENSITIVITY_ROWS, TrainSettings};
+use selection::{Repair, RepairNeed, Share};
+
+use super::stages::{Estimator, Fitting, Passes, RUNS, Subject, Teaching, Training};
+use super::{Sample, StageEstimate};
+use crate::run::watches;
+use crate::stage::LOSS_ROWS;
+use crate::{
+    Choosing, FinetuneMethod, LoraLayers, Result, RunSettings, Stage, TeacherSettings,
+    TrainingSettings, Until,
+};
+
+/// What a row of the sensitivities takes of what one of a collected step does: the weights' gradients come on top.
+const SENSITIVITY_SHARE: f64 = 1.5;
+
+/// What a run is foretold from.
+#[derive(Clone, Copy)]
+pub(crate) struct Known<'a> {
+    pub(crate) settings: &'a RunSettings,
+    pub(crate) config: &'a ModelConfig,
+    pub(crate) train: &'a Sample,
+    pub(crate) eval: Option<&'a Sample>,
+}
+
+/// A run to be foretold.
+pub(super) struct Foretold<'a> {
+    settings: &'a RunSettings,
+    config: &'a ModelConfig,
+    train: &'a Sample,
+    eval: Option<&'a Sample>,
+    of: Estimator,
+    /// How many layers go.
+    count: usize,
+    pruned: ModelConfig,
+    collect: TrainSettings,
+    /// How many steps are collected.
+    collected: usize,
+}
+
+impl<'a> Foretold<'a> {
+    pub(super) fn new(known: Known<'a>, of: Estimator) -> Result<Self> {
+        let Known { settings, config, train, eval } = known;
+        let count = match settings.prune {
+            Share::Layers(0) => 0, // What fine-tuning alone would take.
+            share => share.layers_of(config.num_layers)?,
+        };
+        let retained: Vec<usize> = (0..config.num_layers - count).collect();
+        let pruned =
+            ModelConfig::from_json(config.with_layers(&retained), Path::new("config.json"))?;
+        let collecting = settings.collecting();
+        let collect = collecting.training.parse(FinetuneMethod::Lora, settings.seed)?;
+        let most = steps_of(&collect, train.count);
+        let most = if settings.goes_on() { most.div_ceil(2) } else { most };
+        let collected = collecting.steps.min(most);
+        Ok(Self { settings, config, train, eval, of, count, pruned, collect, collected })
+    }
+
+    /// Every stage that takes time or room.
+    pub(super) fn stages(&self) -> Result<Vec<StageEstimate>> {
+        let mut stages = vec![self.collecting()];
+        stages.extend(self.choosing());
+        stages.extend(self.fitting());
+        let disk_bytes = stored(&self.pruned);
+        stages.push(StageEstimate { disk_bytes, ..self.of.writing(Stage::Prune) });
+        if self.settings.finetune != FinetuneMethod::None {
+            self.tuning(&mut stages)?;
+        }
+        if let Some(eval) = self.eval {
+            let subjects = [
+                (Stage::EvaluateDense, self.dense()),
+                (Stage::EvaluatePruned, Subject { config: &self.pruned, train: &self.collect }),
+            ];
+            stages.extend(subjects.map(|(stage, subject)| self.evaluating(stage, subject, eval)));
+        }
+        Ok(stages)
+    }
+
+    /// The dense model with the adapters of the collected steps.
+    fn dense(&self) -> Subject<'_> {
+        Subject { config: self.config, train: &self.collect }
+    }
+
+    fn collecting(&self) -> StageEstimate {
+        let Self { of, train, collect, collected, .. } = self;
+        let training =
+            Training { subject: self.dense(), sample: train, steps: *collected, teaching: None };
+        let mut found = of.training(Stage::Collect, training);
+        found.disk_bytes = *collected as u64 * of.work(self.dense()).trained_parameters() * 4;
+        let seen = collected * collect.batch_rows * collect.accumulate;
+        let more = SENSITIVITY_SHARE * seen.min(SENSITIVITY_ROWS) as f64 / seen.max(1) as f64;
+        found.flops *= 1.0 + more;
+        found.seconds *= 1.0 + more;
+        found
+    }
+
+    /// Passes by which layers are chosen, if they are chosen by losses.
+    fn choosing(&self) -> Option<StageEstimate> {
+        let choices = self.settings.choices();
+        let by_losses = choices.iter().filter(|choice| choice.needs_losses());
+        let count: f64 = by_losses.map(|choice| choice.criterion.passes(self.count)).sum();
+        let passes = Passes { rows: self.rows_looked_at(), count };
+        (count > 0.0 && self.count > 0).then(|| self.of.choosing(self.dense(), self.train, passes))
+    }
+
+    /// What the repair is fitted, once for each candidate of a race.
+    fn fitting(&self) -> Option<StageEstimate> {
+        let RunSettings { repair, linear_map, criterion, .. } = self.settings;
+        let fitting = Fitting {
+            tokens: linear_map.tokens,
+            choices: criterion.criteria().len(),
+            retrains: *repair == Repair::Reconstruct,
+        };
+        (repair.needs(RepairNeed::Fit) && self.count > 0)
+            .then(|| self.of.fitting(self.dense(), self.train, fitting))
+    }
+
+    /// The race, if there is one, and the trainings.
+    fn tuning(&self, stages: &mut Vec<StageEstimate>) -> Result<()> {
+        let Self { settings, of, train, pruned, config, .. } = self;
+        let student = self.trained(pruned)?;
+        let subject = Subject { config: pruned, train: &student };
+        let steps = steps_of(&student, train.count).min(student.max_steps.unwrap_or(usize::MAX));
+        let steps = steps.saturating_sub(if settings.goes_on() { self.collected } else { 0 });
+        let teaching = self.teaching()?;
+        let teaching = teaching.as_ref();
+        let training = Training { subject, sample: train, steps, teaching };
+        let rows = self.rows_looked_at();
+        if settings.criterion.races() && self.count > 0 {
+            let race = RaceCost::of(&settings.criterion, steps);
+            let mut found = of.training(Stage::Race, Training { steps: race.steps, ..training });
+            let passes = Passes { rows, count: race.trials as f64 };
+            found.add(&of.looking(subject, train, passes));
+            stages.push(found);
+        }
+        let mut found = of.training(Stage::Finetune, training);
+        if watches(settings, train, steps) {
+            found.add(&of.looking(subject, train, Passes { rows, count: 1.0 }));
+        }
+        found.disk_bytes = self.left_by(subject, settings.save_merged);
+        stages.push(found);
+        let dense = self.trained(config)?;
+        let dense = Subject { config, train: &dense };
+        if settings.with_dense || self.dense_teaches() {
+            let training = Training { subject: dense, teaching: None, ..training };
+            let disk_bytes = self.left_by(dense, false);
+            let found = of.training(Stage::DenseFinetune, training);
+            stages.push(StageEstimate { disk_bytes, ..found });
+        }
+        if let Some(eval) = self.eval {
+            stages.push(self.evaluating(Stage::EvaluateTuned, subject, eval));
+            if settings.with_dense {
+                stages.push(self.evaluating(Stage::EvaluateDenseTuned, dense, eval));
+            }
+        }
+        Ok(())
+    }
+
+    fn evaluating(&self, stage: Stage, subject: Subject<'_>, eval: &Sample) -> StageEstimate {
+        self.of.evaluating(stage, subject, eval, self.settings.evaluation.batch_tokens)
+    }
+
+    /// Bytes that a training leaves.
+    fn left_by(&self, subject: Subject<'_>, merged: bool) -> u64 {
+        let checkpoint = stored(subject.config);
+        if self.settings.finetune.trains_weights() {
+            return checkpoint;
+        }
+        let adapter = self.of.work(subject).trained_parameters() * 4;
+        adapter + if merged { checkpoint } else { 0 }
+    }
+
+    /// Rows that layers are chosen by and that models are looked at on: those held out, or a few of those to train on.
+    fn rows_looked_at(&self) -> usize {
+        match self.settings.held_out() {
+            Some(share) => share.beside(self.train.count),
+            None => LOSS_ROWS.min(self.train.count),
+        }
+    }
+
+    /// Whether the dense model is fine-tuned to teach.
+    fn dense_teaches(&self) -> bool {
+        let training = &self.settings.training;
+        training.distil.is_some() && training.teacher.is_none()
+    }
+
+    fn teaching(&self) -> Result<Option<Teaching>> {
+        let RunSettings { training, finetune, model, seed, .. } = self.settings;
+        let Some(distil) = training.distil else { return Ok(None) };
+        let by_lora = *finetune == FinetuneMethod::Lora;
+        let (config, train, is_dense) = match &training.teacher {
+            None => (self.config.clone(), by_lora.then(|| self.trained(self.config)), true),
+            Some(TeacherSettings { model: name, adapter }) => {
+                let config = ModelConfig::read(&locate_configuration(name)?)?;
+                // Its adapter is taken to be like the student's.
+                let alike = TrainingSettings { lora_layers: None, ..training.clone() };
+                let train = adapter.is_some().then(|| alike.parse(FinetuneMethod::Lora, *seed));
+                (config, train, name == model)
+            }
+        };
+        let adapter_bytes = train.transpose()?.map_or(0, |train| {
+            self.of.work(Subject { config: &config, train: &train }).trained_parameters() * 8
+        });
+        Ok(Some(Teaching { config, adapter_bytes, distil, shares: by_lora && is_dense }))
+    }
+
+    /// How a model will be trained. Which layers are beside cuts and which have the highest scores is not known before: those
+    /// that train in full are assumed at the top and adapters at the bottom, which takes gradients the whole way.
+    fn trained(&self, config: &ModelConfig) -> Result<TrainSettings> {
+        let RunSettings { training, finetune, seed, .. } = self.settings;
+        let layers = config.num_layers;
+        let full = match finetune {
+            FinetuneMethod::LoraAndCuts => {
+                let runs = RUNS.min(self.config.num_layers.saturating_sub(layers));
+                (2 * runs).min(layers.saturating_sub(1))
+            }
+            _ => 0,
+        };
+        let first_full = layers - full;
+        let mut training = training.clone();
+        if training.lora_layers == Some(LoraLayers::Auto) {
+            let half = (0..first_full.div_ceil(2)).collect();
+            training.lora_layers = Some(LoraLayers::These(half));
+        }
+        let mut train = training.parse(*finetune, *seed)?;
+        if full > 0
+            && let Method::Lora(lora) = train.method
+        {
+            let full = (first_full..layers).collect();
+            train.method = Method::LoraAndLayers(LoraAndLayers { lora, full });
+        }
+        Ok(train)
+    }
+}
+
+/// What a race takes beyond its winner's own training, where all candidates chose other layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct RaceCost {
+    /// Steps that the losers have trained.
+    steps: usize,
+    /// How often a candidate is looked at.
+    trials: usize,
+}
+
+impl RaceCost {
+    fn of(choosing: &Choosing, steps: usize) -> Self {
+        let round = Until::Round(1).step(0, steps);
+        let mut running = choosing.criteria().len();
+        let (mut rounds, mut trials) = (0, 0);
+        while running > 1 {
+            rounds += 1;
+            trials += running;
+            running = running.div_ceil(2);
+        }
+        let steps = (trials - rounds) * round;
+        // The winner once more, a quarter of its training in; that it has not collapsed is hoped.
+        let once_more = usize::from(*choosing == Choosing::Auto);
+        Self { steps, trials: trials + once_more }
+    }
+}
+
+/// Bytes of a checkpoint.
+fn stored(config: &ModelConfig) -> u64 {
+    config.parameters() * config.dtype.unwrap_or(Dtype::BF16).size() as u64
+}
+
+/// How many steps a schedule spans.
+fn steps_of(train: &TrainSettings, rows: usize) -> usize {
+    let batch = (train.batch_rows * train.accumulate).max(1);
+    ((train.epochs * rows.div_ceil(batch) as f64).round() as usize).max(1)
+}
