@@ -49,6 +49,12 @@ impl Cost {
         }
     }
 
+    /// The same where the checkpoints stay.
+    fn staying(self) -> Self {
+        let lasting_bytes = self.lasting_bytes.saturating_add(self.passing_bytes);
+        Self { lasting_bytes, passing_bytes: 0, ..self }
+    }
+
     /// That of both, one after the other; `passing` says how what passes adds up.
     fn and(self, other: Self, passing: fn(u64, u64) -> u64) -> Self {
         Self {
@@ -110,7 +116,10 @@ impl CellRunner<'_> {
             let of = Known { settings: &settings, config, train, eval };
             let alike = Cell { seed: 0, ..(*cell).clone() };
             let found = known_or(&mut known, &alike, || foretell(of, measured))?;
-            all = all.and(of_cell(cell, &found), passing);
+            // A teacher's checkpoint stays as long as there are pupils.
+            let teaches = cell.is_dense() && self.settings().of(cell).training.learns_from_dense();
+            let cost = of_cell(cell, &found);
+            all = all.and(if teaches { cost.staying() } else { cost }, passing);
             let collection = (cell.seed, settings.collecting(), settings.goes_on());
             let collects = cell.baseline.is_none() && !collections.contains(&collection);
             if collects && !self.has_collected(cell)? {
@@ -212,5 +221,7 @@ mod tests {
             (2, 3, 30)
         );
         assert_eq!(of(1, 10).and(of(2, 30), u64::saturating_add).passing_bytes, 40);
+        let teacher = of(1, 10).staying().and(of(2, 30), u64::max);
+        assert_eq!((teacher.lasting_bytes, teacher.passing_bytes), (13, 30));
     }
 }

@@ -112,11 +112,12 @@ impl<'a> CellRunner<'a> {
         self.settings
     }
 
-    /// A cell's settings to foretell it by: of a whole model no layer goes.
+    /// A cell's settings to foretell it by: of a whole model no layer goes, and nobody teaches it.
     pub(super) fn foretold(&self, cell: &Cell) -> RunSettings {
         let mut settings = self.of(cell);
         if cell.way.is_none() {
             settings.prune = Share::Layers(0);
+            settings.training = settings.training.untaught();
         }
         settings
     }
