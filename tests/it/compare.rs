@@ -302,6 +302,11 @@ fn a_baseline_is_trained_alike() {
     );
     let page = fs_err::read_to_string(desk.at("c/compare.html")).unwrap();
     assert!(page.contains("small, 5 layers, lora"));
+    // Layers that get adapters by their scores are found for each.
+    let by_scores =
+        "--prune 2 --methods last --repairs drop --lora-layers auto --baseline twin,small";
+    let cells_by_scores = figures(&desk.json(&command(by_scores).replace("--out c", "--out d")));
+    assert_eq!(of(&cells_by_scores[1]), of(&cells_by_scores[0]), "{cells_by_scores:?}");
     // Another model under the same name is another baseline.
     fs_err::remove_dir_all(desk.at("twin")).unwrap();
     fs_err::rename(desk.at("small"), desk.at("twin")).unwrap();

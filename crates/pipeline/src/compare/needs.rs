@@ -103,7 +103,7 @@ impl CellRunner<'_> {
         let mut rates: Vec<(Option<&str>, ProductRates)> = Vec::new();
         // Seeds differ in nothing that costs.
         let mut known: Vec<(Cell, Estimate)> = Vec::new();
-        let mut collections: Vec<(u64, CollectSettings, bool)> = Vec::new();
+        let mut collections: Vec<(Option<&str>, u64, CollectSettings, bool)> = Vec::new();
         let passing = if self.settings().keep_models { u64::saturating_add } else { u64::max };
         let mut all = Cost::default();
         for cell in to_make {
@@ -120,8 +120,8 @@ impl CellRunner<'_> {
             let teaches = cell.is_dense() && self.settings().of(cell).training.learns_from_dense();
             let cost = of_cell(cell, &found);
             all = all.and(if teaches { cost.staying() } else { cost }, passing);
-            let collection = (cell.seed, settings.collecting(), settings.goes_on());
-            let collects = cell.baseline.is_none() && !collections.contains(&collection);
+            let collection = (name, cell.seed, settings.collecting(), settings.goes_on());
+            let collects = self.collects(cell) && !collections.contains(&collection);
             if collects && !self.has_collected(cell)? {
                 let collect = found.stages.iter().find(|stage| stage.stage == Stage::Collect);
                 let cost = collect.map_or_else(Cost::default, |stage| Cost::of(stage, false));

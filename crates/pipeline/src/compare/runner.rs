@@ -16,7 +16,7 @@ use crate::lock::RunLock;
 use crate::log::LogTargets;
 use crate::run::write_json;
 use crate::store::{Slot, Store};
-use crate::{Event, FinetuneMethod, Result, RunSettings};
+use crate::{Event, FinetuneMethod, LoraLayers, Result, RunSettings};
 
 /// Raised whenever a cell's result holds something else.
 const RESULTS: u32 = 2;
@@ -122,6 +122,13 @@ impl<'a> CellRunner<'a> {
         settings
     }
 
+    /// Whether steps are collected for a cell: on a baseline nothing is chosen by them but the layers that get adapters.
+    pub(super) fn collects(&self, cell: &Cell) -> bool {
+        let settings = self.settings.of(cell);
+        let by_scores = settings.training.lora_layers == Some(LoraLayers::Auto);
+        cell.baseline.is_none() || (settings.finetune.has_adapters() && by_scores)
+    }
+
     /// Whether the steps that a cell begins with are collected.
     pub(super) fn has_collected(&self, cell: &Cell) -> Result<bool> {
         let settings = self.of(cell);
@@ -167,9 +174,9 @@ impl<'a> CellRunner<'a> {
         stages: &Stages<'_>,
         observe: &mut dyn FnMut(Event),
     ) -> Result<CellResult> {
-        let collected = match &cell.baseline {
-            Some(_) => stages.collected(), // Nothing is chosen by its steps.
-            None => stages.collect(observe)?,
+        let collected = match self.collects(cell) {
+            true => stages.collect(observe)?,
+            false => stages.collected(),
         };
         let decision = match &cell.way {
             Some(_) => Some(stages.decide(&collected, observe)?),
