@@ -135,7 +135,7 @@ impl<'a> Discrepancy<'a> {
             let layer = passage.next()?;
             for (pack, state) in self.walk.packs.iter().zip(&mut states) {
                 // By the dense model's number, whose window of attention it is.
-                *state = self.walk.through(pack, (number, &layer), state)?.0;
+                *state = self.walk.through(pack, number, &layer, state)?.0;
             }
         }
         Ok(states)
@@ -173,7 +173,7 @@ impl<'a> Discrepancy<'a> {
         let (mut divergence, mut answers) = (0.0, 0);
         let (mut error, mut tokens) = (0.0, 0);
         for ((pack, state), whole) in self.walk.packs.iter().zip(states).zip(&self.whole) {
-            divergence += self.divergence(pack, (state, head), whole)?;
+            divergence += self.divergence(pack, state, head, whole)?;
             answers += pack.rows.num_predicted();
             error += relative_error(&pack.later, state, whole)?;
             tokens += pack.later.numel();
@@ -185,7 +185,8 @@ impl<'a> Discrepancy<'a> {
     fn divergence(
         &self,
         pack: &Pack,
-        (state, head): (&Tensor, &Head<'_>),
+        state: &Tensor,
+        head: &Head<'_>,
         whole: &Tensor,
     ) -> Result<f64> {
         let vocabulary = self.model.config.vocab_size as i64;
@@ -354,7 +355,7 @@ mod tests {
                 }
                 if layers.contains(&number) {
                     *state =
-                        rule.walk.through(pack, (number, &dense.layers[number]), state).unwrap().0;
+                        rule.walk.through(pack, number, &dense.layers[number], state).unwrap().0;
                 }
             }
         }

@@ -69,7 +69,7 @@ impl GatedPass<'_> {
         for &Gated { layer: number, gate } in path {
             stop::check()?;
             let layer = passage.next()?;
-            let (output, _) = walk.through(pack, (number, &layer), &x)?;
+            let (output, _) = walk.through(pack, number, &layer, &x)?;
             let next = gated(&x, output, gate)?;
             inputs.push(x);
             x = next;
@@ -83,7 +83,7 @@ impl GatedPass<'_> {
             stop::check()?;
             let layer = passage.next()?.untrained();
             let Some(input) = inputs.pop() else { break };
-            let (output, saved) = walk.through(pack, (number, &layer), &input)?;
+            let (output, saved) = walk.through(pack, number, &layer, &input)?;
             see(&Turn { place, input: &input, output: &output, gradient: &gradient })?;
             let is_open = gate == 1.0;
             let into = match is_open {

@@ -89,7 +89,7 @@ mod tests {
             let leaf = Tensor::from_slice(&gates).to_kind(Kind::Float).set_requires_grad(true);
             let mut x = model.embed(&pack.rows).unwrap();
             for (number, layer) in model.layers.iter().enumerate() {
-                let (output, _) = walk.through(pack, (number, layer), &x).unwrap();
+                let (output, _) = walk.through(pack, number, layer, &x).unwrap();
                 x = &x + leaf.get(number as i64) * (output - &x);
             }
             let logits = model.head().logits(&x.index_select(0, &pack.rows.predict)).unwrap();

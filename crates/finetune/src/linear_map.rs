@@ -83,11 +83,11 @@ pub fn fit_linear_maps<E: From<FinetuneError>>(
         let removed = settings.runs.iter().find(|(_, run)| run.contains(&number));
         let mut begun = receives.then(Fit::default);
         for (at, pack) in walk.packs.iter().enumerate() {
-            let (out, saved) = walk.through(pack, (number, &layer), &dense[at])?;
+            let (out, saved) = walk.through(pack, number, &layer, &dense[at])?;
             if removed.is_none() {
                 let (own, own_saved) = match &mut repaired {
                     Some(states) => {
-                        let (own, saved) = walk.through(pack, (number, &layer), &states[at])?;
+                        let (own, saved) = walk.through(pack, number, &layer, &states[at])?;
                         states[at] = own.shallow_clone();
                         (own, saved)
                     }
@@ -301,7 +301,7 @@ mod tests {
         let mut found = Vec::new();
         for &number in layers {
             let layer = &model.layers[number];
-            let (out, saved) = walk.through(&walk.packs[0], (number, layer), &x).unwrap();
+            let (out, saved) = walk.through(&walk.packs[0], number, layer, &x).unwrap();
             let mapped = layer.frozen_mlp(&saved).unwrap();
             found.push((values(&out).unwrap(), values(&mapped).unwrap()));
             x = out;

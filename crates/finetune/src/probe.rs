@@ -83,7 +83,7 @@ impl<'a> SkipProbe<'a> {
             stop::check()?;
             let layer = passage.next()?;
             for (pack, state) in walk.packs.iter().zip(&mut states) {
-                *state = walk.through(pack, (number, &layer), state)?.0;
+                *state = walk.through(pack, number, &layer, state)?.0;
             }
             self.layers_computed += 1;
             if (place + 1).is_multiple_of(self.stride) {

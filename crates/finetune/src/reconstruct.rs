@@ -105,9 +105,9 @@ pub fn reconstruct<E: From<FinetuneError>>(
                 && removed.is_none()
                 && student.is_none()
             {
-                states[at] = walk.through(pack, (number, &layer), &states[at])?.0;
+                states[at] = walk.through(pack, number, &layer, &states[at])?.0;
             }
-            dense[at] = walk.through(pack, (number, &layer), &dense[at])?.0;
+            dense[at] = walk.through(pack, number, &layer, &dense[at])?.0;
         }
         if let Some((Some(receiver), run)) = removed
             && *run.end() == number
@@ -201,7 +201,7 @@ impl<'a> Student<'a> {
     /// ```
     fn gather(&self, at: usize, target: &Tensor, size: f64) -> Result<()> {
         let (pack, input) = (&self.walk.packs[at], &self.inputs[at]);
-        let (output, saved) = self.walk.through(pack, (self.number, &self.layer), input)?;
+        let (output, saved) = self.walk.through(pack, self.number, &self.layer, input)?;
         let gap = later(pack, &output)?.f_sub(&later(pack, target)?)?.f_mul_scalar(2.0 / size)?;
         let mut gradient = output.f_zeros_like()?.f_to_kind(Kind::Float)?;
         let gradient = gradient.f_index_add_(0, &pack.later, &gap)?.f_to_kind(output.f_kind()?)?;
@@ -221,7 +221,7 @@ impl<'a> Student<'a> {
     fn error(&self, targets: &[Tensor], sizes: &[f64]) -> Result<(f64, Vec<Tensor>)> {
         let (mut apart, mut outputs) = (0.0, Vec::new());
         for ((pack, input), target) in self.walk.packs.iter().zip(&self.inputs).zip(targets) {
-            let output = self.walk.through(pack, (self.number, &self.layer), input)?.0;
+            let output = self.walk.through(pack, self.number, &self.layer, input)?.0;
             apart += norm_squared(&later(pack, &output)?.f_sub(&later(pack, target)?)?)?;
             outputs.push(output);
         }
@@ -305,7 +305,7 @@ mod tests {
             let through = |of: &Model, layers: &[usize]| {
                 let mut x = walk.embedded().unwrap().remove(0);
                 for &number in layers {
-                    x = walk.through(&walk.packs[0], (number, &of.layers[number]), &x).unwrap().0;
+                    x = walk.through(&walk.packs[0], number, &of.layers[number], &x).unwrap().0;
                 }
                 values(&x).unwrap()
             };
@@ -348,7 +348,7 @@ mod tests {
                 .iter()
                 .map(|(&module, linear)| (module, linear.weight.value.set_requires_grad(true)))
                 .collect();
-            let (output, _) = walk.through(pack, (2, &student.layer), &student.inputs[0]).unwrap();
+            let (output, _) = walk.through(pack, 2, &student.layer, &student.inputs[0]).unwrap();
             let gap = later(pack, &output).unwrap() - later(pack, &target).unwrap();
             (gap.square().sum(Kind::Float) / size).backward();
             for (module, linear) in &student.layer.linears {

@@ -97,7 +97,7 @@ fn states(
         let layer = passage.next()?;
         let (mut outs, mut parts) = (Vec::new(), Vec::new());
         for ((pack, tokens), x) in packs.iter().zip(&mut x) {
-            let (out, saved) = walk.through(pack, (number, &layer), x)?;
+            let (out, saved) = walk.through(pack, number, &layer, x)?;
             outs.push(out.f_index_select(0, tokens)?);
             if is_receiver(number) {
                 parts.push(layer.frozen_mlp(&saved)?.f_index_select(0, tokens)?);

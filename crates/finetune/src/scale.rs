@@ -86,7 +86,7 @@ pub fn measure_scales(
             before = size(&states)?;
         }
         for (pack, state) in walk.packs.iter().zip(&mut states) {
-            *state = walk.through(pack, (number, &layer), state)?.0;
+            *state = walk.through(pack, number, &layer, state)?.0;
         }
         if let Some(run) = runs.iter().find(|run| *run.end() == number) {
             let factor = size(&states)? / before;
@@ -141,7 +141,7 @@ pub(crate) mod tests {
                     sums[0] += if *run.start() == number { size(&x) } else { 0.0 };
                 }
                 let layer = &model.layers[number];
-                x = walk.through(&walk.packs[0], (number, layer), &x).unwrap().0;
+                x = walk.through(&walk.packs[0], number, layer, &x).unwrap().0;
                 for (run, sums) in runs.iter().zip(&mut sums) {
                     sums[1] += if *run.end() == number { size(&x) } else { 0.0 };
                 }
@@ -240,7 +240,7 @@ pub(crate) mod tests {
                 }
                 if !plan.pruned.contains(&number) {
                     let layer = &dense.layers[number];
-                    x = walk.through(&walk.packs[0], (number, layer), &x).unwrap().0;
+                    x = walk.through(&walk.packs[0], number, layer, &x).unwrap().0;
                 }
             }
             let expected = values(&dense.head().logits(&x).unwrap()).unwrap();

@@ -65,7 +65,8 @@ impl<'a> Walk<'a> {
     pub(crate) fn through(
         &self,
         pack: &Pack,
-        (number, layer): (usize, &Layer),
+        number: usize,
+        layer: &Layer,
         x: &Tensor,
     ) -> Result<(Tensor, Saved)> {
         let attention = self.attention(pack, number);
