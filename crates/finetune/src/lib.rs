@@ -57,8 +57,8 @@ pub use distil::{DistilSettings, DistilTerms, Teacher, require_same_tokens};
 pub use error::FinetuneError;
 pub use estimate::{BatchShape, MemoryEstimate, Workload, largest_batch};
 pub use evaluate::{
-    Answer, EvalReport, EvalRows, EvalSettings, Evaluated, GeneratedText, Standing, evaluate,
-    standing,
+    Answer, EvalData, EvalReport, EvalRows, EvalSettings, Evaluated, GeneratedText, Standing,
+    evaluate, standing,
 };
 pub use generate::{Generation, generate};
 pub use linear_map::{FittedMap, MapSettings, fit_linear_maps};
@@ -66,7 +66,7 @@ pub use lora::LoraSettings;
 pub use memory::{available_memory_bytes, peak_memory_bytes, reset_peak_memory};
 pub use optimizer::AdamWSettings;
 pub use probe::SkipProbe;
-pub use rate::{ProductRates, product_rate, product_rates};
+pub use rate::{ProductRates, WeightSize, product_rate, product_rates};
 pub use reconstruct::{ReconstructSettings, ReconstructedLayer, reconstruct};
 pub use record_sink::RecordSink;
 pub use save::{save_adapter, save_checkpoint, trained_adapter};

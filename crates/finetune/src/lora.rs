@@ -23,6 +23,25 @@ pub struct LoraSettings {
     pub layers: Option<BTreeSet<usize>>,
 }
 
+/// What a fresh adapter is made of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FreshLora {
+    /// The weight's rows.
+    pub(crate) out: usize,
+    /// The weight's columns.
+    pub(crate) columns: usize,
+    /// The inner dimension `r`.
+    pub(crate) rank: usize,
+    /// Scales its output, by `alpha / rank`.
+    pub(crate) alpha: f64,
+    /// Decides its values, together with the weight's place.
+    pub(crate) seed: u64,
+    /// The weight's layer.
+    pub(crate) layer: usize,
+    /// Which of the layer's weights it is.
+    pub(crate) module: Module,
+}
+
 /// One adapter; its matrices are f32 and train.
 #[derive(Debug)]
 pub(crate) struct Lora {
@@ -38,12 +57,8 @@ impl Lora {
     /// A fresh adapter: `A` uniform in `±1/√in` (Kaiming with `a = √5`, PEFT's choice), `B` zero.
     ///
     /// The values depend on the seed and the weight's place alone, not on the device.
-    pub(crate) fn new(
-        (out, columns): (usize, usize),
-        (rank, alpha): (usize, f64),
-        (seed, layer, module): (u64, usize, Module),
-        device: Device,
-    ) -> Result<Self> {
+    pub(crate) fn new(fresh: FreshLora, device: Device) -> Result<Self> {
+        let FreshLora { out, columns, rank, alpha, seed, layer, module } = fresh;
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         random.set_stream((layer * Module::ALL.len() + module as usize) as u64);
         let bound = 1.0 / (columns as f32).sqrt();

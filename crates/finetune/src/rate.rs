@@ -18,7 +18,7 @@ const LONGEST: Duration = Duration::from_millis(150);
 /// How long one size is measured.
 const MEASURED: Duration = Duration::from_millis(60);
 /// The weight by which the type is chosen, `[out, in]`: of a model of some hundred million parameters.
-const WEIGHT: (usize, usize) = (1536, 1024);
+const WEIGHT: WeightSize = WeightSize { out: 1536, inner: 1024 };
 
 /// Floating-point operations a second in either type.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -42,6 +42,15 @@ impl ProductRates {
     pub fn faster(self) -> ComputeType {
         if self.bf16 > self.f32 { ComputeType::BF16 } else { ComputeType::F32 }
     }
+}
+
+/// The size of a weight, `[out, in]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WeightSize {
+    /// Numbers that it gives.
+    pub out: usize,
+    /// Numbers that it takes.
+    pub inner: usize,
 }
 
 /// The rates by which the type of products is chosen, measured at the first call: half a second.
@@ -71,15 +80,11 @@ pub fn product_rates(device: DeviceChoice) -> Result<ProductRates> {
 /// # Errors
 ///
 /// If the device cannot be used.
-pub fn product_rate(
-    (out, inner): (usize, usize),
-    device: DeviceChoice,
-    compute: ComputeType,
-) -> Result<f64> {
+pub fn product_rate(weight: WeightSize, device: DeviceChoice, compute: ComputeType) -> Result<f64> {
     let _guard = tch::no_grad_guard();
     let (kind, device) = (compute.kind(), device.resolve()?);
     let stored = if device == Device::Cpu { Kind::BFloat16 } else { kind };
-    let (out, inner) = (out as i64, inner as i64);
+    let (out, inner) = (weight.out as i64, weight.inner as i64);
     let weight = Tensor::f_ones([out, inner], (stored, device))?;
     let mut rate = 0.0;
     for tokens in TOKENS {

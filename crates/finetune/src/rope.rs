@@ -21,7 +21,8 @@ impl Rotation {
     pub(crate) fn new(
         config: &ModelConfig,
         positions: &[i64],
-        (kind, device): (Kind, Device),
+        kind: Kind,
+        device: Device,
     ) -> Result<Self> {
         let frequencies = frequencies(&config.rope, config.head_dim);
         // Angles and their cosines in f32, as transformers has them, whatever computes.

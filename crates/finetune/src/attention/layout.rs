@@ -68,13 +68,14 @@ impl Layout {
                 false => None,
             };
             let branching = branching.transpose()?;
+            let seen = Seen { window, branching: branching.as_ref() };
             groups.push(Group {
                 rows: count as i64,
                 width,
                 first,
                 tokens,
                 places: places(&lengths, width, device)?,
-                blocks: blocks((count as i64 * heads, width), window, branching.as_ref(), device)?,
+                blocks: blocks(count as i64 * heads, width, seen, device)?,
             });
             first += tokens;
             next += count;
@@ -95,12 +96,17 @@ fn places(lengths: &[i64], width: i64, device: Device) -> Result<Option<Tensor>>
     Ok(Some(Tensor::f_from_slice(&places)?.f_to_device(device)?))
 }
 
-fn blocks(
-    (rows, width): (i64, i64),
+/// Which keys a row's queries see.
+#[derive(Clone, Copy)]
+struct Seen<'a> {
+    /// So many of the last ones; `None` for all before.
     window: Option<usize>,
-    branching: Option<&Tensor>,
-    device: Device,
-) -> Result<Vec<Block>> {
+    /// Of a row that branches, which, `[width, width]`.
+    branching: Option<&'a Tensor>,
+}
+
+fn blocks(rows: i64, width: i64, seen: Seen<'_>, device: Device) -> Result<Vec<Block>> {
+    let Seen { window, branching } = seen;
     let most = (SCORE_BYTES / (rows * width * 2)).clamp(1, width);
     let window = window.map_or(width, |window| (window as i64).min(width));
     let mut blocks = Vec::new();

@@ -56,7 +56,7 @@ impl Model {
     ///
     /// Whatever [`Checkpoint::open`] refuses, or if the device cannot be used.
     pub fn load(folder: &Path, device: DeviceChoice, compute: ComputeType) -> Result<Self> {
-        Self::load_to(folder, (device.resolve()?, compute), false)
+        Self::load_to(folder, device.resolve()?, compute, false)
     }
 
     /// As [`Model::load`], but the layers' frozen linear weights stay mapped from the file and pass
@@ -70,12 +70,13 @@ impl Model {
         device: DeviceChoice,
         compute: ComputeType,
     ) -> Result<Self> {
-        Self::load_to(folder, (device.resolve()?, compute), true)
+        Self::load_to(folder, device.resolve()?, compute, true)
     }
 
     fn load_to(
         folder: &Path,
-        (device, compute): (Device, ComputeType),
+        device: Device,
+        compute: ComputeType,
         offloaded: bool,
     ) -> Result<Self> {
         let checkpoint = Checkpoint::open(folder)?;
@@ -167,7 +168,7 @@ impl Model {
         &self,
         batch: &Packed,
     ) -> Result<(Rotation, BTreeMap<Option<usize>, Attention>)> {
-        let rotation = Rotation::new(&self.config, &batch.positions, (self.kind, self.device))?;
+        let rotation = Rotation::new(&self.config, &batch.positions, self.kind, self.device)?;
         let mut attention = BTreeMap::new();
         for &window in &self.config.windows {
             if let std::collections::btree_map::Entry::Vacant(entry) = attention.entry(window) {

@@ -6,7 +6,7 @@ use std::path::Path;
 use checkpoint::{Adapter, Module};
 use tch::Tensor;
 
-use crate::lora::Lora;
+use crate::lora::{FreshLora, Lora};
 use crate::parameter::Parameter;
 use crate::{FinetuneError, LoraSettings, Model, Result};
 
@@ -51,9 +51,10 @@ impl Model {
             }
             for (&module, linear) in &mut layer.linears {
                 if targets.contains(&module) {
-                    let shape = self.config.linear_shape(module);
-                    let place = (seed, number, module);
-                    linear.lora = Some(Lora::new(shape, (*rank, *alpha), place, self.device)?);
+                    let (out, columns) = self.config.linear_shape(module);
+                    let (rank, alpha, layer) = (*rank, *alpha, number);
+                    let fresh = FreshLora { out, columns, rank, alpha, seed, layer, module };
+                    linear.lora = Some(Lora::new(fresh, self.device)?);
                 }
             }
         }

@@ -16,7 +16,7 @@ use crate::{Model, Result};
 
 pub use rows::EvalRows;
 pub use standing::{Standing, standing};
-use tally::Tally;
+use tally::{RowText, Tally};
 
 /// How a model is evaluated.
 #[derive(Debug, Clone, PartialEq)]
@@ -115,6 +115,15 @@ pub struct Evaluated {
     pub answers: Vec<Answer>,
 }
 
+/// Rows to evaluate on.
+#[derive(Debug, Clone, Copy)]
+pub struct EvalData<'a> {
+    /// What makes tokens of them: the model's own.
+    pub encoder: &'a Encoder,
+    /// The rows.
+    pub rows: &'a [Row],
+}
+
 /// Evaluates a model on rows. `observe` sees how many rows are done.
 ///
 /// # Errors
@@ -122,11 +131,11 @@ pub struct Evaluated {
 /// If a row cannot be encoded or libtorch refuses.
 pub fn evaluate(
     model: &Model,
-    encoder: &Encoder,
-    rows: &[Row],
+    data: EvalData<'_>,
     settings: &EvalSettings,
     observe: &mut dyn FnMut(usize),
 ) -> Result<Evaluated> {
+    let EvalData { encoder, rows } = data;
     let _guard = no_grad_guard();
     crate::reset_peak_memory();
     let encoded = EvalRows::encode(encoder, rows, settings.max_tokens)?;
@@ -144,12 +153,12 @@ pub fn evaluate(
     tally.see(model, &encoded, settings.batch_tokens, &mut done)?;
     let seconds = started.elapsed().as_secs_f64();
     let texts = rows.iter().enumerate().filter_map(|(number, row)| match &row.content {
-        Content::Chat(chat) => Some((number + 1, chat)),
+        Content::Chat(chat) => Some(RowText { row: number + 1, chat }),
         _ => None,
     });
-    for (row, text) in texts.take(settings.generate_rows) {
+    for text in texts.take(settings.generate_rows) {
         stop::check()?;
-        tally.reply(model, encoder, row, text, settings)?;
+        tally.reply(model, encoder, text, settings)?;
     }
     let share = |hits: usize| (tally.asked > 0).then(|| hits as f64 / tally.asked as f64);
     let interval = |hits: usize| (tally.asked > 0).then(|| wilson(hits, tally.asked));

@@ -135,8 +135,8 @@ mod tests {
         let model = Model::load(&at, device, crate::ComputeType::F32).unwrap();
         let settings =
             EvalSettings { batch_tokens: 200, max_tokens: 64, generate_rows: 0, max_new_tokens: 1 };
-        let whole =
-            crate::evaluate(&model, &encoder, &rows, &settings, &mut |_| {}).unwrap().report;
+        let data = crate::EvalData { encoder: &encoder, rows: &rows };
+        let whole = crate::evaluate(&model, data, &settings, &mut |_| {}).unwrap().report;
         let encoded = EvalRows::encode(&encoder, &rows, 64).unwrap();
         let found = standing(&model, &encoded, 200, &mut |_| {}).unwrap();
         assert_eq!((encoded.len(), found.questions), (12, 12));

@@ -24,6 +24,14 @@ fn continues(question: &Question) -> bool {
     question.choices.get(question.answer).is_some_and(|choice| question.reply.starts_with(choice))
 }
 
+/// A row to be replied to.
+#[derive(Clone, Copy)]
+pub(super) struct RowText<'a> {
+    /// Counted from 1.
+    pub(super) row: usize,
+    pub(super) chat: &'a Chat,
+}
+
 #[derive(Default)]
 pub(super) struct Tally {
     pub(super) rows: usize,
@@ -143,10 +151,10 @@ impl Tally {
         &mut self,
         model: &Model,
         encoder: &Encoder,
-        number: usize,
-        chat: &Chat,
+        text: RowText<'_>,
         settings: &EvalSettings,
     ) -> Result<()> {
+        let RowText { row, chat } = text;
         let Some((last, asked)) = chat.messages.split_last() else { return Ok(()) };
         let asked = Chat { messages: asked.to_vec(), tools: chat.tools.clone() };
         let mut prompt = encoder.prompt(&asked)?;
@@ -158,7 +166,7 @@ impl Tally {
         let text = encoder.text(&reply.tokens, true)?;
         self.exact += usize::from(exact_match(&text, last.text()));
         self.rouge.push(rouge(&text, last.text()));
-        self.generated.push(GeneratedText { row: number, text, reference: last.text().to_owned() });
+        self.generated.push(GeneratedText { row, text, reference: last.text().to_owned() });
         Ok(())
     }
 

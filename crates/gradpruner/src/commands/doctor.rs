@@ -1,8 +1,8 @@
 //! `gradpruner doctor`.
 
 use finetune::{
-    ComputeType, DeviceChoice, ProductRates, available_memory_bytes, num_threads, product_rate,
-    product_rates, usable_gpus,
+    ComputeType, DeviceChoice, ProductRates, WeightSize, available_memory_bytes, num_threads,
+    product_rate, product_rates, usable_gpus,
 };
 use serde_json::json;
 
@@ -17,7 +17,7 @@ use crate::units::bytes_text;
 pub(crate) struct DoctorArgs {}
 
 /// A weight as in a model of about a billion parameters, `[out, in]`.
-const WEIGHT: (usize, usize) = (8192, 2048);
+const WEIGHT: WeightSize = WeightSize { out: 8192, inner: 2048 };
 
 pub(crate) fn run(_: DoctorArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
     // Each line is out before the next one is looked for.

@@ -9,7 +9,8 @@ mod tests;
 
 use checkpoint::ModelConfig;
 use finetune::{
-    BatchShape, ComputeType, MemoryEstimate, ProductRates, available_memory_bytes, product_rate,
+    BatchShape, ComputeType, MemoryEstimate, ProductRates, WeightSize, available_memory_bytes,
+    product_rate,
 };
 use serde::{Deserialize, Serialize};
 
@@ -109,8 +110,10 @@ pub(crate) fn measured_rates(
 ) -> Result<ProductRates> {
     let device = compute.device;
     // Of a large model, a part that says as much in a fraction of the time.
-    let weight =
-        (config.intermediate_size.min(LARGEST_WEIGHT), config.hidden_size.min(LARGEST_WEIGHT));
+    let weight = WeightSize {
+        out: config.intermediate_size.min(LARGEST_WEIGHT),
+        inner: config.hidden_size.min(LARGEST_WEIGHT),
+    };
     let measured = |compute| Ok::<_, PipelineError>(product_rate(weight, device, compute)?);
     Ok(ProductRates { bf16: measured(ComputeType::BF16)?, f32: measured(ComputeType::F32)? })
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ::finetune::{Evaluated, evaluate};
+use ::finetune::{EvalData, Evaluated, evaluate};
 
 use super::{StageContext, load_adapted, read_encoder};
 use crate::{EvaluationSettings, Event, Result};
@@ -24,7 +24,8 @@ pub fn evaluate_model(
     let loaded = load_adapted(context.model, adapter, context.compute)?;
     observe(Event::Computing(context.compute.computing()?));
     let total = rows.len();
-    Ok(evaluate(&loaded, &encoder, &rows, &settings.parse(), &mut |done| {
+    let data = EvalData { encoder: &encoder, rows: &rows };
+    Ok(evaluate(&loaded, data, &settings.parse(), &mut |done| {
         observe(Event::Rows { done, total });
     })?)
 }
