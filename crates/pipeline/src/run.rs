@@ -119,7 +119,10 @@ pub fn run(
         true => stages.tune(&collected, &dense, None, observe)?,
         false => None,
     };
-    let models = [(&dense, dense_tuned.as_ref()), (&pruned, tuned.as_ref())];
+    let models = Evaluating {
+        dense: Subject { base: &dense, tuned: dense_tuned.as_ref() },
+        pruned: Subject { base: &pruned, tuned: tuned.as_ref() },
+    };
     let evaluations = run.evaluate(&stages, models, observe)?;
     if let Some(state) = &collected.state {
         remove_if_there(&state.path)?;
@@ -169,6 +172,13 @@ impl RunSettings {
             seed: self.seed,
         }
     }
+}
+
+/// The models that a run evaluates, each as it is and, if it was tuned, after that.
+#[derive(Clone, Copy)]
+struct Evaluating<'a> {
+    dense: Subject<'a>,
+    pruned: Subject<'a>,
 }
 
 /// What a run is going to do, and by what.
@@ -328,9 +338,10 @@ impl Run {
     fn evaluate(
         &self,
         stages: &Stages<'_>,
-        [dense, pruned]: [(&Base, Option<&Slot>); 2],
+        models: Evaluating<'_>,
         observe: &mut dyn FnMut(Event),
     ) -> Result<Evaluations> {
+        let Evaluating { dense, pruned } = models;
         let path = self.at(EVALUATIONS);
         if path.exists() {
             return Ok(read_json(&path)?);
@@ -346,7 +357,7 @@ impl Run {
             dense_tuned: None,
             pruned: None,
             pruned_tuned: None,
-            sizes: (size(&dense.0.folder)?, size(&pruned.0.folder)?),
+            sizes: (size(&dense.base.folder)?, size(&pruned.base.folder)?),
             answers: FirstAnswers::default(),
             rows_trained_on: 0,
         };
@@ -355,22 +366,21 @@ impl Run {
             found.rows_trained_on = rows_in_common(train, eval, ignore_fields)?;
             let digest = digest_data(eval)?;
             let set = TestSet { path: eval, digest: &digest };
-            let mut of = |base, tuned, answered: &mut Vec<Answer>| -> Result<EvalReport> {
-                let Evaluated { report, mut answers } =
-                    stages.evaluate(Subject { base, tuned }, set, observe)?;
+            let mut of = |subject, answered: &mut Vec<Answer>| -> Result<EvalReport> {
+                let Evaluated { report, mut answers } = stages.evaluate(subject, set, observe)?;
                 answers.truncate(FIRST_ANSWERS);
                 *answered = answers;
                 Ok(report)
             };
             let answers = &mut found.answers;
-            found.dense = Some(of(dense.0, None, &mut answers.dense)?);
-            found.pruned = Some(of(pruned.0, None, &mut answers.pruned)?);
-            if let Some(tuned) = pruned.1 {
-                let report = of(pruned.0, Some(tuned), &mut answers.pruned_tuned)?;
-                found.pruned_tuned = Some(report);
+            let untuned = |subject| Subject { tuned: None, ..subject };
+            found.dense = Some(of(untuned(dense), &mut answers.dense)?);
+            found.pruned = Some(of(untuned(pruned), &mut answers.pruned)?);
+            if pruned.tuned.is_some() {
+                found.pruned_tuned = Some(of(pruned, &mut answers.pruned_tuned)?);
             }
-            if let Some(tuned) = dense.1 {
-                found.dense_tuned = Some(of(dense.0, Some(tuned), &mut answers.dense_tuned)?);
+            if dense.tuned.is_some() {
+                found.dense_tuned = Some(of(dense, &mut answers.dense_tuned)?);
             }
         }
         write_json(&path, &found)?;

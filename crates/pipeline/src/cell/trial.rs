@@ -40,6 +40,7 @@ impl Stages<'_> {
             saves: Self::saves(&tuned)?,
             from: self.continuation(collected, base),
             until,
+            evaluation: &self.settings.evaluation,
             log,
         };
         let training = self.training_on(collected, base)?;
@@ -47,7 +48,7 @@ impl Stages<'_> {
         let (context, settings) =
             (self.context(&base.folder), self.finetuning(base, &training, teacher.as_ref()));
         slot.make(|| {
-            let found = trial(context, settings, &target, &self.settings.evaluation, observe)?;
+            let found = trial(context, settings, &target, observe)?;
             write_json(&slot.path, &found)?;
             Ok(found)
         })

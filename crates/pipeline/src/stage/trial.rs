@@ -48,6 +48,8 @@ pub struct TrialTarget<'a> {
     pub from: Option<Continuation>,
     /// How far it goes.
     pub until: Until,
+    /// How the model is evaluated then.
+    pub evaluation: &'a EvaluationSettings,
     /// Where its steps are logged.
     pub log: LogTargets<'a>,
 }
@@ -100,7 +102,6 @@ pub fn trial(
     context: StageContext<'_>,
     settings: FinetuneSettings<'_>,
     target: &TrialTarget<'_>,
-    evaluation: &EvaluationSettings,
     observe: &mut dyn FnMut(Event),
 ) -> Result<Trial> {
     let mut trainer = trainer(context, settings, target.from.as_ref(), observe)?;
@@ -124,8 +125,8 @@ pub fn trial(
     let encoder = read_encoder(context.model)?;
     let rows = rows_to_try(context)?;
     let total = rows.len();
-    let rows = EvalRows::encode(&encoder, &rows, evaluation.max_tokens)?;
-    let found = standing(trainer.model(), &rows, evaluation.batch_tokens, &mut |done| {
+    let rows = EvalRows::encode(&encoder, &rows, target.evaluation.max_tokens)?;
+    let found = standing(trainer.model(), &rows, target.evaluation.batch_tokens, &mut |done| {
         observe(Event::Rows { done: done.min(total), total });
     });
     match found {
