@@ -158,6 +158,19 @@ fn adapters_go_where_scores_are_highest() {
     let origin = run("angular", "", "none");
     assert_eq!(adapted(&desk.at("none/adapter")), highest(&by_igia("none"), &origin, &five));
 
+    // A comparison trains the same.
+    desk.run(&format!(
+        "compare --model model --train train.jsonl --eval test.jsonl --prune 1 --methods angular --lora-layers auto \
+         --out c {CHEAP}"
+    ));
+    let weights = |folder: &Path| fs_err::read(folder.join("adapter_model.safetensors")).ok();
+    let store = fs_err::read_dir(desk.at("c/store")).unwrap().map(|entry| entry.unwrap().path());
+    let trained: Vec<_> = store
+        .filter(|path| !path.file_name().unwrap().to_string_lossy().starts_with("dense-"))
+        .filter_map(|path| weights(&path))
+        .collect();
+    assert!(trained.len() == 1 && Some(&trained[0]) == weights(&desk.at("none/adapter")).as_ref());
+
     // A winner goes on from its trial, which trained the same layers.
     let origin = run("race:last+magnitude", "", "race");
     assert_eq!(adapted(&desk.at("race/adapter")), highest(&by_igia("race"), &origin, &five));
@@ -185,6 +198,34 @@ fn adapters_go_beside_layers_in_full() {
     let moved = |&layer: &usize| weight("r/tuned", layer) != weight("r/pruned", layer);
     let found: BTreeSet<usize> = open.iter().copied().filter(moved).collect();
     assert_eq!((found, open.len()), (highest(&scores, &origin, &open), 3));
+}
+
+/// Layers that are named stand in run.toml as before, and a run taken up again finds them there.
+#[test]
+fn named_layers_are_those_of_the_run_file() {
+    let desk = Desk::new();
+    let command = format!(
+        "run --model model --train train.jsonl --prune 2 --lora-layers 3,0 --out r {CHEAP}"
+    );
+    desk.run(&command);
+    let settings = fs_err::read_to_string(desk.at("r/run.toml")).unwrap();
+    let numbers: String = settings
+        .split_once("\nlora_layers = [")
+        .unwrap()
+        .1
+        .chars()
+        .take_while(|&c| c != ']')
+        .collect();
+    let numbers: Vec<&str> =
+        numbers.split(',').map(str::trim).filter(|number| !number.is_empty()).collect();
+    assert_eq!(numbers, ["3", "0"]);
+    assert_eq!(adapted(&desk.at("r/adapter")), BTreeSet::from([0, 3]));
+    desk.run("run --config r/run.toml --out r");
+    let failure = desk.failure(&command.replace("3,0", "3,1"));
+    assert!(failure.contains("settings.training.lora_layers"), "{failure}");
+    desk.write("r/run.toml", &settings.replace("\nlora_layers = [", "\nlora_layers = [\"some\", "));
+    let failure = desk.failure("run --config r/run.toml --out s");
+    assert!(failure.contains("they must be layers' numbers, or \"auto\""), "{failure}");
 }
 
 /// Scores to go by are a run's.
