@@ -46,7 +46,15 @@ pub struct Collected {
     pub steps: Vec<StepMetrics>,
 }
 
-/// Runs the first steps of a LoRA fine-tune and hands their gradients to `sink`.
+/// Who hears of the collected steps.
+pub struct Listeners<'a> {
+    /// Takes every step's gradients.
+    pub sink: &'a mut dyn GradientSink,
+    /// Takes every step's figures.
+    pub observe: &'a mut dyn FnMut(&StepMetrics),
+}
+
+/// Runs the first steps of a LoRA fine-tune and hands their gradients on.
 ///
 /// # Errors
 ///
@@ -55,9 +63,9 @@ pub fn collect(
     model: Model,
     settings: &CollectSettings,
     data: Encoded,
-    sink: &mut dyn GradientSink,
-    observe: &mut dyn FnMut(&StepMetrics),
+    listeners: Listeners<'_>,
 ) -> Result<Collected> {
+    let Listeners { sink, observe } = listeners;
     if !matches!(settings.train.method, Method::Lora(_)) {
         return Err(FinetuneError::Settings("gradients are collected from LoRA".into()));
     }

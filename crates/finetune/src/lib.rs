@@ -49,7 +49,7 @@ mod train;
 mod update_mask;
 mod walk;
 
-pub use collect::{CollectSettings, Collected, SENSITIVITY_ROWS, collect};
+pub use collect::{CollectSettings, Collected, Listeners, SENSITIVITY_ROWS, collect};
 pub use decoder::{KvCache, Model};
 pub use device::{ComputeChoice, ComputeType, DeviceChoice, num_threads, usable_gpus};
 pub use discrepancy::{Discrepancy, Origin};

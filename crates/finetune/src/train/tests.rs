@@ -311,7 +311,8 @@ fn collected_steps_are_a_trainings_first() {
     let collecting =
         crate::CollectSettings { steps: 4, train: settings(lora()), state: Some(state.clone()) };
     let (model, rows) = (golden_model("tiny_llama"), rows("tiny_llama"));
-    crate::collect(model, &collecting, rows, &mut Nothing, &mut |_| {}).unwrap();
+    let listeners = crate::Listeners { sink: &mut Nothing, observe: &mut |_| {} };
+    crate::collect(model, &collecting, rows, listeners).unwrap();
     let num_layers = whole.model.layers.len();
     let from = |origin: Vec<usize>| Continuation { folder: state.clone(), num_layers, origin };
     let mut dense = trainer(golden_model("tiny_llama"));

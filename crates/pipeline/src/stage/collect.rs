@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ::finetune::{
-    FinetuneError, GradientSink, Gradients, RecordSink, StepMetrics, collect as collect_steps,
+    FinetuneError, GradientSink, Gradients, Listeners, RecordSink, StepMetrics,
+    collect as collect_steps,
 };
 use checkpoint::{Activations, Dtype, Manifest, ModelConfig, StepReport};
 use evidence::{Evidence, GradientNorms, Hidden, Sensitivity};
@@ -89,10 +90,14 @@ pub fn collect_record(
     };
     let mut sink = Collector { record, meter, auto };
     let mut log = Log::new(targets.log, Stage::Collect);
-    let found = collect_steps(loaded, &settings, examples, &mut sink, &mut |metrics| {
-        log.add(metrics);
-        observe(Event::Step(*metrics));
-    })?;
+    let listeners = Listeners {
+        sink: &mut sink,
+        observe: &mut |metrics| {
+            log.add(metrics);
+            observe(Event::Step(*metrics));
+        },
+    };
+    let found = collect_steps(loaded, &settings, examples, listeners)?;
     log.finish()?;
     let manifest = match sink.record {
         Some(record) => {
