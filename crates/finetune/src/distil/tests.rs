@@ -158,9 +158,39 @@ fn the_weight_of_states_falls() {
 }
 
 fn trainer(distil: DistilSettings) -> Trainer {
+    cut_short(distil, None)
+}
+
+/// A training that takes so many steps at most.
+fn cut_short(distil: DistilSettings, max_steps: Option<usize>) -> Trainer {
     let ((student, origin), teacher) = (cut("tiny_llama", &[2, 3]), dense("tiny_llama"));
-    let trainer = Trainer::new(student, settings(lora()), rows("tiny_llama")).unwrap();
+    let settings = crate::TrainSettings { max_steps, ..settings(lora()) };
+    let trainer = Trainer::new(student, settings, rows("tiny_llama")).unwrap();
     trainer.with_teacher(Teacher::dense(teacher, origin), distil).unwrap()
+}
+
+/// `β` falls over the steps that are taken, not those of the schedule, and a state that was saved under another number of
+/// them is another training's; unless `β` is 0 throughout.
+#[test]
+fn the_weight_of_states_falls_in_a_training_cut_short() {
+    let mut short = cut_short(DISTIL, Some(4));
+    assert!(short.scheduled_steps() > 2 * short.total_steps());
+    let mut weights = Vec::new();
+    let mut see = |metrics: &crate::StepMetrics| {
+        weights.push(metrics.distil.unwrap().hidden_weight);
+    };
+    let folder = testkit::temporary_folder();
+    let (saves, silent) = (folder.path().join("state"), folder.path().join("silent"));
+    short.run_until(3, Some(&saves), &mut see).unwrap();
+    short.run(None, None, &mut see).unwrap();
+    assert_eq!(weights, [0.7, 0.35, 0.0, 0.0]);
+    let refused = cut_short(DISTIL, Some(6)).run(None, Some(&saves), &mut |_| {}).unwrap_err();
+    assert!(refused.to_string().contains("distil_steps was 4 and is 6;"), "{refused}");
+    let unseen = DistilSettings { hidden: 0.0, ..DISTIL };
+    cut_short(unseen, Some(2)).run_until(1, Some(&silent), &mut |_| {}).unwrap();
+    let mut longer = cut_short(unseen, Some(3));
+    longer.run(None, Some(&silent), &mut |_| {}).unwrap();
+    assert_eq!(longer.steps_done(), 3);
 }
 
 /// The student comes closer to the teacher, a step's figures add up, an interrupted training goes on bit for bit, and

@@ -93,7 +93,8 @@ impl Trainer {
     ///
     /// with `CE` the mean token loss, `KL_k` the teacher's `k` largest probabilities and all others as one against
     /// the model's, on labelled tokens, and `H` the relative squared distance of states where layers were cut
-    /// (docs/method.md §9). The teacher goes through every batch first.
+    /// (docs/method.md §9). `β` falls to 0 over the first half of the steps that are taken from here on, which
+    /// [`TrainSettings::max_steps`] may cut short. The teacher goes through every batch first.
     ///
     /// # Errors
     ///
@@ -101,7 +102,8 @@ impl Trainer {
     /// [`FinetuneError::Settings`] if a weight cannot be used.
     pub fn with_teacher(mut self, teacher: Teacher, settings: DistilSettings) -> Result<Self> {
         let distillation = Distillation::new(teacher, settings, &mut self.model)?;
-        self.recipe.teach(distillation.settings(), distillation.identity()?, self.begun);
+        let steps = self.begun..self.total_steps();
+        self.recipe.teach(distillation.settings(), distillation.identity()?, steps);
         self.distillation = Some(distillation);
         Ok(self)
     }
@@ -303,7 +305,7 @@ impl Trainer {
         let rows = self.sampler.batch(self.step);
         let examples: Vec<&Example> = rows.iter().map(|&row| &self.data.examples[row]).collect();
         let TrainSettings { batch_rows, .. } = self.settings;
-        let total = self.scheduled_steps();
+        let total = self.total_steps();
         let lesson = self.distillation.as_ref().map(|of| of.at(self.step, self.begun, total));
         let passes = Passes { batch_rows, keep: self.settings.keep(), lesson };
         let Gathered { loss, distil, tokens } = backward(&self.model, &examples, passes, observer)?;
@@ -314,7 +316,7 @@ impl Trainer {
         let grad_norm = self.adamw.grad_norm()?;
         self.require_finite("gradient's norm", grad_norm, &rows)?;
         self.adamw.clip(grad_norm, self.settings.max_grad_norm)?;
-        let learning_rate = self.settings.schedule.rate(self.step, total);
+        let learning_rate = self.settings.schedule.rate(self.step, self.scheduled_steps());
         let report = StepReport { loss, grad_norm, learning_rate, tokens };
         let hooked = Instant::now();
         if let Some(sink) = sink {
