@@ -45,6 +45,28 @@ fn a_run_learns_from_its_dense_model() {
     assert!(failure.contains("settings.training.distil.weight was 0.7 and is 0.6"), "{failure}");
 }
 
+/// Behind a scaled cut states are compared with the teacher's at the size they stand for: up to the first cut the student
+/// is the same as without the repair, and what it is compared at is not.
+#[test]
+fn scaled_states_are_compared_at_their_size() {
+    let desk = Desk::new();
+    let hidden = |repair: &str, out: &str| {
+        let flags = format!("--criterion last --repair {repair} --distil 0.7 --distil-hidden 0.3");
+        desk.run(&format!(
+            "run --model model --train train.jsonl --prune 2 {flags} --out {out} {CHEAP}"
+        ));
+        let steps = steps(&desk.at(out), "finetune");
+        steps[0]["distil"]["hidden"].as_f64().unwrap()
+    };
+    let (dropped, scaled) = (hidden("drop", "d"), hidden("scale --repair-always", "s"));
+    let scales = testkit::json(&desk.at("s/scales/scales.json"));
+    assert_eq!(scales["cuts"].as_array().unwrap().len(), 1);
+    let factor = scales["cuts"][0]["factor"].as_f64().unwrap();
+    assert!((factor - 1.0).abs() > 0.01, "{factor}");
+    // A mean of squares of `a·x − y` is a parabola over `a`, whose values at 1 and at the scale differ.
+    assert!((scaled / dropped - 1.0).abs() > 1e-3, "{scaled}, {dropped}");
+}
+
 /// `finetune` takes a teacher by its name; one is needed, and hidden states want the model that was cut.
 #[test]
 fn a_teacher_by_name() {

@@ -8,10 +8,11 @@ use serde_json::Value;
 use tch::Tensor;
 
 use super::divergence::Likeliest;
+use super::states::Target;
 use crate::bridge::bytes;
 use crate::observer::{LayerPass, Observer};
 use crate::pack::Packed;
-use crate::{FinetuneError, Model, Result};
+use crate::{FinetuneError, Model, Origin, Result, RunScale};
 
 /// A model to learn from, with its own adapters; it never trains.
 ///
@@ -24,6 +25,8 @@ pub struct Teacher {
     pub(super) model: Model,
     /// Each student layer's number in the teacher.
     pub(super) origin: Option<Vec<usize>>,
+    /// By how much the student's stream is smaller behind each cut; none if it is as large.
+    scales: Vec<RunScale>,
 }
 
 /// What is wanted of a teacher for a batch.
@@ -40,8 +43,8 @@ pub(super) struct Asked {
 pub(super) struct Targets {
     /// At the batch's labelled positions.
     pub(super) likeliest: Option<Likeliest>,
-    /// By the student's layer whose output they are held to, `[later, hidden]`.
-    pub(super) states: Option<BTreeMap<usize, Tensor>>,
+    /// By the student's layer whose output is held to them.
+    pub(super) states: Option<BTreeMap<usize, Target>>,
     /// Where the tokens stand that are not the first of a row.
     pub(super) later: Tensor,
 }
@@ -53,12 +56,19 @@ impl Teacher {
     /// A model that teaches one whose layers are its own: `origin` has, for each layer of the student, its number
     /// in the teacher.
     pub fn dense(model: Model, origin: Vec<usize>) -> Self {
-        Self { model, origin: Some(origin) }
+        Self { model, origin: Some(origin), scales: Vec::new() }
+    }
+
+    /// Says by how much the student's stream is smaller behind each run of layers that is gone, if that was repaired by
+    /// scales: its states are compared after they are multiplied by the product of those up to the cut.
+    #[must_use]
+    pub fn with_scales(self, scales: Vec<RunScale>) -> Self {
+        Self { scales, ..self }
     }
 
     /// Any model of the student's tokenizer. Its states cannot be compared with the student's.
     pub fn other(model: Model) -> Self {
-        Self { model, origin: None }
+        Self { model, origin: None, scales: Vec::new() }
     }
 
     /// Refuses a teacher that does not say anything of this student's tokens.
@@ -91,6 +101,11 @@ impl Teacher {
                 ));
             }
         }
+        if let Some(RunScale { run, factor }) = self.cuts().unfit_scale(teacher.config.num_layers) {
+            return fail(format!(
+                "the scale {factor} of layers {run:?} is not one of a run that the student lacks"
+            ));
+        }
         if states && (self.origin.is_none() || teacher.config.hidden_size != own.config.hidden_size)
         {
             return fail(
@@ -102,7 +117,12 @@ impl Teacher {
         Ok(())
     }
 
-    /// What tells it from another: of every weight its first values, and its adapters whole.
+    /// Where the student's layers come from.
+    fn cuts(&self) -> Origin<'_> {
+        Origin { layers: self.origin.as_deref().unwrap_or_default(), scales: &self.scales }
+    }
+
+    /// What tells it from another: of every weight its first values, its adapters whole, and scales.
     pub(super) fn identity(&self) -> Result<String> {
         let mut all = Vec::new();
         let weights = self.model.named_weights().into_iter().map(|named| (named, LOOKED_AT));
@@ -113,6 +133,9 @@ impl Teacher {
             // A type that every device has the weights in.
             let digest = sha256_bytes(&bytes(&flat, Dtype::BF16)?);
             all.push(format!("{name} {:?} {digest}\n", parameter.value.size()));
+        }
+        for RunScale { run, factor } in &self.scales {
+            all.push(format!("{run:?} {factor}\n"));
         }
         Ok(sha256_bytes(all.concat().as_bytes()))
     }
@@ -139,7 +162,8 @@ impl Teacher {
         let _guard = tch::no_grad_guard();
         let later = later(batch)?.f_to_device(self.model.device)?;
         let ends = if asked.states { self.ends() } else { BTreeMap::new() };
-        let mut keeper = StateKeeper { ends, later: &later, states: BTreeMap::new() };
+        let mut keeper =
+            StateKeeper { ends, cuts: self.cuts(), later: &later, states: BTreeMap::new() };
         let hidden = self.model.hidden(batch, &mut keeper)?;
         let states = keeper.states;
         let likeliest = match asked.probabilities {
@@ -157,15 +181,18 @@ impl Teacher {
 struct StateKeeper<'a> {
     /// The student's layer by the teacher's.
     ends: BTreeMap<usize, usize>,
+    cuts: Origin<'a>,
     later: &'a Tensor,
     /// By the student's layer.
-    states: BTreeMap<usize, Tensor>,
+    states: BTreeMap<usize, Target>,
 }
 
 impl Observer for StateKeeper<'_> {
     fn layer(&mut self, seen: &LayerPass<'_>) -> Result<()> {
         if let Some(&layer) = self.ends.get(&seen.layer) {
-            self.states.insert(layer, seen.output.f_index_select(0, self.later)?);
+            let state = seen.output.f_index_select(0, self.later)?;
+            let smaller = self.cuts.smaller_before(seen.layer + 1);
+            self.states.insert(layer, Target { state, smaller });
         }
         Ok(())
     }

@@ -1,14 +1,13 @@
 //! Whether a repair is kept: only where less is lost with it.
 
-use std::path::Path;
-
-use ::finetune::{Origin, RunScale};
+use ::finetune::Origin;
 use checkpoint::{read_json, remove_if_there};
-use repair::{LineSearch, Scales, line_search};
+use repair::{LineSearch, line_search};
 use selection::{Plan, Repair, RepairNeed};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::prune::scales_of;
 use super::{CollectedSlots, Stages, found};
 use crate::run::write_json;
 use crate::stage::{Judge, LossesOf, with_judge};
@@ -143,9 +142,4 @@ fn decide(
     let kept = !refused && (always || repaired < dropped);
     let plan = if kept { plan } else { plan.with_repair(Repair::Drop)? };
     Ok(Verdict { repair, dropped, repaired, kept, search, plan })
-}
-
-fn scales_of(folder: &Path) -> Result<Vec<RunScale>> {
-    let cuts = Scales::open(folder)?.cuts.into_iter();
-    Ok(cuts.map(|cut| RunScale { run: cut.first..=cut.last, factor: cut.factor }).collect())
 }

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use repair::{PruneSettings, apply};
+use ::finetune::RunScale;
+use repair::{PruneSettings, Scales, apply};
 use selection::{Plan, Repair, RepairNeed};
 use serde_json::json;
 
@@ -23,6 +24,19 @@ impl PruningSlots {
     pub(crate) fn all(&self) -> impl Iterator<Item = &Slot> {
         self.fitted.iter().chain([&self.pruned])
     }
+}
+
+impl Base {
+    /// By how much its stream is smaller behind each cut; none if it is as large.
+    pub(super) fn scales(&self) -> Result<Vec<RunScale>> {
+        self.scales.as_deref().map_or_else(|| Ok(Vec::new()), scales_of)
+    }
+}
+
+/// The scales in a folder.
+pub(super) fn scales_of(folder: &Path) -> Result<Vec<RunScale>> {
+    let cuts = Scales::open(folder)?.cuts.into_iter();
+    Ok(cuts.map(|cut| RunScale { run: cut.first..=cut.last, factor: cut.factor }).collect())
 }
 
 impl Stages<'_> {
@@ -53,7 +67,16 @@ impl Stages<'_> {
         let PruningSlots { fitted, pruned } = self.pruning(collected, plan);
         let seconds = pruned.seconds() + fitted.as_ref().map_or(0.0, Slot::seconds);
         let (origin, verdict) = (plan.retained(), self.verdict(collected, plan));
-        Base { folder: pruned.path, digest: pruned.digest, origin, verdict, seconds }
+        let carried_out = verdict.as_ref().map_or(plan, |verdict| &verdict.plan);
+        let scales = fitted.filter(|_| carried_out.repair() == Repair::Scale);
+        Base {
+            folder: pruned.path,
+            digest: pruned.digest,
+            origin,
+            scales: scales.map(|slot| slot.path),
+            verdict,
+            seconds,
+        }
     }
 
     /// Where what is made of a plan lies, or will: of the plan that is carried out, once its repair is judged.

@@ -119,19 +119,22 @@ impl Stages<'_> {
         if training.distil.is_none() {
             return Ok(None);
         }
-        let origin = Some(base.origin.clone());
+        let (origin, scales) = (Some(base.origin.clone()), base.scales()?);
         if let Some(TeacherSettings { model, adapter }) = training.teacher {
             let model = locate(&model)?;
             let origin = origin.filter(|_| model == self.model);
-            return Ok(Some(TeacherOf { model, adapter, origin }));
+            return Ok(Some(TeacherOf { model, adapter, origin, scales }));
         }
         let dense = self.dense();
         let Some(tuned) = self.at_home().tune(collected, &dense, None, observe)? else {
             return Ok(None);
         };
         Ok(Some(match self.settings.finetune.trains_weights() {
-            true => TeacherOf { model: tuned.path, adapter: None, origin },
-            false => TeacherOf { model: dense.folder, adapter: Some(tuned.path), origin },
+            true => TeacherOf { model: tuned.path, adapter: None, origin, scales },
+            false => {
+                let (model, adapter) = (dense.folder, Some(tuned.path));
+                TeacherOf { model, adapter, origin, scales }
+            }
         }))
     }
 
