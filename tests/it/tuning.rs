@@ -115,3 +115,38 @@ fn layers_beside_cuts_train_in_full() {
         desk.failure("finetune --model model --train train.jsonl --method lora+cuts --out a");
     assert!(failure.contains("only a run knows what was cut"), "{failure}");
 }
+
+/// Where every layer that stays is beside a cut all of them train in full, and nothing has an adapter: one layer left, two,
+/// and four with a cut between each two.
+#[test]
+fn all_layers_may_be_beside_cuts() {
+    let desk = Desk::new();
+    let run = |prune: &str, out: &str| {
+        let flags = format!("--prune {prune} --repair drop --finetune lora+cuts");
+        desk.run(&format!("run --model model --train train.jsonl {flags} --out {out} {CHEAP}"));
+    };
+    run("5 --keep none", "one");
+    run("4 --keep first:1,last:1", "two");
+    let text = fs_err::read_to_string(desk.at("two/plan.json")).unwrap();
+    let mut plan: serde_json::Value = serde_json::from_str(&text).unwrap();
+    plan["pruned"] = serde_json::json!([1, 4]);
+    fs_err::create_dir(desk.at("four")).unwrap();
+    desk.write("four/plan.json", &plan.to_string());
+    run("4 --keep none", "four");
+    for (out, left) in [("one", 1), ("two", 2), ("four", 4)] {
+        let plan = testkit::json(&desk.at(&format!("{out}/plan.json")));
+        let pruned = plan["pruned"].as_array().unwrap();
+        let gone = |layer: u64| layer < 6 && pruned.contains(&layer.into());
+        let stays = (0..6).filter(|layer| !gone(*layer));
+        let beside = stays.filter(|&layer| gone(layer.wrapping_sub(1)) || gone(layer + 1));
+        let weights = |folder: &str, name: &str| {
+            testkit::tensor_bytes(&desk.at(&format!("{out}/{folder}/model.safetensors")), name).1
+        };
+        let moved = |name: &str| weights("pruned", name) != weights("tuned", name);
+        let norm = |layer: usize| format!("model.layers.{layer}.input_layernorm.weight");
+        assert!((0..left).all(|layer| moved(&norm(layer))), "{out}");
+        // A pair at either end that nothing was cut from is not beside a cut.
+        assert_eq!(beside.count(), left, "{out}: {plan}");
+        assert!(!moved("model.embed_tokens.weight") && !moved("model.norm.weight"), "{out}");
+    }
+}

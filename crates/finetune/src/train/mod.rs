@@ -7,7 +7,6 @@ mod settings;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -66,14 +65,13 @@ impl Trainer {
         match &settings.method {
             Method::Lora(lora) => model.add_lora(lora, settings.seed)?,
             Method::LoraAndLayers(both) => {
-                let adapters = both.adapters(model.config().num_layers);
-                if both.full.is_empty() || adapters.layers.as_ref().is_none_or(BTreeSet::is_empty) {
-                    let what = "adapters beside layers that train in full need layers of both kinds; train in full, \
-                                or with adapters alone";
+                if both.full.is_empty() {
+                    let what = "no layers are named that train in full; name some, or train with adapters alone";
                     return Err(FinetuneError::Settings(what.into()));
                 }
                 model.make_layers_trainable(&both.full)?;
-                model.add_lora(&adapters, settings.seed)?;
+                // None are left for adapters where all layers train in full.
+                model.add_lora(&both.adapters(model.config().num_layers), settings.seed)?;
             }
             Method::Full => model.make_trainable(Trainable::All)?,
             Method::HeadAndLast(count) => model.make_trainable(Trainable::HeadAndLast(*count))?,

@@ -11,7 +11,7 @@ use crate::{AdamWSettings, LoraSettings, Schedule};
 pub enum Method {
     /// Adapters alone.
     Lora(LoraSettings),
-    /// Every weight of some layers, and adapters on the others (CLP, for the layers beside a cut).
+    /// Every weight of some layers, and adapters on the others, if there are others (CLP, for the layers beside a cut).
     LoraAndLayers(LoraAndLayers),
     /// Every weight.
     Full,
@@ -26,7 +26,7 @@ pub enum Method {
 pub struct LoraAndLayers {
     /// The adapters; those that would be on a layer that trains in full are left out.
     pub lora: LoraSettings,
-    /// The layers of which every weight trains, counted from 0.
+    /// The layers of which every weight trains, counted from 0; one at least.
     pub full: BTreeSet<usize>,
 }
 
