@@ -67,6 +67,41 @@ fn scaled_states_are_compared_at_their_size() {
     assert!((scaled / dropped - 1.0).abs() > 1e-3, "{scaled}, {dropped}");
 }
 
+/// Adapters that a training goes on from are made smaller behind scaled cuts as the weights under them are. Most of what they
+/// are comes from the collected steps, the first half of all, since the rate falls along a cosine.
+#[test]
+fn adapters_behind_scaled_cuts_are_scaled_too() {
+    let desk = Desk::new();
+    let cheap = CHEAP.replace("--epochs 1", "--epochs 5").replace("--steps 3", "--steps 15");
+    for (repair, out) in [("drop", "d"), ("scale --repair-always", "s")] {
+        let flags = format!("--prune 2 --criterion last --repair {repair} --out {out}");
+        desk.run(&format!("run --model model --train train.jsonl {flags} {cheap}"));
+        assert_eq!(steps(&desk.at(out), "finetune")[0]["step"], 16);
+    }
+    let scales = testkit::json(&desk.at("s/scales/scales.json"));
+    let cut = &scales["cuts"][0];
+    let (behind, factor) = (cut["first"].as_u64().unwrap(), cut["factor"].as_f64().unwrap());
+    let file = |out: &str| desk.at(out).join("adapter/adapter_model.safetensors");
+    let mut seen = 0;
+    for name in testkit::tensor_names(&file("d")) {
+        let layer = name.split('.').find_map(|part| part.parse::<u64>().ok()).unwrap();
+        if !name.contains("lora_B") || layer < behind {
+            continue;
+        }
+        let [dropped, found] = ["d", "s"].map(|out| testkit::tensor_f32(&file(out), &name).1);
+        let apart = |divisor: f64| -> f64 {
+            let both = dropped.iter().zip(&found);
+            let squares = both.map(|(x, y)| (f64::from(*x) / divisor - f64::from(*y)).powi(2));
+            squares.sum::<f64>().sqrt()
+        };
+        let adds = name.contains("o_proj") || name.contains("down_proj");
+        let (at_size, unscaled) = (apart(factor), apart(1.0));
+        assert_eq!(adds, at_size < 0.5 * unscaled, "{name}: {at_size}, {unscaled}");
+        seen += 1;
+    }
+    assert_eq!(seen, 7);
+}
+
 /// `finetune` takes a teacher by its name; one is needed, and hidden states want the model that was cut.
 #[test]
 fn a_teacher_by_name() {

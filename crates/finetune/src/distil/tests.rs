@@ -275,7 +275,10 @@ fn a_teacher_joins_a_training_under_way() {
         collected.step(None, &mut Nobody).unwrap();
     }
     collected.save(&state).unwrap();
-    let from = |origin: Vec<usize>| Continuation { folder: state.clone(), num_layers: 6, origin };
+    let from = |origin: Vec<usize>| {
+        let folder = state.clone();
+        Continuation { folder, num_layers: 6, origin, scales: Vec::new() }
+    };
     let mut early = trainer(DISTIL);
     early.go_on(&from(vec![0, 1, 4, 5])).unwrap();
     let (student, origin) = cut("tiny_llama", &[2, 3]);

@@ -1,5 +1,6 @@
 //! The training loop: rows to gradients to updates, step by step.
 
+mod continuation;
 mod gradients;
 pub(crate) mod recipe;
 mod report;
@@ -18,16 +19,17 @@ use crate::decoder::Trainable;
 use crate::distil::Distillation;
 use crate::observer::{Nobody, Observer};
 use crate::optimizer::AdamW;
-use crate::state;
+use crate::state::{self, Source};
 use crate::stop;
-use crate::{DistilSettings, DistilTerms, FinetuneError, Model, Result, Teacher};
+use crate::{DistilSettings, DistilTerms, FinetuneError, Model, Result, RunScale, Teacher};
 
+pub use continuation::Continuation;
 use gradients::{Gathered, adapter_gradients};
 pub(crate) use gradients::{Passes, backward};
 pub use recipe::Difference;
 use recipe::Recipe;
 pub use report::{GradientSink, Gradients, StepMetrics, TrainReport};
-pub use settings::{Continuation, LoraAndLayers, Method, TrainSettings};
+pub use settings::{LoraAndLayers, Method, TrainSettings};
 
 /// A training under way.
 #[derive(Debug)]
@@ -187,7 +189,7 @@ impl Trainer {
             && let Some(saved) = state::find(folder, &self.recipe)?
             && saved.step > self.step
         {
-            saved.restore(&mut self.adamw, &str::to_owned)?;
+            saved.restore(&mut self.adamw, &Source::of)?;
             self.step = saved.step;
         }
         let mut sink = sink;
@@ -267,26 +269,24 @@ impl Trainer {
     }
 
     /// Takes up what a training of the same settings and rows left: adapters, the optimizer's
-    /// means, the place in the data and in the schedule. A teacher joins from there on: that training had none.
+    /// means (where the stream is smaller by scales, as [`Continuation`] says), the place in the data and in the schedule. A
+    /// teacher joins from there on: that training had none.
     ///
     /// # Errors
     ///
     /// [`FinetuneError::OtherRun`] if the state is of other settings or rows or a model of other depth,
     /// [`FinetuneError::BrokenState`] if it is damaged or of an older version, [`FinetuneError::NoState`] if
-    /// there is none.
+    /// there is none, [`FinetuneError::Settings`] if a scale is none of the layers that are gone.
     pub fn go_on(&mut self, from: &Continuation) -> Result<()> {
-        let Continuation { folder, num_layers, origin } = from;
-        let origin = |name: &str| {
-            let old = name.strip_prefix("layers.").and_then(|rest| {
-                let (number, rest) = rest.split_once('.')?;
-                let old = origin.get(number.parse::<usize>().ok()?)?;
-                Some(format!("layers.{old}.{rest}"))
-            });
-            old.unwrap_or_else(|| name.to_owned())
-        };
+        let Continuation { folder, num_layers, .. } = from;
+        if let Some(RunScale { run, factor }) = from.cuts().unfit_scale(*num_layers) {
+            let what =
+                format!("the scale {factor} of layers {run:?} is not one of a run that is gone");
+            return Err(FinetuneError::Settings(what));
+        }
         let saved = state::find(folder, &self.recipe.before(*num_layers))?;
         let saved = saved.ok_or_else(|| FinetuneError::NoState { path: folder.clone() })?;
-        saved.restore(&mut self.adamw, &origin)?;
+        saved.restore(&mut self.adamw, &|name| from.source(name))?;
         (self.step, self.begun) = (saved.step, saved.step);
         self.recipe.join_at(self.begun);
         Ok(())

@@ -1,7 +1,6 @@
 //! How a model is trained.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 
 use crate::decoder::Keep;
 use crate::{AdamWSettings, LoraSettings, Schedule};
@@ -85,17 +84,6 @@ pub struct TrainSettings {
     pub remat: bool,
     /// Steps between two saved states; `None` for one a minute.
     pub save_every: Option<usize>,
-}
-
-/// A state that a training of a deeper model left, to go on from with some of its layers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Continuation {
-    /// The folder it was left in.
-    pub folder: PathBuf,
-    /// How many layers that model had.
-    pub num_layers: usize,
-    /// Each layer's number in that model.
-    pub origin: Vec<usize>,
 }
 
 impl TrainSettings {

@@ -341,7 +341,10 @@ fn collected_steps_are_a_trainings_first() {
     let (model, rows) = (golden_model("tiny_llama"), rows("tiny_llama"));
     crate::collect(model, &collecting, rows, &mut Nothing, &mut |_| {}).unwrap();
     let num_layers = whole.model.layers.len();
-    let from = |origin: Vec<usize>| Continuation { folder: state.clone(), num_layers, origin };
+    let from = |origin: Vec<usize>| {
+        let folder = state.clone();
+        Continuation { folder, num_layers, origin, scales: Vec::new() }
+    };
     let mut dense = trainer(golden_model("tiny_llama"));
     dense.go_on(&from((0..num_layers).collect())).unwrap();
     let at_four: BTreeMap<String, Vec<f32>> = dense

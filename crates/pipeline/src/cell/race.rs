@@ -218,7 +218,7 @@ impl Stages<'_> {
             if self.settings.criterion.races() { Some(own.as_path()) } else { self.log.lines };
         let target = TrialTarget {
             saves: Self::saves(&tuned),
-            from: self.continuation(collected, base),
+            from: self.continuation(collected, base)?,
             until,
             log: LogTargets { lines, events: None },
         };

@@ -40,7 +40,7 @@ impl Stages<'_> {
             target: slot.path.clone(),
             merged,
             saves,
-            from: self.continuation(collected, base),
+            from: self.continuation(collected, base)?,
             shard_bytes: self.settings.shard_bytes,
             log: self.log,
             stage,
@@ -80,10 +80,14 @@ impl Stages<'_> {
         &self,
         collected: &CollectedSlots,
         base: &Base,
-    ) -> Option<Continuation> {
-        let state = collected.state.as_ref()?;
-        let (folder, origin) = (state.path.clone(), base.origin.clone());
-        Some(Continuation { folder, num_layers: self.num_layers, origin })
+    ) -> Result<Option<Continuation>> {
+        let Some(state) = &collected.state else { return Ok(None) };
+        Ok(Some(Continuation {
+            folder: state.path.clone(),
+            num_layers: self.num_layers,
+            origin: base.origin.clone(),
+            scales: base.scales()?,
+        }))
     }
 
     pub(super) fn finetuning<'b>(
