@@ -294,6 +294,46 @@ fn repairs_are_kept_where_less_is_lost() {
     }
 }
 
+/// A repair that overflows is refused, and the run goes on without it.
+#[test]
+fn a_repair_that_overflows_is_refused() {
+    let desk = Desk::new();
+    let run =
+        format!("run --model model --train train.jsonl --prune 2 --finetune none --out r {CHEAP}");
+    desk.run(&run);
+    // The maps as they might be; what was made of them is made again.
+    let maps = desk.at("r/maps/maps.safetensors");
+    let mut bytes = fs_err::read(&maps).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    for value in bytes[8 + header..].chunks_exact_mut(4) {
+        value.copy_from_slice(&1e30_f32.to_le_bytes());
+    }
+    fs_err::write(&maps, bytes).unwrap();
+    for made in ["pruned", "verdict.json", "eval.json", "stages/verdict.json", "stages/pruned.json"]
+    {
+        remove(&desk.at("r").join(made));
+    }
+    let output = desk.output(&run);
+    let said = text(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("not finite with it; refused, the layers are dropped alone"), "{said}");
+    let verdict = testkit::json(&desk.at("r/verdict.json"));
+    assert!(verdict["repaired"].is_null() && verdict["kept"] == false, "{verdict}");
+    let drop = run.replace("--out r", "--repair drop --out d");
+    desk.run(&drop);
+    let weights = |out: &str| fs_err::read(desk.at(out).join("pruned/model.safetensors")).unwrap();
+    assert!(weights("r") == weights("d"));
+}
+
+/// Removes a file or a folder.
+fn remove(path: &Path) {
+    if path.is_dir() {
+        fs_err::remove_dir_all(path).unwrap();
+    } else {
+        fs_err::remove_file(path).unwrap();
+    }
+}
+
 /// An interrupt saves the state of a training; the same command then ends in the same bytes.
 #[cfg(unix)]
 #[test]

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::prune::scales_of;
 use super::{CollectedSlots, Stages, found};
 use crate::run::write_json;
-use crate::stage::{Judge, LossesOf, with_judge};
+use crate::stage::{LossesOf, with_judge};
 use crate::store::Slot;
 use crate::{Done, Event, Result, Stage};
 
@@ -21,8 +21,9 @@ pub struct Verdict {
     pub repair: Repair,
     /// `D` where the layers are dropped and nothing else is done.
     pub dropped: f64,
-    /// `D` with the repair, at the step that is taken if there was a choice.
-    pub repaired: f64,
+    /// `D` with the repair, at the step that is taken if there was a choice; `None` if it is not finite, which is worse
+    /// than any.
+    pub repaired: Option<f64>,
     /// Whether the repair is kept: less is lost with it, or it is asked for whatever is lost.
     pub kept: bool,
     /// The steps that were tried, if the repair has some.
@@ -103,7 +104,7 @@ impl Stages<'_> {
                     repair::apply(&made, &mut |_, _| {})?;
                     judge.of_model(&candidate, &origin)
                 };
-                decide(plan, always, judge, &mut loss)
+                decide(plan, always, judge.of_layers(&layers)?, &mut loss)
             });
             remove_if_there(&candidate)?;
             let verdict = verdict?;
@@ -115,31 +116,92 @@ impl Stages<'_> {
     }
 }
 
-/// The verdict on a plan, by what is lost without its repair and, of `loss`, with it.
+/// The verdict on a plan, by what is lost without its repair and, of `loss`, with it, if that is finite.
 fn decide(
     plan: &Plan,
     always: bool,
-    judge: &Judge<'_>,
-    loss: &mut dyn FnMut(&Plan) -> Result<f64>,
+    dropped: f64,
+    loss: &mut dyn FnMut(&Plan) -> Result<Option<f64>>,
 ) -> Result<Verdict> {
-    let dropped = judge.of_layers(&plan.retained())?;
     let repair = plan.repair();
     let (plan, repaired, search) = match repair {
         // A step that a person has written stays.
         Repair::Weighted if !plan.says_step() => {
             let search = line_search(&mut |step| match step {
-                0.0 => Ok(dropped),
+                0.0 => Ok(Some(dropped)),
                 step => loss(&plan.clone().with_step(step)?),
             })?;
             let step = search.step;
             let lost = search.tried.iter().find(|tried| tried.step == step);
-            let repaired = lost.map_or(dropped, |tried| tried.loss);
+            let repaired = lost.map_or(Some(dropped), |tried| tried.loss);
             (plan.clone().with_step(step)?, repaired, Some(search))
         }
         _ => (plan.clone(), loss(plan)?, None),
     };
     let refused = plan.step() == Some(0.0);
-    let kept = !refused && (always || repaired < dropped);
+    let helps = repaired.is_some_and(|repaired| repaired < dropped);
+    let kept = !refused && (always || helps);
     let plan = if kept { plan } else { plan.with_repair(Repair::Drop)? };
     Ok(Verdict { repair, dropped, repaired, kept, search, plan })
+}
+
+#[cfg(test)]
+mod tests {
+    use selection::Merge;
+
+    use super::*;
+
+    fn planned(repair: Repair) -> Plan {
+        let merges = match repair {
+            Repair::Weighted => vec![Merge { into: 1, from: vec![2] }],
+            _ => vec![],
+        };
+        Plan::new(6, vec![2, 3], merges, 0.5).with_repair(repair).unwrap()
+    }
+
+    fn check(plan: &Plan, always: bool, loss: impl Fn(&Plan) -> Option<f64>) -> Verdict {
+        let found = decide(plan, always, 0.5, &mut |plan| Ok(loss(plan))).unwrap();
+        // What is not finite can be written and read.
+        let text = serde_json::to_string(&found).unwrap();
+        assert_eq!(serde_json::from_str::<Verdict>(&text).unwrap(), found);
+        assert_eq!((found.repair, found.dropped), (plan.repair(), 0.5));
+        assert_eq!(found.plan.pruned, plan.pruned);
+        assert_eq!(found.plan.repair(), if found.kept { plan.repair() } else { Repair::Drop });
+        found
+    }
+
+    /// Kept where less is lost or a person wants it; a repair that overflows is worse than none.
+    #[test]
+    fn a_repair_is_kept_where_less_is_lost() {
+        let plan = planned(Repair::Scale);
+        let cases = [(Some(0.25), true), (Some(0.5), false), (Some(0.75), false), (None, false)];
+        for (lost, kept) in cases {
+            let found = check(&plan, false, |_| lost);
+            assert_eq!((found.repaired, found.kept, found.search), (lost, kept, None));
+            let found = check(&plan, true, |_| lost);
+            assert_eq!((found.repaired, found.kept), (lost, true));
+        }
+        let failed = decide(&plan, true, 0.5, &mut |_| {
+            Err(crate::PipelineError::Settings("a reason".into()))
+        });
+        assert!(failed.unwrap_err().to_string().contains("a reason"));
+    }
+
+    /// Steps that overflow are passed over, and where all do the repair is refused, whoever wants it.
+    #[test]
+    fn a_step_that_overflows_is_not_taken() {
+        let plan = planned(Repair::Weighted);
+        let found = check(&plan, false, |plan| match plan.step() {
+            Some(0.25) => Some(0.4),
+            _ => None,
+        });
+        assert_eq!((found.repaired, found.kept, found.plan.step()), (Some(0.4), true, Some(0.25)));
+        let tried: Vec<Option<f64>> =
+            found.search.unwrap().tried.iter().map(|tried| tried.loss).collect();
+        assert_eq!(tried, [Some(0.5), Some(0.4), None, None]);
+        for always in [false, true] {
+            let found = check(&plan, always, |_| None);
+            assert_eq!((found.repaired, found.kept), (Some(0.5), false));
+        }
+    }
 }
