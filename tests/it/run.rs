@@ -272,26 +272,44 @@ fn killed_and_going_on(command: &dyn Fn(&str) -> String) {
 #[test]
 fn repairs_are_kept_where_less_is_lost() {
     let desk = Desk::new();
+    let run = |repair: &str, out: &str| {
+        desk.run(&format!(
+            "run --model model --train train.jsonl --prune 2 --finetune none --repair {repair} --out {out} {CHEAP}"
+        ));
+        fs_err::read(desk.at(out).join("pruned/model.safetensors")).unwrap()
+    };
+    let dropped = run("drop", "drop");
+    assert!(!desk.at("drop/verdict.json").exists());
+    let mut outcomes = BTreeMap::new();
     for (name, repair) in [
+        ("linear-map", "linear-map"),
         ("scale", "scale"),
         ("laco", "laco"),
         ("always", "laco --repair-always"),
         ("weighted", "weighted --merge 1"),
         ("reconstruct", "reconstruct"),
     ] {
-        desk.run(&format!(
-            "run --model model --train train.jsonl --prune 2 --repair {repair} --out {name} {CHEAP}"
-        ));
+        let weights = run(repair, name);
         let verdict = testkit::json(&desk.at(&format!("{name}/verdict.json")));
+        let kept = verdict["kept"].as_bool().unwrap();
+        // A refused repair leaves nothing of itself, and a kept one leaves something.
+        assert_eq!(weights != dropped, kept, "{name}: {verdict}");
         let lost = |key: &str| verdict[key].as_f64().unwrap();
-        let kept = name == "always" || lost("repaired") < lost("dropped");
-        assert!(lost("dropped") > 0.0 && verdict["kept"] == kept, "{verdict}");
+        assert!(lost("dropped") > 0.0, "{verdict}");
+        if name == "always" {
+            assert!(kept && lost("repaired") >= lost("dropped"), "{verdict}");
+        } else {
+            assert_eq!(lost("repaired") < lost("dropped"), kept, "{verdict}");
+            outcomes.insert(name, kept);
+        }
         // A plan that only drops says nothing of a repair.
         assert_eq!(verdict["plan"]["repair"].is_null(), !kept, "{verdict}");
         let tried = verdict["search"]["tried"].as_array().map_or(0, Vec::len);
         assert_eq!(tried, if name == "weighted" { 4 } else { 0 });
         assert!(!desk.at(&format!("{name}/.candidate")).exists());
     }
+    assert!(outcomes.values().any(|kept| *kept), "{outcomes:?}");
+    assert!(outcomes.values().any(|kept| !kept), "{outcomes:?}");
 }
 
 /// A repair that overflows is refused, and the run goes on without it.
