@@ -307,6 +307,13 @@ fn repairs_are_kept_where_less_is_lost() {
         let tried = verdict["search"]["tried"].as_array().map_or(0, Vec::len);
         assert_eq!(tried, if name == "weighted" { 4 } else { 0 });
         assert!(!desk.at(&format!("{name}/.candidate")).exists());
+        let at = |file: &str| {
+            let about = fs_err::metadata(desk.at(name).join(file)).unwrap();
+            about.modified().unwrap()
+        };
+        // The checkpoint that was judged is the one that stays, so it was there before the verdict.
+        let judged = at("pruned/model.safetensors") < at("verdict.json");
+        assert_eq!(judged, kept && name != "weighted", "{name}");
     }
     assert!(outcomes.values().any(|kept| *kept), "{outcomes:?}");
     assert!(outcomes.values().any(|kept| !kept), "{outcomes:?}");

@@ -1,8 +1,11 @@
 //! Whether a repair is kept: only where less is lost with it.
 
+use std::path::PathBuf;
+use std::time::Instant;
+
 use ::finetune::Origin;
 use checkpoint::{read_json, remove_if_there};
-use repair::{LineSearch, line_search};
+use repair::{LineSearch, PruneReport, line_search};
 use selection::{Plan, Repair, RepairNeed};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -33,6 +36,15 @@ pub struct Verdict {
     pub plan: Plan,
 }
 
+/// A pruned checkpoint that was judged and whose repair is kept, aside of where it belongs.
+#[derive(Debug)]
+pub(super) struct Repaired {
+    pub(super) folder: PathBuf,
+    pub(super) report: PruneReport,
+    /// Seconds it took to write.
+    pub(super) seconds: f64,
+}
+
 impl Stages<'_> {
     /// Where the verdict on a plan's repair lies, or will; `None` if it has none.
     pub(crate) fn verdict_slot(&self, collected: &CollectedSlots, plan: &Plan) -> Option<Slot> {
@@ -61,24 +73,27 @@ impl Stages<'_> {
         matches!(slot.is_there(), Ok(true)).then(|| read_json(&slot.path).ok()).flatten()
     }
 
-    /// Judges a plan's repair on the rows that losses are computed on, if it has one.
+    /// Judges a plan's repair on the rows that losses are computed on, if it has one. Returns the checkpoint that was judged, if
+    /// it is the one that the plan to be carried out gives.
     pub(super) fn judge(
         &self,
         collected: &CollectedSlots,
         plan: &Plan,
         observe: &mut dyn FnMut(Event),
-    ) -> Result<()> {
-        let Some(slot) = self.verdict_slot(collected, plan) else { return Ok(()) };
+    ) -> Result<Option<Repaired>> {
+        let Some(slot) = self.verdict_slot(collected, plan) else { return Ok(None) };
         let always = self.settings.repair_always;
         // A run's checkpoint that is there was not judged, or is of a plan that was edited since; its recipe says which.
         let is_judged = matches!(slot.is_there(), Ok(true));
         let is_one = !self.store.is_shared();
         if is_one && !is_judged && self.pruning(collected, plan).pruned.path.exists() {
-            return Ok(());
+            return Ok(None);
         }
         slot.clear_other()?; // That of a plan that was edited since is of no use.
+        let candidate = slot.path.with_file_name(".candidate");
+        remove_if_there(&candidate)?; // A kill before it was taken leaves it.
         if found(Stage::Judge, &slot, observe)? {
-            return Ok(());
+            return Ok(None);
         }
         let fitted = self.fitted(collected, plan);
         let fitted = fitted.as_ref();
@@ -89,7 +104,7 @@ impl Stages<'_> {
             max_tokens: self.settings.training.max_tokens,
             adapters: self.adapters(collected),
         };
-        let candidate = slot.path.with_file_name(".candidate");
+        let mut last = None;
         let verdict = slot.make(|| {
             let scales = match fitted {
                 Some(fitted) if plan.repair() == Repair::Scale => scales_of(&fitted.path)?,
@@ -100,19 +115,25 @@ impl Stages<'_> {
             let verdict = with_judge(self.context(self.model), of, observe, |judge| {
                 let mut loss = |plan: &Plan| {
                     remove_if_there(&candidate)?;
+                    let begun = Instant::now();
                     let made = self.prune_settings(collected, plan, fitted, &candidate);
-                    repair::apply(&made, &mut |_, _| {})?;
+                    let report = repair::apply(&made, &mut |_, _| {})?;
+                    let (folder, seconds) = (candidate.clone(), begun.elapsed().as_secs_f64());
+                    last = Some((plan.clone(), Repaired { folder, report, seconds }));
                     judge.of_model(&candidate, &origin)
                 };
                 decide(plan, always, judge.of_layers(&layers)?, &mut loss)
-            });
-            remove_if_there(&candidate)?;
-            let verdict = verdict?;
+            })?;
             write_json(&slot.path, &verdict)?;
             Ok(verdict)
-        })?;
-        observe(Event::Done(Stage::Judge, Done::Judged(Box::new(verdict))));
-        Ok(())
+        });
+        // Of several steps the last that was tried may be another than the one that is taken.
+        let repaired = last.filter(|(plan, _)| verdict.as_ref().is_ok_and(|x| x.plan == *plan));
+        if repaired.is_none() {
+            remove_if_there(&candidate)?;
+        }
+        observe(Event::Done(Stage::Judge, Done::Judged(Box::new(verdict?))));
+        Ok(repaired.map(|(_, repaired)| repaired))
     }
 }
 

@@ -3,10 +3,12 @@
 use std::path::Path;
 
 use ::finetune::RunScale;
-use repair::{PruneSettings, Scales, apply};
+use checkpoint::remove_if_there;
+use repair::{PruneReport, PruneSettings, Scales, apply};
 use selection::{Plan, Repair, RepairNeed};
 use serde_json::json;
 
+use super::judge::Repaired;
 use super::{Base, CollectedSlots, Stages, found};
 use crate::stage::{FitTarget, RETRAINING_RATE, RETRAINING_STEPS, fit_name, fit_repair};
 use crate::store::Slot;
@@ -47,7 +49,7 @@ impl Stages<'_> {
         plan: &Plan,
         observe: &mut dyn FnMut(Event),
     ) -> Result<Base> {
-        self.judge(collected, plan, observe)?;
+        let repaired = self.judge(collected, plan, observe)?;
         let PruningSlots { fitted, pruned } = self.pruning(collected, plan);
         let verdict = self.verdict(collected, plan);
         let carried_out = verdict.as_ref().map_or(plan, |verdict| &verdict.plan);
@@ -56,8 +58,16 @@ impl Stages<'_> {
         {
             self.fit(collected, plan, fitted, observe)?;
         }
-        if !found(Stage::Prune, &pruned, observe)? {
-            self.apply(collected, carried_out, fitted.as_ref(), &pruned, observe)?;
+        match (found(Stage::Prune, &pruned, observe)?, repaired) {
+            (true, None) => {}
+            (true, Some(Repaired { folder, .. })) => remove_if_there(&folder)?,
+            (false, None) => {
+                self.apply(collected, carried_out, fitted.as_ref(), &pruned, observe)?;
+            }
+            (false, Some(Repaired { folder, report, seconds })) => {
+                pruned.take(&folder, seconds)?;
+                tell(report, observe);
+            }
         }
         Ok(self.base(collected, plan))
     }
@@ -162,8 +172,13 @@ impl Stages<'_> {
         let settings = self.prune_settings(collected, plan, fitted, &slot.path);
         let mut tensors = |done, total| observe(Event::Tensors { done, total });
         let report = slot.make(|| Ok(apply(&settings, &mut tensors)?))?;
-        let done = Done::Pruned { before: report.before, after: report.after };
-        observe(Event::Done(Stage::Prune, done));
+        tell(report, observe);
         Ok(())
     }
+}
+
+/// Says what pruning came to.
+fn tell(report: PruneReport, observe: &mut dyn FnMut(Event)) {
+    let PruneReport { before, after, .. } = report;
+    observe(Event::Done(Stage::Prune, Done::Pruned { before, after }));
 }
