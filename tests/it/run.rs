@@ -316,25 +316,90 @@ fn killed_and_going_on(command: &dyn Fn(&str) -> String) {
 #[test]
 fn repairs_are_kept_where_less_is_lost() {
     let desk = Desk::new();
+    let run = |repair: &str, out: &str| {
+        desk.run(&format!(
+            "run --model model --train train.jsonl --prune 2 --finetune none --repair {repair} --out {out} {CHEAP}"
+        ));
+        fs_err::read(desk.at(out).join("pruned/model.safetensors")).unwrap()
+    };
+    let dropped = run("drop", "drop");
+    assert!(!desk.at("drop/verdict.json").exists());
+    let mut outcomes = BTreeMap::new();
     for (name, repair) in [
+        ("linear-map", "linear-map"),
         ("scale", "scale"),
         ("laco", "laco"),
         ("always", "laco --repair-always"),
         ("weighted", "weighted --merge 1"),
         ("reconstruct", "reconstruct"),
     ] {
-        desk.run(&format!(
-            "run --model model --train train.jsonl --prune 2 --repair {repair} --out {name} {CHEAP}"
-        ));
+        let weights = run(repair, name);
         let verdict = testkit::json(&desk.at(&format!("{name}/verdict.json")));
+        let kept = verdict["kept"].as_bool().unwrap();
+        // A refused repair leaves nothing of itself, and a kept one leaves something.
+        assert_eq!(weights != dropped, kept, "{name}: {verdict}");
         let lost = |key: &str| verdict[key].as_f64().unwrap();
-        let kept = name == "always" || lost("repaired") < lost("dropped");
-        assert!(lost("dropped") > 0.0 && verdict["kept"] == kept, "{verdict}");
+        assert!(lost("dropped") > 0.0, "{verdict}");
+        if name == "always" {
+            assert!(kept && lost("repaired") >= lost("dropped"), "{verdict}");
+        } else {
+            assert_eq!(lost("repaired") < lost("dropped"), kept, "{verdict}");
+            outcomes.insert(name, kept);
+        }
         // A plan that only drops says nothing of a repair.
         assert_eq!(verdict["plan"]["repair"].is_null(), !kept, "{verdict}");
         let tried = verdict["search"]["tried"].as_array().map_or(0, Vec::len);
         assert_eq!(tried, if name == "weighted" { 4 } else { 0 });
         assert!(!desk.at(&format!("{name}/.candidate")).exists());
+        let at = |file: &str| {
+            let about = fs_err::metadata(desk.at(name).join(file)).unwrap();
+            about.modified().unwrap()
+        };
+        // The checkpoint that was judged is the one that stays, so it was there before the verdict.
+        let judged = at("pruned/model.safetensors") < at("verdict.json");
+        assert_eq!(judged, kept && name != "weighted", "{name}");
+    }
+    assert!(outcomes.values().any(|kept| *kept), "{outcomes:?}");
+    assert!(outcomes.values().any(|kept| !kept), "{outcomes:?}");
+}
+
+/// A repair that overflows is refused, and the run goes on without it.
+#[test]
+fn a_repair_that_overflows_is_refused() {
+    let desk = Desk::new();
+    let run =
+        format!("run --model model --train train.jsonl --prune 2 --finetune none --out r {CHEAP}");
+    desk.run(&run);
+    // The maps as they might be; what was made of them is made again.
+    let maps = desk.at("r/maps/maps.safetensors");
+    let mut bytes = fs_err::read(&maps).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    for value in bytes[8 + header..].chunks_exact_mut(4) {
+        value.copy_from_slice(&1e30_f32.to_le_bytes());
+    }
+    fs_err::write(&maps, bytes).unwrap();
+    for made in ["pruned", "verdict.json", "eval.json", "stages/verdict.json", "stages/pruned.json"]
+    {
+        remove(&desk.at("r").join(made));
+    }
+    let output = desk.output(&run);
+    let said = text(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("not finite with it; refused, the layers are dropped alone"), "{said}");
+    let verdict = testkit::json(&desk.at("r/verdict.json"));
+    assert!(verdict["repaired"].is_null() && verdict["kept"] == false, "{verdict}");
+    let drop = run.replace("--out r", "--repair drop --out d");
+    desk.run(&drop);
+    let weights = |out: &str| fs_err::read(desk.at(out).join("pruned/model.safetensors")).unwrap();
+    assert!(weights("r") == weights("d"));
+}
+
+/// Removes a file or a folder.
+fn remove(path: &Path) {
+    if path.is_dir() {
+        fs_err::remove_dir_all(path).unwrap();
+    } else {
+        fs_err::remove_file(path).unwrap();
     }
 }
 

@@ -46,6 +46,63 @@ fn a_run_learns_from_its_dense_model() {
     assert!(failure.contains("settings.training.distil.weight was 0.7 and is 0.6"), "{failure}");
 }
 
+/// Behind a scaled cut states are compared with the teacher's at the size they stand for: up to the first cut the student
+/// is the same as without the repair, and what it is compared at is not.
+#[test]
+fn scaled_states_are_compared_at_their_size() {
+    let desk = Desk::new();
+    let hidden = |repair: &str, out: &str| {
+        let flags = format!("--criterion last --repair {repair} --distil 0.7 --distil-hidden 0.3");
+        desk.run(&format!(
+            "run --model model --train train.jsonl --prune 2 {flags} --out {out} {CHEAP}"
+        ));
+        let steps = steps(&desk.at(out), "finetune");
+        steps[0]["distil"]["hidden"].as_f64().unwrap()
+    };
+    let (dropped, scaled) = (hidden("drop", "d"), hidden("scale --repair-always", "s"));
+    let scales = testkit::json(&desk.at("s/scales/scales.json"));
+    assert_eq!(scales["cuts"].as_array().unwrap().len(), 1);
+    let factor = scales["cuts"][0]["factor"].as_f64().unwrap();
+    assert!((factor - 1.0).abs() > 0.01, "{factor}");
+    // A mean of squares of `a·x − y` is a parabola over `a`, whose values at 1 and at the scale differ.
+    assert!((scaled / dropped - 1.0).abs() > 1e-3, "{scaled}, {dropped}");
+}
+
+/// Adapters that a training goes on from are made smaller behind scaled cuts as the weights under them are. Most of what they
+/// are comes from the collected steps, the first half of all, since the rate falls along a cosine.
+#[test]
+fn adapters_behind_scaled_cuts_are_scaled_too() {
+    let desk = Desk::new();
+    let cheap = CHEAP.replace("--epochs 1", "--epochs 5").replace("--steps 3", "--steps 15");
+    for (repair, out) in [("drop", "d"), ("scale --repair-always", "s")] {
+        let flags = format!("--prune 2 --criterion last --repair {repair} --out {out}");
+        desk.run(&format!("run --model model --train train.jsonl {flags} {cheap}"));
+        assert_eq!(steps(&desk.at(out), "finetune")[0]["step"], 16);
+    }
+    let scales = testkit::json(&desk.at("s/scales/scales.json"));
+    let cut = &scales["cuts"][0];
+    let (behind, factor) = (cut["first"].as_u64().unwrap(), cut["factor"].as_f64().unwrap());
+    let file = |out: &str| desk.at(out).join("adapter/adapter_model.safetensors");
+    let mut seen = 0;
+    for name in testkit::tensor_names(&file("d")) {
+        let layer = name.split('.').find_map(|part| part.parse::<u64>().ok()).unwrap();
+        if !name.contains("lora_B") || layer < behind {
+            continue;
+        }
+        let [dropped, found] = ["d", "s"].map(|out| testkit::tensor_f32(&file(out), &name).1);
+        let apart = |divisor: f64| -> f64 {
+            let both = dropped.iter().zip(&found);
+            let squares = both.map(|(x, y)| (f64::from(*x) / divisor - f64::from(*y)).powi(2));
+            squares.sum::<f64>().sqrt()
+        };
+        let adds = name.contains("o_proj") || name.contains("down_proj");
+        let (at_size, unscaled) = (apart(factor), apart(1.0));
+        assert_eq!(adds, at_size < 0.5 * unscaled, "{name}: {at_size}, {unscaled}");
+        seen += 1;
+    }
+    assert_eq!(seen, 7);
+}
+
 /// `finetune` takes a teacher by its name; one is needed, and hidden states want the model that was cut.
 #[test]
 fn a_teacher_by_name() {
@@ -239,4 +296,39 @@ fn a_training_alone_names_its_layers() {
     assert!(failure.contains("`1,some` is neither layers such as 0,1,5 nor auto"), "{failure}");
     desk.run(&format!("{alone} --lora-layers 1,4"));
     assert_eq!(adapted(&desk.at("a")), BTreeSet::from([1, 4]));
+}
+
+/// Where every layer that stays is beside a cut all of them train in full, and nothing has an adapter: one layer left, two,
+/// and four with a cut between each two.
+#[test]
+fn all_layers_may_be_beside_cuts() {
+    let desk = Desk::new();
+    let run = |prune: &str, out: &str| {
+        let flags = format!("--prune {prune} --repair drop --finetune lora+cuts");
+        desk.run(&format!("run --model model --train train.jsonl {flags} --out {out} {CHEAP}"));
+    };
+    run("5 --keep none", "one");
+    run("4 --keep first:1,last:1", "two");
+    let text = fs_err::read_to_string(desk.at("two/plan.json")).unwrap();
+    let mut plan: serde_json::Value = serde_json::from_str(&text).unwrap();
+    plan["pruned"] = serde_json::json!([1, 4]);
+    fs_err::create_dir(desk.at("four")).unwrap();
+    desk.write("four/plan.json", &plan.to_string());
+    run("4 --keep none", "four");
+    for (out, left) in [("one", 1), ("two", 2), ("four", 4)] {
+        let plan = testkit::json(&desk.at(&format!("{out}/plan.json")));
+        let pruned = plan["pruned"].as_array().unwrap();
+        let gone = |layer: u64| layer < 6 && pruned.contains(&layer.into());
+        let stays = (0..6).filter(|layer| !gone(*layer));
+        let beside = stays.filter(|&layer| gone(layer.wrapping_sub(1)) || gone(layer + 1));
+        let weights = |folder: &str, name: &str| {
+            testkit::tensor_bytes(&desk.at(&format!("{out}/{folder}/model.safetensors")), name).1
+        };
+        let moved = |name: &str| weights("pruned", name) != weights("tuned", name);
+        let norm = |layer: usize| format!("model.layers.{layer}.input_layernorm.weight");
+        assert!((0..left).all(|layer| moved(&norm(layer))), "{out}");
+        // A pair at either end that nothing was cut from is not beside a cut.
+        assert_eq!(beside.count(), left, "{out}: {plan}");
+        assert!(!moved("model.embed_tokens.weight") && !moved("model.norm.weight"), "{out}");
+    }
 }

@@ -37,7 +37,8 @@ pub trait LossProbe {
     fn state_gradients(&mut self, without: &[usize]) -> Result<BTreeMap<usize, f64>>;
 
     /// One scalar `s_l` a layer, trained from 1 on by `L + λ·Σ|s_l|` in a model whose layers are
-    /// `x_{l+1} = x_l + s_l·f_l(x_l)`, with `L` the mean token loss of a batch. The same settings give the same gates.
+    /// `x_{l+1} = x_l + s_l·f_l(x_l)`, with `L` the mean token loss of a batch; none is
+    /// below 0. The same settings give the same gates.
     ///
     /// # Errors
     ///

@@ -5,12 +5,10 @@ use tch::{Kind, Tensor};
 
 use crate::bridge::number;
 use crate::head::{Head, LOGIT_BYTES};
-use crate::layer::Layer;
 use crate::offload::Passage;
-use crate::scale::RunScale;
 use crate::stop;
 use crate::walk::{Pack, Walk};
-use crate::{FinetuneError, Model, Result};
+use crate::{FinetuneError, Model, Origin, Result};
 
 /// Compares models with a dense one on some rows:
 ///
@@ -30,23 +28,6 @@ pub struct Discrepancy<'a> {
 impl std::fmt::Debug for Discrepancy<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Discrepancy").field("packs", &self.walk.packs.len()).finish_non_exhaustive()
-    }
-}
-
-/// Where an edited model's layers come from.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Origin<'a> {
-    /// For each of its layers, the layer of the dense model it was, ascending.
-    pub layers: &'a [usize],
-    /// By how much the stream is smaller behind each run of layers that is gone, if that was repaired by scales, else none.
-    pub scales: &'a [RunScale],
-}
-
-impl Origin<'_> {
-    /// By how much the stream is smaller before a layer of the dense model.
-    fn smaller_before(&self, layer: usize) -> f64 {
-        let before = self.scales.iter().filter(|scale| *scale.run.end() < layer);
-        before.map(|scale| scale.factor).product()
     }
 }
 
@@ -97,9 +78,7 @@ impl<'a> Discrepancy<'a> {
         let _guard = tch::no_grad_guard();
         self.require_origin(&edited, origin)?;
         let mut edited = edited;
-        for (layer, &number) in edited.layers.iter_mut().zip(origin.layers) {
-            share_adapters(layer, &self.model.layers[number], origin.smaller_before(number));
-        }
+        origin.share_adapters(self.model, &mut edited);
         let passage = Passage::new(&edited, 0..origin.layers.len());
         let mut states = self.states(passage, origin.layers)?;
         let smaller = origin.smaller_before(usize::MAX);
@@ -210,19 +189,6 @@ impl<'a> Discrepancy<'a> {
 
 fn finite(found: f64) -> Result<f64> {
     if found.is_finite() { Ok(found) } else { Err(FinetuneError::NotANumber) }
-}
-
-/// Puts the adapters of one layer on another, whose stream is smaller by a factor.
-fn share_adapters(layer: &mut Layer, of: &Layer, smaller: f64) {
-    for (module, linear) in &mut layer.linears {
-        linear.lora = of.linears[module].lora.as_ref().map(|lora| {
-            let mut lora = lora.share();
-            if matches!(module, checkpoint::Module::OProj | checkpoint::Module::DownProj) {
-                lora.scale /= smaller;
-            }
-            lora
-        });
-    }
 }
 
 /// `Σ ‖x_S − x_T‖² / ‖x_T‖²` over some tokens.

@@ -18,7 +18,8 @@ const EPSILON: f64 = 1e-8;
 /// L + λ·Σ|s_l|,   x_{l+1} = x_l + s_l·(layer_l(x_l) − x_l)
 /// ```
 ///
-/// with `L` the mean token loss of the pack. Returns the scalars.
+/// with `L` the mean token loss of the pack. A step that would take a scalar below 0 takes it to 0: beyond, a layer would be
+/// turned round. Returns the scalars.
 pub(crate) fn train_gates(walk: &Walk<'_>, settings: &GateSettings) -> Result<Vec<f64>> {
     let GateSettings { steps, learning_rate, penalty } = *settings;
     let num_layers = walk.model.config.num_layers;
@@ -37,9 +38,11 @@ pub(crate) fn train_gates(walk: &Walk<'_>, settings: &GateSettings) -> Result<Ve
             let unbiased = *mean / (1.0 - BETAS.0.powi(step));
             let spread = (*square / (1.0 - BETAS.1.powi(step))).sqrt();
             *gate -= learning_rate * unbiased / (spread + EPSILON);
-        }
-        if gates.iter().any(|gate| !gate.is_finite()) {
-            return Err(FinetuneError::NotANumber);
+            if !gate.is_finite() {
+                return Err(FinetuneError::NotANumber);
+            }
+            // Adam's steps can be larger than the rate.
+            *gate = gate.max(0.0);
         }
     }
     Ok(gates)
@@ -158,6 +161,40 @@ mod tests {
         // A row a step; those with nothing to learn are passed over.
         let apart = Walk::new(&model, &examples, 1).unwrap();
         assert!(train_gates(&apart, &settings).unwrap().iter().all(|gate| gate.is_finite()));
+    }
+
+    /// Steps that would go below zero end there, by plain loops over the same gradients.
+    #[test]
+    fn no_gate_passes_through_zero() {
+        let model = golden_model("tiny_llama");
+        let data = rows("tiny_llama");
+        let examples: Vec<&Example> = data.examples.iter().collect();
+        let walk = Walk::new(&model, &examples, usize::MAX).unwrap();
+        let _guard = tch::no_grad_guard();
+        let settings = GateSettings { steps: 6, learning_rate: 0.3, penalty: 2.0 };
+        let (mut expected, mut means, mut squares) = ([1.0_f64; 6], [0.0; 6], [0.0; 6]);
+        let mut passed = 0;
+        for step in 1..=6 {
+            let (_, gradients) = gate_gradients(&walk, &walk.packs[0], &expected).unwrap();
+            for layer in 0..6 {
+                let slope = if expected[layer] > 0.0 { 2.0 } else { 0.0 };
+                let gradient = gradients[layer] + slope;
+                means[layer] = 0.9 * means[layer] + 0.1 * gradient;
+                squares[layer] = 0.999 * squares[layer] + 0.001 * gradient * gradient;
+                let mean = means[layer] / (1.0 - 0.9_f64.powi(step));
+                let square = squares[layer] / (1.0 - 0.999_f64.powi(step));
+                expected[layer] -= 0.3 * mean / (square.sqrt() + 1e-8);
+                if expected[layer] < 0.0 {
+                    passed += 1;
+                    expected[layer] = 0.0;
+                }
+            }
+        }
+        let found = train_gates(&walk, &settings).unwrap();
+        assert!(passed > 0, "{expected:?}");
+        for (found, expected) in found.iter().zip(expected) {
+            assert!(*found >= 0.0 && (found - expected).abs() < 1e-6, "{found}, {expected}");
+        }
     }
 
     /// Gates that are all open or shut are layers that are there or not.

@@ -78,6 +78,22 @@ pub(crate) fn save(folder: &Path, step: usize, recipe: &Recipe, adamw: &AdamW) -
     Ok(())
 }
 
+/// Where a trained tensor's state lies, and what became of the tensor since.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Source {
+    /// Its name there.
+    pub(crate) name: String,
+    /// What it is divided by; its gradients are larger by that.
+    pub(crate) divisor: f64,
+}
+
+impl Source {
+    /// The same name, and the tensor as it was.
+    pub(crate) fn of(name: &str) -> Self {
+        Self { name: name.to_owned(), divisor: 1.0 }
+    }
+}
+
 /// A saved state of the training at hand.
 #[derive(Debug)]
 pub(crate) struct Saved {
@@ -104,16 +120,22 @@ pub(crate) fn find(folder: &Path, recipe: &Recipe) -> Result<Option<Saved>> {
 }
 
 impl Saved {
-    /// Takes it up; `origin` gives the name a trained tensor has there.
-    pub(crate) fn restore(&self, adamw: &mut AdamW, origin: &dyn Fn(&str) -> String) -> Result<()> {
+    /// Takes it up; `source` says where a trained tensor's state lies:
+    ///
+    /// ```text
+    /// p' = p / a,   m' = a·m,   v' = a²·v
+    /// ```
+    ///
+    /// with `a` what the tensor is divided by.
+    pub(crate) fn restore(&self, adamw: &mut AdamW, source: &dyn Fn(&str) -> Source) -> Result<()> {
         let weights = Weights::open(&self.path)?;
         let _guard = no_grad_guard();
         for slot in &mut adamw.slots {
-            let name = origin(&slot.name);
-            for (name, tensor) in [
-                (name.clone(), &mut slot.tensor),
-                (format!("{name}.mean"), &mut slot.mean),
-                (format!("{name}.square"), &mut slot.square),
+            let Source { name, divisor } = source(&slot.name);
+            for (name, tensor, times) in [
+                (name.clone(), &mut slot.tensor, 1.0 / divisor),
+                (format!("{name}.mean"), &mut slot.mean, divisor),
+                (format!("{name}.square"), &mut slot.square, divisor * divisor),
             ] {
                 let other = |what: &str| broken(&self.path, format!("`{name}` {what}"));
                 let view = weights.get(&name).ok_or_else(|| other("is missing"))?;
@@ -121,7 +143,7 @@ impl Saved {
                 if loaded.tensor.size() != tensor.size() {
                     return Err(other("is of another shape than the model's"));
                 }
-                tensor.f_copy_(&loaded.tensor)?;
+                tensor.f_copy_(&loaded.tensor.f_mul_scalar(times)?)?;
             }
         }
         adamw.updates = self.step;

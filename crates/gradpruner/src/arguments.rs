@@ -342,7 +342,7 @@ pub(crate) struct TrainingArgs {
     #[arg(long, value_name = "T", default_value_t = 2.0, value_parser = scale, requires = "distil")]
     distil_temperature: f64,
     /// Weight of the distance from the teacher's hidden states where layers were cut; it falls to 0 over the first
-    /// half of the steps
+    /// half of the steps taken
     #[arg(long, value_name = "WEIGHT", default_value_t = 0.0, value_parser = weight, requires = "distil")]
     distil_hidden: f64,
     /// Model to learn from, of the same tokenizer: a folder or a hub name

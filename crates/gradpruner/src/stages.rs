@@ -100,7 +100,8 @@ pub(crate) fn verdict_text(verdict: &Verdict) -> String {
         None => String::new(),
     };
     let what = if *kept { "kept" } else { "refused, the layers are dropped alone" };
-    format!("{repair}{step}: D {dropped:.4} without, {repaired:.4} with it; {what}")
+    let repaired = repaired.map_or_else(|| "not finite".into(), |found| format!("{found:.4}"));
+    format!("{repair}{step}: D {dropped:.4} without, {repaired} with it; {what}")
 }
 
 /// An evaluation's two main figures, the accuracy where there are choices.
@@ -191,7 +192,7 @@ mod tests {
         let verdict = Verdict {
             repair: Repair::Scale,
             dropped: 0.5,
-            repaired: 0.75,
+            repaired: Some(0.75),
             kept: false,
             search: None,
             plan,
@@ -199,6 +200,10 @@ mod tests {
         assert_eq!(
             verdict_text(&verdict),
             "scale: D 0.5000 without, 0.7500 with it; refused, the layers are dropped alone"
+        );
+        assert_eq!(
+            verdict_text(&Verdict { repaired: None, ..verdict }),
+            "scale: D 0.5000 without, not finite with it; refused, the layers are dropped alone"
         );
         assert_eq!(figures_text(Some(0.5), None), "accuracy 50.0 %, perplexity not finite");
     }

@@ -34,7 +34,7 @@ pub struct DistilSettings {
     /// `k`: how many of the teacher's probabilities are compared one by one; all others are one bucket.
     pub top_k: usize,
     /// `β` of the first step: the weight of hidden states where layers were cut. It falls to 0 in a straight
-    /// line over the first half of the steps.
+    /// line over the first half of the steps taken.
     pub hidden: f64,
 }
 
@@ -65,7 +65,7 @@ impl DistilSettings {
         Ok(())
     }
 
-    /// `β` at a step counted from 0, of `total`, where the teacher joined at step `from`.
+    /// `β` at a step counted from 0, of `total` that are taken, where the teacher joined at step `from`.
     fn hidden_at(&self, step: usize, from: usize, total: usize) -> f64 {
         let half = total.saturating_sub(from) as f64 / 2.0;
         let gone = step.saturating_sub(from) as f64;
@@ -116,7 +116,7 @@ impl Distillation {
         self.teacher.identity()
     }
 
-    /// What is to be learned at a step counted from 0, of `total`, where the teacher joined at step `from`.
+    /// What is to be learned at a step counted from 0, of `total` that are taken, where the teacher joined at step `from`.
     pub(crate) fn at(&self, step: usize, from: usize, total: usize) -> Lesson<'_> {
         Lesson { of: self, hidden_weight: self.settings.hidden_at(step, from, total) }
     }

@@ -8,10 +8,11 @@ use serde_json::Value;
 use tch::Tensor;
 
 use super::divergence::Likeliest;
+use super::states::Target;
 use crate::bridge::bytes;
 use crate::observer::{LayerPass, Observer};
 use crate::pack::Packed;
-use crate::{FinetuneError, Model, Result};
+use crate::{FinetuneError, Model, Origin, Result, RunScale};
 
 /// A model to learn from, with its own adapters; it never trains.
 ///
@@ -24,6 +25,8 @@ pub struct Teacher {
     pub(super) model: Model,
     /// Each student layer's number in the teacher.
     pub(super) origin: Option<Vec<usize>>,
+    /// By how much the student's stream is smaller behind each cut; none if it is as large.
+    scales: Vec<RunScale>,
 }
 
 /// What is wanted of a teacher for a batch.
@@ -40,8 +43,8 @@ pub(super) struct Asked {
 pub(super) struct Targets {
     /// At the batch's labelled positions.
     pub(super) likeliest: Option<Likeliest>,
-    /// By the student's layer whose output they are held to, `[later, hidden]`.
-    pub(super) states: Option<BTreeMap<usize, Tensor>>,
+    /// By the student's layer whose output is held to them.
+    pub(super) states: Option<BTreeMap<usize, Target>>,
     /// Where the tokens stand that are not the first of a row.
     pub(super) later: Tensor,
 }
@@ -53,12 +56,19 @@ impl Teacher {
     /// A model that teaches one whose layers are its own: `origin` has, for each layer of the student, its number
     /// in the teacher.
     pub fn dense(model: Model, origin: Vec<usize>) -> Self {
-        Self { model, origin: Some(origin) }
+        Self { model, origin: Some(origin), scales: Vec::new() }
+    }
+
+    /// Says by how much the student's stream is smaller behind each run of layers that is gone, if that was repaired by
+    /// scales: its states are compared after they are multiplied by the product of those up to the cut.
+    #[must_use]
+    pub fn with_scales(self, scales: Vec<RunScale>) -> Self {
+        Self { scales, ..self }
     }
 
     /// Any model of the student's tokenizer. Its states cannot be compared with the student's.
     pub fn other(model: Model) -> Self {
-        Self { model, origin: None }
+        Self { model, origin: None, scales: Vec::new() }
     }
 
     /// Refuses a teacher that does not say anything of this student's tokens.
@@ -67,7 +77,7 @@ impl Teacher {
         let fail = |what: String| {
             Err(FinetuneError::OtherTeacher { path: teacher.folder().to_owned(), what })
         };
-        require_same_tokens(teacher.folder(), own.folder())?;
+        Tokens::of(teacher).require_those_of(&Tokens::of(own))?;
         if teacher.device != own.device {
             return fail("it computes on another device than the student".into());
         }
@@ -81,6 +91,11 @@ impl Teacher {
                 ));
             }
         }
+        if let Some(RunScale { run, factor }) = self.cuts().unfit_scale(teacher.config.num_layers) {
+            return fail(format!(
+                "the scale {factor} of layers {run:?} is not one of a run that the student lacks"
+            ));
+        }
         if states && (self.origin.is_none() || teacher.config.hidden_size != own.config.hidden_size)
         {
             return fail(
@@ -92,7 +107,12 @@ impl Teacher {
         Ok(())
     }
 
-    /// What tells it from another: of every weight its first values, and its adapters whole.
+    /// Where the student's layers come from.
+    fn cuts(&self) -> Origin<'_> {
+        Origin { layers: self.origin.as_deref().unwrap_or_default(), scales: &self.scales }
+    }
+
+    /// What tells it from another: of every weight its first values, its adapters whole, and scales.
     pub(super) fn identity(&self) -> Result<String> {
         let mut all = Vec::new();
         let weights = self.model.named_weights().into_iter().map(|named| (named, LOOKED_AT));
@@ -103,6 +123,9 @@ impl Teacher {
             // A type that every device has the weights in.
             let digest = sha256_bytes(&bytes(&flat, Dtype::BF16)?);
             all.push(format!("{name} {:?} {digest}\n", parameter.value.size()));
+        }
+        for RunScale { run, factor } in &self.scales {
+            all.push(format!("{run:?} {factor}\n"));
         }
         Ok(sha256_bytes(all.concat().as_bytes()))
     }
@@ -129,7 +152,8 @@ impl Teacher {
         let _guard = tch::no_grad_guard();
         let later = later(batch)?.f_to_device(self.model.device)?;
         let ends = if asked.states { self.ends() } else { BTreeMap::new() };
-        let mut keeper = StateKeeper { ends, later: &later, states: BTreeMap::new() };
+        let mut keeper =
+            StateKeeper { ends, cuts: self.cuts(), later: &later, states: BTreeMap::new() };
         let hidden = self.model.hidden(batch, &mut keeper)?;
         let states = keeper.states;
         let likeliest = match asked.probabilities {
@@ -147,15 +171,18 @@ impl Teacher {
 struct StateKeeper<'a> {
     /// The student's layer by the teacher's.
     ends: BTreeMap<usize, usize>,
+    cuts: Origin<'a>,
     later: &'a Tensor,
     /// By the student's layer.
-    states: BTreeMap<usize, Tensor>,
+    states: BTreeMap<usize, Target>,
 }
 
 impl Observer for StateKeeper<'_> {
     fn layer(&mut self, seen: &LayerPass<'_>) -> Result<()> {
         if let Some(&layer) = self.ends.get(&seen.layer) {
-            self.states.insert(layer, seen.output.f_index_select(0, self.later)?);
+            let state = seen.output.f_index_select(0, self.later)?;
+            let smaller = self.cuts.smaller_before(seen.layer + 1);
+            self.states.insert(layer, Target { state, smaller });
         }
         Ok(())
     }
@@ -174,19 +201,36 @@ fn later(batch: &Packed) -> Result<Tensor> {
 ///
 /// [`FinetuneError::OtherTeacher`] if its vocabulary or its tokenizer is another; if a file cannot be read.
 pub fn require_same_tokens(teacher: &Path, student: &Path) -> Result<()> {
-    let fail = |what: String| Err(FinetuneError::OtherTeacher { path: teacher.to_owned(), what });
-    let size = |folder: &Path| -> Result<usize> { Ok(ModelConfig::read(folder)?.vocab_size) };
-    let (of_teacher, of_student) = (size(teacher)?, size(student)?);
-    if of_teacher != of_student {
-        return fail(format!(
-            "its vocabulary has {of_teacher} tokens, and that of `{}` {of_student}",
-            student.display()
-        ));
+    Tokens::read(teacher)?.require_those_of(&Tokens::read(student)?)
+}
+
+/// What a model's tokens are known by.
+struct Tokens<'a> {
+    folder: &'a Path,
+    vocabulary: usize,
+}
+
+impl<'a> Tokens<'a> {
+    fn of(model: &'a Model) -> Self {
+        Self { folder: model.folder(), vocabulary: model.config.vocab_size }
     }
-    if !same_tokenizer(teacher, student)? {
-        return fail(format!("its tokenizer is not that of `{}`", student.display()));
+
+    fn read(folder: &'a Path) -> Result<Self> {
+        Ok(Self { folder, vocabulary: ModelConfig::read(folder)?.vocab_size })
     }
-    Ok(())
+
+    fn require_those_of(&self, student: &Self) -> Result<()> {
+        let of = student.folder.display();
+        let what = if self.vocabulary != student.vocabulary {
+            let (own, others) = (self.vocabulary, student.vocabulary);
+            format!("its vocabulary has {own} tokens, and that of `{of}` {others}")
+        } else if same_tokenizer(self.folder, student.folder)? {
+            return Ok(());
+        } else {
+            format!("its tokenizer is not that of `{of}`")
+        };
+        Err(FinetuneError::OtherTeacher { path: self.folder.to_owned(), what })
+    }
 }
 
 /// Whether two model folders give the same tokens the same numbers. Where either has no tokenizer, their

@@ -12,7 +12,7 @@ use crate::bridge::{number, values};
 use crate::decoder::{Keep, Trainable};
 use crate::observer::{LayerPass, Nobody, Observer};
 use crate::train::tests::{golden_model, lora, rows, settings, weights_of};
-use crate::{ComputeType, Continuation, DeviceChoice, LoraSettings, Trainer};
+use crate::{ComputeType, Continuation, DeviceChoice, LoraSettings, Origin, RunScale, Trainer};
 
 const DISTIL: DistilSettings =
     DistilSettings { weight: 0.4, temperature: 2.0, top_k: 8, hidden: 0.7 };
@@ -38,6 +38,23 @@ fn dense(name: &str) -> Model {
     model
 }
 
+/// Scales of runs of layers.
+fn scales(of: &[(std::ops::RangeInclusive<usize>, f64)]) -> Vec<RunScale> {
+    of.iter().map(|(run, factor)| RunScale { run: run.clone(), factor: *factor }).collect()
+}
+
+/// Makes what layers add to the stream smaller behind cuts.
+fn shrink(student: &mut Model, origin: &[usize], scales: &[RunScale]) {
+    for (layer, number) in student.layers.iter_mut().zip(origin) {
+        let before = scales.iter().filter(|scale| scale.run.end() < number);
+        let smaller: f64 = before.map(|scale| scale.factor).product();
+        for module in [Module::OProj, Module::DownProj] {
+            let linear = layer.linears.get_mut(&module).unwrap();
+            linear.weight.value = &linear.weight.value / smaller;
+        }
+    }
+}
+
 /// Moves every trained weight: `B` starts at zero, which would hide errors in `A`'s gradient. The same each time,
 /// which libtorch's generator is not while other tests draw from it.
 fn disturb(model: &Model) {
@@ -61,7 +78,8 @@ impl Observer for Outputs {
 }
 
 /// What all is made of, written down once more from whole models and whole probabilities, with a graph.
-fn objective(student: &Model, teacher: &Model, origin: &[usize], batch: &Packed) -> Tensor {
+fn objective(student: &Model, teacher: &Model, origin: &Origin<'_>, batch: &Packed) -> Tensor {
+    let Origin { layers: origin, scales } = *origin;
     let states = |model: &Model| {
         let mut outputs = Outputs(Vec::new());
         let last = model.hidden(batch, &mut outputs).unwrap();
@@ -88,7 +106,9 @@ fn objective(student: &Model, teacher: &Model, origin: &[usize], batch: &Packed)
     for (layer, number) in origin.iter().enumerate() {
         let next = origin.get(layer + 1).copied().unwrap_or(theirs.len());
         if next > number + 1 {
-            let own = own[layer].index_select(0, &later);
+            let larger = scales.iter().filter(|scale| *scale.run.end() < next);
+            let larger: f64 = larger.map(|scale| scale.factor).product();
+            let own = own[layer].index_select(0, &later) * larger;
             let theirs = theirs[next - 1].index_select(0, &later);
             apart += (squares(&(own - &theirs)) / squares(&theirs)).mean(Kind::Float);
             cuts += 1;
@@ -99,15 +119,19 @@ fn objective(student: &Model, teacher: &Model, origin: &[usize], batch: &Packed)
 }
 
 /// The written-out gradients, with `H` entering between layers, against libtorch's automatic ones; a cut after some
-/// layer, two cuts, and one before the final norm; weights and adapters, with layers computed again and not; in one
+/// layer, two cuts, and one before the final norm; a stream that scales made smaller; weights and adapters, with layers computed again and not; in one
 /// batch and in two.
 #[test]
 fn gradients_are_those_of_the_objective() {
-    for (name, without) in
-        [("tiny_llama", vec![2, 3]), ("tiny_qwen2", vec![1, 3, 4]), ("tiny_llama_tied", vec![4, 5])]
-    {
+    for (name, without, scales) in [
+        ("tiny_llama", vec![2, 3], vec![]),
+        ("tiny_qwen2", vec![1, 3, 4], vec![]),
+        ("tiny_llama_tied", vec![4, 5], vec![]),
+        ("tiny_llama", vec![0, 2, 4, 5], scales(&[(0..=0, 0.8), (2..=2, 1.75), (4..=5, 2.5)])),
+    ] {
         for trains in [None, Some(Trainable::All), Some(Trainable::HeadAndLast(1))] {
             let ((mut student, origin), teacher) = (cut(name, &without), dense(name));
+            shrink(&mut student, &origin, &scales);
             if let Some(trains) = trains {
                 student.make_trainable(trains).unwrap();
             } else {
@@ -121,9 +145,10 @@ fn gradients_are_those_of_the_objective() {
             let batch = Packed::examples(&examples, student.device).unwrap();
             let leaves: Vec<Tensor> =
                 student.trained().iter().map(|(_, x)| x.value.set_requires_grad(true)).collect();
-            let expected = objective(&student, &teacher, &origin, &batch);
+            let of = Origin { layers: &origin, scales: &scales };
+            let expected = objective(&student, &teacher, &of, &batch);
             expected.backward();
-            let teacher = Teacher::dense(teacher, origin);
+            let teacher = Teacher::dense(teacher, origin).with_scales(scales.clone());
             let distillation = Distillation::new(teacher, DISTIL, &mut student).unwrap();
             for (keep, batch_rows) in [(Keep::Activations, 4), (Keep::LayerInputs, 2)] {
                 for (_, weight) in student.trained() {
@@ -158,9 +183,39 @@ fn the_weight_of_states_falls() {
 }
 
 fn trainer(distil: DistilSettings) -> Trainer {
+    cut_short(distil, None)
+}
+
+/// A training that takes so many steps at most.
+fn cut_short(distil: DistilSettings, max_steps: Option<usize>) -> Trainer {
     let ((student, origin), teacher) = (cut("tiny_llama", &[2, 3]), dense("tiny_llama"));
-    let trainer = Trainer::new(student, settings(lora()), rows("tiny_llama")).unwrap();
+    let settings = crate::TrainSettings { max_steps, ..settings(lora()) };
+    let trainer = Trainer::new(student, settings, rows("tiny_llama")).unwrap();
     trainer.with_teacher(Teacher::dense(teacher, origin), distil).unwrap()
+}
+
+/// `β` falls over the steps that are taken, not those of the schedule, and a state that was saved under another number of
+/// them is another training's; unless `β` is 0 throughout.
+#[test]
+fn the_weight_of_states_falls_in_a_training_cut_short() {
+    let mut short = cut_short(DISTIL, Some(4));
+    assert!(short.scheduled_steps() > 2 * short.total_steps());
+    let mut weights = Vec::new();
+    let mut see = |metrics: &crate::StepMetrics| {
+        weights.push(metrics.distil.unwrap().hidden_weight);
+    };
+    let folder = testkit::temporary_folder();
+    let (saves, silent) = (folder.path().join("state"), folder.path().join("silent"));
+    short.run_until(3, Some(&saves), &mut see).unwrap();
+    short.run(None, None, &mut see).unwrap();
+    assert_eq!(weights, [0.7, 0.35, 0.0, 0.0]);
+    let refused = cut_short(DISTIL, Some(6)).run(None, Some(&saves), &mut |_| {}).unwrap_err();
+    assert!(refused.to_string().contains("distil_steps was 4 and is 6;"), "{refused}");
+    let unseen = DistilSettings { hidden: 0.0, ..DISTIL };
+    cut_short(unseen, Some(2)).run_until(1, Some(&silent), &mut |_| {}).unwrap();
+    let mut longer = cut_short(unseen, Some(3));
+    longer.run(None, Some(&silent), &mut |_| {}).unwrap();
+    assert_eq!(longer.steps_done(), 3);
 }
 
 /// The student comes closer to the teacher, a step's figures add up, an interrupted training goes on bit for bit, and
@@ -201,6 +256,12 @@ fn a_student_learns_from_its_teacher() {
     let mut other = other.with_teacher(teacher, only).unwrap();
     let refused = other.run(None, Some(&saves), &mut |_| {}).unwrap_err().to_string();
     assert!(refused.contains("teacher_sha256 was "), "{refused}");
+    let (student, origin) = cut("tiny_llama", &[2, 3]);
+    let other = Trainer::new(student, settings(lora()), rows("tiny_llama")).unwrap();
+    let teacher = Teacher::dense(dense("tiny_llama"), origin).with_scales(scales(&[(2..=3, 1.5)]));
+    let mut other = other.with_teacher(teacher, only).unwrap();
+    let refused = other.run(None, Some(&saves), &mut |_| {}).unwrap_err().to_string();
+    assert!(refused.contains("teacher_sha256 was "), "{refused}");
 }
 
 /// A teacher joins where a training goes on from another's steps, whichever is said first.
@@ -214,7 +275,10 @@ fn a_teacher_joins_a_training_under_way() {
         collected.step(None, &mut Nobody).unwrap();
     }
     collected.save(&state).unwrap();
-    let from = |origin: Vec<usize>| Continuation { folder: state.clone(), num_layers: 6, origin };
+    let from = |origin: Vec<usize>| {
+        let folder = state.clone();
+        Continuation { folder, num_layers: 6, origin, scales: Vec::new() }
+    };
     let mut early = trainer(DISTIL);
     early.go_on(&from(vec![0, 1, 4, 5])).unwrap();
     let (student, origin) = cut("tiny_llama", &[2, 3]);
@@ -266,6 +330,10 @@ fn teachers_that_do_not_fit_are_refused() {
     check(&refused(dense(&[0, 1, 4]), DISTIL), "cannot be the student's 4 layers [0, 1, 4]");
     check(&refused(dense(&[0, 1, 4, 6]), DISTIL), "cannot be the student's 4 layers");
     check(&refused(dense(&[0, 4, 1, 5]), DISTIL), "cannot be the student's 4 layers");
+    for (run, factor) in [(2..=4, 1.5), (2..=3, 0.0), (2..=6, 1.5)] {
+        let scaled = dense(&[0, 1, 4, 5]).with_scales(scales(&[(run, factor)]));
+        check(&refused(scaled, DISTIL), "is not one of a run that the student lacks");
+    }
     let other = || Teacher::other(golden_model("tiny_llama"));
     check(&refused(other(), DISTIL), "hidden states can only be compared");
     let mut more = golden_model("tiny_llama");

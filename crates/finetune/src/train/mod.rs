@@ -1,5 +1,6 @@
 //! The training loop: rows to gradients to updates, step by step.
 
+mod continuation;
 mod gradients;
 pub(crate) mod recipe;
 mod report;
@@ -7,7 +8,6 @@ mod settings;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,16 +19,17 @@ use crate::decoder::Trainable;
 use crate::distil::Distillation;
 use crate::observer::{Nobody, Observer};
 use crate::optimizer::AdamW;
-use crate::state;
+use crate::state::{self, Source};
 use crate::stop;
-use crate::{DistilSettings, DistilTerms, FinetuneError, Model, Result, Teacher};
+use crate::{DistilSettings, DistilTerms, FinetuneError, Model, Result, RunScale, Teacher};
 
+pub use continuation::Continuation;
 use gradients::{Gathered, adapter_gradients};
 pub(crate) use gradients::{Passes, backward};
 pub use recipe::Difference;
 use recipe::Recipe;
 pub use report::{GradientSink, Gradients, StepMetrics, TrainReport};
-pub use settings::{Continuation, LoraAndLayers, Method, TrainSettings};
+pub use settings::{LoraAndLayers, Method, TrainSettings};
 
 /// A training under way.
 #[derive(Debug)]
@@ -66,14 +67,13 @@ impl Trainer {
         match &settings.method {
             Method::Lora(lora) => model.add_lora(lora, settings.seed)?,
             Method::LoraAndLayers(both) => {
-                let adapters = both.adapters(model.config().num_layers);
-                if both.full.is_empty() || adapters.layers.as_ref().is_none_or(BTreeSet::is_empty) {
-                    let what = "adapters beside layers that train in full need layers of both kinds; train in full, \
-                                or with adapters alone";
+                if both.full.is_empty() {
+                    let what = "no layers are named that train in full; name some, or train with adapters alone";
                     return Err(FinetuneError::Settings(what.into()));
                 }
                 model.make_layers_trainable(&both.full)?;
-                model.add_lora(&adapters, settings.seed)?;
+                // None are left for adapters where all layers train in full.
+                model.add_lora(&both.adapters(model.config().num_layers), settings.seed)?;
             }
             Method::Full => model.make_trainable(Trainable::All)?,
             Method::HeadAndLast(count) => model.make_trainable(Trainable::HeadAndLast(*count))?,
@@ -93,7 +93,8 @@ impl Trainer {
     ///
     /// with `CE` the mean token loss, `KL_k` the teacher's `k` largest probabilities and all others as one against
     /// the model's, on labelled tokens, and `H` the relative squared distance of states where layers were cut
-    /// (docs/method.md §9). The teacher goes through every batch first.
+    /// (docs/method.md §9). `β` falls to 0 over the first half of the steps that are taken from here on, which
+    /// [`TrainSettings::max_steps`] may cut short. The teacher goes through every batch first.
     ///
     /// # Errors
     ///
@@ -101,7 +102,8 @@ impl Trainer {
     /// [`FinetuneError::Settings`] if a weight cannot be used.
     pub fn with_teacher(mut self, teacher: Teacher, settings: DistilSettings) -> Result<Self> {
         let distillation = Distillation::new(teacher, settings, &mut self.model)?;
-        self.recipe.teach(distillation.settings(), distillation.identity()?, self.begun);
+        let steps = self.begun..self.total_steps();
+        self.recipe.teach(distillation.settings(), distillation.identity()?, steps);
         self.distillation = Some(distillation);
         Ok(self)
     }
@@ -187,7 +189,7 @@ impl Trainer {
             && let Some(saved) = state::find(folder, &self.recipe)?
             && saved.step > self.step
         {
-            saved.restore(&mut self.adamw, &str::to_owned)?;
+            saved.restore(&mut self.adamw, &Source::of)?;
             self.step = saved.step;
         }
         let mut sink = sink;
@@ -276,26 +278,24 @@ impl Trainer {
     }
 
     /// Takes up what a training of the same settings and rows left: adapters, the optimizer's
-    /// means, the place in the data and in the schedule. A teacher joins from there on: that training had none.
+    /// means (where the stream is smaller by scales, as [`Continuation`] says), the place in the data and in the schedule. A
+    /// teacher joins from there on: that training had none.
     ///
     /// # Errors
     ///
     /// [`FinetuneError::OtherRun`] if the state is of other settings or rows or a model of other depth,
     /// [`FinetuneError::BrokenState`] if it is damaged or of an older version, [`FinetuneError::NoState`] if
-    /// there is none.
+    /// there is none, [`FinetuneError::Settings`] if a scale is none of the layers that are gone.
     pub fn go_on(&mut self, from: &Continuation) -> Result<()> {
-        let Continuation { folder, num_layers, origin } = from;
-        let origin = |name: &str| {
-            let old = name.strip_prefix("layers.").and_then(|rest| {
-                let (number, rest) = rest.split_once('.')?;
-                let old = origin.get(number.parse::<usize>().ok()?)?;
-                Some(format!("layers.{old}.{rest}"))
-            });
-            old.unwrap_or_else(|| name.to_owned())
-        };
+        let Continuation { folder, num_layers, .. } = from;
+        if let Some(RunScale { run, factor }) = from.cuts().unfit_scale(*num_layers) {
+            let what =
+                format!("the scale {factor} of layers {run:?} is not one of a run that is gone");
+            return Err(FinetuneError::Settings(what));
+        }
         let saved = state::find(folder, &self.recipe.before(*num_layers))?;
         let saved = saved.ok_or_else(|| FinetuneError::NoState { path: folder.clone() })?;
-        saved.restore(&mut self.adamw, &origin)?;
+        saved.restore(&mut self.adamw, &|name| from.source(name))?;
         (self.step, self.begun) = (saved.step, saved.step);
         self.recipe.join_at(self.begun);
         Ok(())
@@ -312,7 +312,7 @@ impl Trainer {
         let rows = self.sampler.batch(self.step);
         let examples: Vec<&Example> = rows.iter().map(|&row| &self.data.examples[row]).collect();
         let TrainSettings { batch_rows, .. } = self.settings;
-        let total = self.scheduled_steps();
+        let total = self.total_steps();
         let lesson = self.distillation.as_ref().map(|of| of.at(self.step, self.begun, total));
         let passes = Passes { batch_rows, keep: self.settings.keep(), lesson };
         let Gathered { loss, distil, tokens } = backward(&self.model, &examples, passes, observer)?;
@@ -323,7 +323,7 @@ impl Trainer {
         let grad_norm = self.adamw.grad_norm()?;
         self.require_finite("gradient's norm", grad_norm, &rows)?;
         self.adamw.clip(grad_norm, self.settings.max_grad_norm)?;
-        let learning_rate = self.settings.schedule.rate(self.step, total);
+        let learning_rate = self.settings.schedule.rate(self.step, self.scheduled_steps());
         let report = StepReport { loss, grad_norm, learning_rate, tokens };
         let hooked = Instant::now();
         if let Some(sink) = sink {

@@ -1,6 +1,7 @@
 //! What a step depends on besides the state that is saved: what identifies a training.
 
 use std::fmt;
+use std::ops::Range;
 
 use checkpoint::sha256_bytes;
 use dataset::Example;
@@ -13,7 +14,8 @@ use crate::{DistilSettings, LoraSettings};
 /// Exactly what a step depends on, besides the trained tensors and the optimizer's means.
 ///
 /// Its JSON lies in a saved state, under the names that a user knows the settings by. What changes no step is not
-/// in it: how activations are kept, how often states are saved, and where a training is cut short.
+/// in it: how activations are kept, how often states are saved, and (but for hidden states compared with a teacher's, whose
+/// weight falls over half of the steps taken) where a training is cut short.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Recipe {
     /// How many layers the model has.
@@ -54,6 +56,9 @@ struct DistilRecipe {
     distil_hidden: f64,
     /// The step at which the teacher joined.
     distil_from: usize,
+    /// How many steps are taken, where the weight of hidden states falls over half of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    distil_steps: Option<usize>,
     teacher_sha256: String,
 }
 
@@ -118,15 +123,21 @@ impl Recipe {
         }
     }
 
-    /// Adds a teacher, who joins at some step.
-    pub(crate) fn teach(&mut self, settings: &DistilSettings, teacher_sha256: String, from: usize) {
+    /// Adds a teacher, who is there for some steps, counted from 0.
+    pub(crate) fn teach(
+        &mut self,
+        settings: &DistilSettings,
+        teacher_sha256: String,
+        steps: Range<usize>,
+    ) {
         let DistilSettings { weight, temperature, top_k, hidden } = *settings;
         self.distil = Some(DistilRecipe {
             distil_weight: weight,
             distil_temperature: temperature,
             distil_top_k: top_k,
             distil_hidden: hidden,
-            distil_from: from,
+            distil_from: steps.start,
+            distil_steps: (hidden > 0.0).then_some(steps.end),
             teacher_sha256,
         });
     }

@@ -1,7 +1,6 @@
 //! How a model is trained.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 
 use crate::decoder::Keep;
 use crate::{AdamWSettings, LoraSettings, Schedule};
@@ -11,7 +10,7 @@ use crate::{AdamWSettings, LoraSettings, Schedule};
 pub enum Method {
     /// Adapters alone.
     Lora(LoraSettings),
-    /// Every weight of some layers, and adapters on the others (CLP, for the layers beside a cut).
+    /// Every weight of some layers, and adapters on the others, if there are others (CLP, for the layers beside a cut).
     LoraAndLayers(LoraAndLayers),
     /// Every weight.
     Full,
@@ -26,7 +25,7 @@ pub enum Method {
 pub struct LoraAndLayers {
     /// The adapters; those that would be on a layer that trains in full are left out.
     pub lora: LoraSettings,
-    /// The layers of which every weight trains, counted from 0.
+    /// The layers of which every weight trains, counted from 0; one at least.
     pub full: BTreeSet<usize>,
 }
 
@@ -85,17 +84,6 @@ pub struct TrainSettings {
     pub remat: bool,
     /// Steps between two saved states; `None` for one a minute.
     pub save_every: Option<usize>,
-}
-
-/// A state that a training of a deeper model left, to go on from with some of its layers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Continuation {
-    /// The folder it was left in.
-    pub folder: PathBuf,
-    /// How many layers that model had.
-    pub num_layers: usize,
-    /// Each layer's number in that model.
-    pub origin: Vec<usize>,
 }
 
 impl TrainSettings {

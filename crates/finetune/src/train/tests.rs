@@ -200,11 +200,39 @@ fn layers_in_full_have_no_adapters() {
             .unwrap_err()
             .to_string()
     };
-    let one = BTreeSet::from([1]);
-    assert!(refused(BTreeSet::new(), None).contains("layers of both kinds"));
-    assert!(refused((0..6).collect(), None).contains("layers of both kinds"));
-    assert!(refused(one.clone(), Some(one)).contains("layers of both kinds"));
+    assert!(refused(BTreeSet::new(), None).contains("no layers are named that train in full"));
     assert!(refused(BTreeSet::from([6]), None).contains("there is no layer 6 of 6"));
+}
+
+/// Where every layer that could have an adapter trains in full, those layers train and nothing else does.
+#[test]
+fn layers_in_full_may_leave_none_for_adapters() {
+    for (full, layers) in
+        [((0..6).collect::<BTreeSet<_>>(), None), (BTreeSet::from([1]), Some([1]))]
+    {
+        let Method::Lora(lora) = lora() else { panic!("it is LoRA") };
+        let lora = LoraSettings { layers: layers.map(BTreeSet::from), ..lora };
+        let method = Method::LoraAndLayers(LoraAndLayers { lora, full: full.clone() });
+        let (model, rows) = (golden_model("tiny_llama"), rows("tiny_llama"));
+        let mut trainer = Trainer::new(model, settings(method), rows).unwrap();
+        let before = weights_of(trainer.model());
+        // The first step's rate is 0.
+        trainer.run_until(2, None, &mut |_| {}).unwrap();
+        let layer = |name: &str| name.split('.').nth(2)?.parse::<usize>().ok();
+        let trained: BTreeSet<Option<usize>> =
+            trainer.model().trained().iter().map(|(name, _)| layer(name)).collect();
+        assert_eq!(trained, full.iter().copied().map(Some).collect());
+        let after = weights_of(trainer.model());
+        assert!(before.iter().zip(&after).all(|(before, after)| before != after));
+        assert!(
+            trainer
+                .model()
+                .layers
+                .iter()
+                .flat_map(|x| x.linears.values())
+                .all(|x| x.lora.is_none())
+        );
+    }
 }
 
 #[test]
@@ -314,7 +342,10 @@ fn collected_steps_are_a_trainings_first() {
     let listeners = crate::Listeners { sink: &mut Nothing, observe: &mut |_| {} };
     crate::collect(model, &collecting, rows, listeners).unwrap();
     let num_layers = whole.model.layers.len();
-    let from = |origin: Vec<usize>| Continuation { folder: state.clone(), num_layers, origin };
+    let from = |origin: Vec<usize>| {
+        let folder = state.clone();
+        Continuation { folder, num_layers, origin, scales: Vec::new() }
+    };
     let mut dense = trainer(golden_model("tiny_llama"));
     dense.go_on(&from((0..num_layers).collect())).unwrap();
     let at_four: BTreeMap<String, Vec<f32>> = dense

@@ -105,7 +105,8 @@ pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<O
     };
     let teacher = training.teacher.as_ref().map(|TeacherSettings { model, adapter }| {
         let model = locate(model).with_context(context)?;
-        Ok::<_, anyhow::Error>(TeacherOf { model, adapter: adapter.clone(), origin: None })
+        let (adapter, origin, scales) = (adapter.clone(), None, Vec::new());
+        Ok::<_, anyhow::Error>(TeacherOf { model, adapter, origin, scales })
     });
     let teacher = teacher.transpose()?;
     let settings =

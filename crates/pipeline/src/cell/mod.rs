@@ -69,6 +69,8 @@ pub(crate) struct Base {
     pub(crate) digest: String,
     /// Each of its layers' number in the dense model.
     pub(crate) origin: Vec<usize>,
+    /// Folder of the scales by which its stream is smaller behind cuts, if it was repaired by these.
+    pub(crate) scales: Option<PathBuf>,
     /// What its repair does to what is lost, if it has one.
     pub(crate) verdict: Option<Verdict>,
     /// Seconds it took to fit, judge and prune.
@@ -82,6 +84,7 @@ impl Stages<'_> {
             folder: self.model.to_owned(),
             digest: self.digests.model.clone(),
             origin: (0..self.num_layers).collect(),
+            scales: None,
             verdict: None,
             seconds: 0.0,
         }

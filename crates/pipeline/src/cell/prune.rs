@@ -2,10 +2,13 @@
 
 use std::path::Path;
 
-use repair::{PruneSettings, apply};
+use ::finetune::RunScale;
+use checkpoint::remove_if_there;
+use repair::{PruneReport, PruneSettings, Scales, apply};
 use selection::{Plan, Repair, RepairNeed};
 use serde_json::json;
 
+use super::judge::Repaired;
 use super::{Base, CollectedSlots, Stages, found};
 use crate::stage::{FitTarget, RETRAINING_RATE, RETRAINING_STEPS, fit_name, fit_repair};
 use crate::store::Slot;
@@ -25,6 +28,19 @@ impl PruningSlots {
     }
 }
 
+impl Base {
+    /// By how much its stream is smaller behind each cut; none if it is as large.
+    pub(super) fn scales(&self) -> Result<Vec<RunScale>> {
+        self.scales.as_deref().map_or_else(|| Ok(Vec::new()), scales_of)
+    }
+}
+
+/// The scales in a folder.
+pub(super) fn scales_of(folder: &Path) -> Result<Vec<RunScale>> {
+    let cuts = Scales::open(folder)?.cuts.into_iter();
+    Ok(cuts.map(|cut| RunScale { run: cut.first..=cut.last, factor: cut.factor }).collect())
+}
+
 impl Stages<'_> {
     /// Prunes and repairs by a plan, if its repair is worth it.
     pub(crate) fn prune(
@@ -33,7 +49,7 @@ impl Stages<'_> {
         plan: &Plan,
         observe: &mut dyn FnMut(Event),
     ) -> Result<Base> {
-        self.judge(collected, plan, observe)?;
+        self.settle(collected, plan, observe)?;
         let PruningSlots { fitted, pruned } = self.pruning(collected, plan);
         let verdict = self.verdict(collected, plan);
         let carried_out = verdict.as_ref().map_or(plan, |verdict| &verdict.plan);
@@ -48,6 +64,27 @@ impl Stages<'_> {
         Ok(self.base(collected, plan))
     }
 
+    /// Decides whether the plan's repair is carried out, which says where the pruned model lies. The checkpoint that was
+    /// judged for that is the pruned one, if the repair is kept.
+    pub(crate) fn settle(
+        &self,
+        collected: &CollectedSlots,
+        plan: &Plan,
+        observe: &mut dyn FnMut(Event),
+    ) -> Result<()> {
+        let Some(Repaired { folder, report, seconds }) = self.judge(collected, plan, observe)?
+        else {
+            return Ok(());
+        };
+        let pruned = self.pruning(collected, plan).pruned;
+        if pruned.is_there()? {
+            return Ok(remove_if_there(&folder)?);
+        }
+        pruned.take(&folder, seconds)?;
+        tell(report, observe);
+        Ok(())
+    }
+
     /// The pruned model of a plan, whether it is there or not.
     pub(crate) fn base(&self, collected: &CollectedSlots, plan: &Plan) -> Base {
         let PruningSlots { fitted, pruned } = self.pruning(collected, plan);
@@ -55,7 +92,16 @@ impl Stages<'_> {
             + fitted.as_ref().map_or(0.0, Slot::seconds)
             + self.judged_in(collected, plan);
         let (origin, verdict) = (plan.retained(), self.verdict(collected, plan));
-        Base { folder: pruned.path, digest: pruned.digest, origin, verdict, seconds }
+        let carried_out = verdict.as_ref().map_or(plan, |verdict| &verdict.plan);
+        let scales = fitted.filter(|_| carried_out.repair() == Repair::Scale);
+        Base {
+            folder: pruned.path,
+            digest: pruned.digest,
+            origin,
+            scales: scales.map(|slot| slot.path),
+            verdict,
+            seconds,
+        }
     }
 
     /// Where what is made of a plan lies, or will: of the plan that is carried out, once its repair is judged.
@@ -142,8 +188,13 @@ impl Stages<'_> {
         let settings = self.prune_settings(collected, plan, fitted, &slot.path);
         let mut tensors = |done, total| observe(Event::Tensors { done, total });
         let report = slot.make(|| Ok(apply(&settings, &mut tensors)?))?;
-        let done = Done::Pruned { before: report.before, after: report.after };
-        observe(Event::Done(Stage::Prune, done));
+        tell(report, observe);
         Ok(())
     }
+}
+
+/// Says what pruning came to.
+fn tell(report: PruneReport, observe: &mut dyn FnMut(Event)) {
+    let PruneReport { before, after, .. } = report;
+    observe(Event::Done(Stage::Prune, Done::Pruned { before, after }));
 }

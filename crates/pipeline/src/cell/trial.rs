@@ -38,7 +38,7 @@ impl Stages<'_> {
         };
         let target = TrialTarget {
             saves: Self::saves(&tuned)?,
-            from: self.continuation(collected, base),
+            from: self.continuation(collected, base)?,
             until,
             evaluation: &self.settings.evaluation,
             log,

@@ -41,7 +41,7 @@ impl Stages<'_> {
             target: slot.path.clone(),
             merged,
             saves,
-            from: self.continuation(collected, base),
+            from: self.continuation(collected, base)?,
             shard_bytes: self.settings.shard_bytes,
             log: self.log,
             stage,
@@ -77,10 +77,14 @@ impl Stages<'_> {
         &self,
         collected: &CollectedSlots,
         base: &Base,
-    ) -> Option<Continuation> {
-        let state = collected.state.as_ref()?;
-        let (folder, origin) = (state.path.clone(), base.origin.clone());
-        Some(Continuation { folder, num_layers: self.num_layers, origin })
+    ) -> Result<Option<Continuation>> {
+        let Some(state) = &collected.state else { return Ok(None) };
+        Ok(Some(Continuation {
+            folder: state.path.clone(),
+            num_layers: self.num_layers,
+            origin: base.origin.clone(),
+            scales: base.scales()?,
+        }))
     }
 
     pub(super) fn finetuning<'b>(
@@ -117,20 +121,21 @@ impl Stages<'_> {
         if training.distil.is_none() {
             return Ok(None);
         }
-        let origin = Some(base.origin.clone());
+        let (origin, scales) = (Some(base.origin.clone()), base.scales()?);
         if let Some(TeacherSettings { model, adapter }) = training.teacher {
             let model = locate(&model)?;
             let origin = origin.filter(|_| model == self.model);
-            return Ok(Some(TeacherOf { model, adapter, origin }));
+            return Ok(Some(TeacherOf { model, adapter, origin, scales }));
         }
         let dense = self.dense();
         let Some(tuned) = self.at_home().tune(collected, &dense, None, observe)? else {
             return Ok(None);
         };
-        Ok(Some(match self.settings.finetune.trains_weights() {
-            true => TeacherOf { model: tuned.path, adapter: None, origin },
-            false => TeacherOf { model: dense.folder, adapter: Some(tuned.path), origin },
-        }))
+        let (model, adapter) = match self.settings.finetune.trains_weights() {
+            true => (tuned.path, None),
+            false => (dense.folder, Some(tuned.path)),
+        };
+        Ok(Some(TeacherOf { model, adapter, origin, scales }))
     }
 
     /// What stands for the teacher in recipes.

@@ -185,7 +185,7 @@ impl<'a> CellRunner<'a> {
         let plan = decision.as_ref().map(|decision| stages.plan_of(&decision.selection));
         let plan = plan.transpose()?;
         if let Some(plan) = &plan {
-            stages.judge(&collected, plan, observe)?; // What is carried out says where the model is.
+            stages.settle(&collected, plan, observe)?; // What is carried out says where the model is.
         }
         let base_of = |plan: &Plan| stages.base(&collected, plan);
         let mut base = plan.as_ref().map_or_else(|| stages.dense(), base_of);

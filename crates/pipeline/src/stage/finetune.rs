@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use ::finetune::{
-    Continuation, LoraAndLayers, Method, Teacher, TrainReport, TrainSettings, Trainer,
+    Continuation, LoraAndLayers, Method, RunScale, Teacher, TrainReport, TrainSettings, Trainer,
     save_adapter, save_checkpoint,
 };
 use checkpoint::{CheckpointError, ModelConfig, require_companions};
@@ -59,8 +59,8 @@ impl FinetuneSettings<'_> {
     }
 }
 
-/// A teacher's files.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A teacher's files, and what the student is to it.
+#[derive(Debug, Clone, PartialEq)]
 pub struct TeacherOf {
     /// The model's folder.
     pub model: PathBuf,
@@ -68,6 +68,8 @@ pub struct TeacherOf {
     pub adapter: Option<PathBuf>,
     /// Each student layer's number in it, if the student was cut from it.
     pub origin: Option<Vec<usize>>,
+    /// By how much the student's stream is smaller behind each cut, if that was repaired by scales, else none.
+    pub scales: Vec<RunScale>,
 }
 
 /// What [`finetune_model`] leaves.
@@ -152,13 +154,13 @@ pub(super) fn trainer(
     observe(Event::Encoded(examples.counts));
     let mut trainer = Trainer::new(loaded, train_settings, examples)?;
     if let Some(distil) = training.distil {
-        let Some(TeacherOf { model, adapter, origin }) = teacher else {
+        let Some(TeacherOf { model, adapter, origin, scales }) = teacher else {
             let what = "--distil needs a model to learn from: --teacher MODEL; only `run` and `compare` have the dense model";
             return Err(PipelineError::Settings(what.into()));
         };
         let loaded = load_adapted(model, adapter.as_deref(), compute)?;
         let teacher = match origin {
-            Some(origin) => Teacher::dense(loaded, origin.clone()),
+            Some(origin) => Teacher::dense(loaded, origin.clone()).with_scales(scales.clone()),
             None => Teacher::other(loaded),
         };
         trainer = trainer.with_teacher(teacher, distil)?;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ::finetune::{Discrepancy, Model, Origin, SkipProbe};
+use ::finetune::{Discrepancy, FinetuneError, Model, Origin, SkipProbe};
 use dataset::{Example, Sampler};
 use evidence::LossProbe;
 
@@ -55,13 +55,17 @@ impl Judge<'_> {
         Ok(self.rule.of_layers(layers)?)
     }
 
-    /// `D` of a pruned checkpoint.
+    /// `D` of a pruned checkpoint; `None` if it is not finite, as where its repair overflows.
     ///
     /// # Errors
     ///
-    /// If the model cannot be used, or `D` is not finite.
-    pub fn of_model(&self, folder: &Path, origin: &Origin<'_>) -> Result<f64> {
-        Ok(self.rule.of(load(folder, self.compute)?, origin)?)
+    /// If the model cannot be used.
+    pub fn of_model(&self, folder: &Path, origin: &Origin<'_>) -> Result<Option<f64>> {
+        match self.rule.of(load(folder, self.compute)?, origin) {
+            Ok(found) => Ok(Some(found)),
+            Err(FinetuneError::NotANumber) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 

@@ -71,7 +71,7 @@ impl StageContext<'_> {
         let train = training.parse(FinetuneMethod::Lora, self.seed)?;
         let mut trainer = Trainer::new(loaded, train, examples.clone())?;
         let (folder, origin) = (folder.to_owned(), (0..num_layers).collect());
-        trainer.go_on(&Continuation { folder, num_layers, origin })?;
+        trainer.go_on(&Continuation { folder, num_layers, origin, scales: Vec::new() })?;
         Ok(trainer.into_model())
     }
 
