@@ -317,9 +317,13 @@ fn killed_and_going_on(command: &dyn Fn(&str) -> String) {
 fn repairs_are_kept_where_less_is_lost() {
     let desk = Desk::new();
     let run = |repair: &str, out: &str| {
-        desk.run(&format!(
+        let output = desk.output(&format!(
             "run --model model --train train.jsonl --prune 2 --finetune none --repair {repair} --out {out} {CHEAP}"
         ));
+        // Nothing was there before, nor is anything told twice.
+        let said = text(&output.stderr);
+        assert!(output.status.success() && !said.contains("there already"), "{said}");
+        assert_eq!(said.matches("layers left").count(), 1, "{said}");
         fs_err::read(desk.at(out).join("pruned/model.safetensors")).unwrap()
     };
     let dropped = run("drop", "drop");

@@ -165,15 +165,11 @@ impl Slot {
         }
     }
 
-    /// Takes a result of the same recipe over from another slot.
+    /// Takes a result of the same recipe over from another place.
     pub(crate) fn adopt(&self, other: &Self) -> Result<()> {
-        self.take(&other.path, other.seconds())
-    }
-
-    /// Takes a result over that was made of this recipe in another place, in so many seconds.
-    pub(crate) fn take(&self, from: &Path, seconds: f64) -> Result<()> {
+        let seconds = other.seconds();
         remove_if_there(&self.note)?;
-        fs_err::rename(from, &self.path)?;
+        fs_err::rename(&other.path, &self.path)?;
         self.write_note(seconds)
     }
 
@@ -288,10 +284,5 @@ mod tests {
         new.adopt(&old).unwrap();
         assert!(new.is_there().unwrap() && !old.path.exists() && new.seconds() > 0.0);
         assert_eq!(new.digest, old.digest);
-        let (aside, other) = (folder.path().join(".candidate"), to.slot("other", 7));
-        fs_err::write(&aside, "y").unwrap();
-        other.take(&aside, 1.5).unwrap();
-        assert!(other.is_there().unwrap() && !aside.exists() && other.seconds() == 1.5);
-        assert_eq!(fs_err::read_to_string(&other.path).unwrap(), "y");
     }
 }

@@ -1,7 +1,6 @@
 //! Whether a repair is kept: only where less is lost with it.
 
 use std::path::PathBuf;
-use std::time::Instant;
 
 use ::finetune::Origin;
 use checkpoint::{read_json, remove_if_there};
@@ -41,8 +40,6 @@ pub struct Verdict {
 pub(super) struct Repaired {
     pub(super) folder: PathBuf,
     pub(super) report: PruneReport,
-    /// Seconds it took to write.
-    pub(super) seconds: f64,
 }
 
 impl Stages<'_> {
@@ -123,11 +120,10 @@ impl Stages<'_> {
             let verdict = with_judge(self.context(self.model), of, observe, |judge| {
                 let mut loss = |plan: &Plan| {
                     remove_if_there(&candidate)?;
-                    let begun = Instant::now();
                     let made = self.prune_settings(collected, plan, fitted, &candidate);
                     let report = repair::apply(&made, &mut |_, _| {})?;
-                    let (folder, seconds) = (candidate.clone(), begun.elapsed().as_secs_f64());
-                    last = Some((plan.clone(), Repaired { folder, report, seconds }));
+                    let folder = candidate.clone();
+                    last = Some((plan.clone(), Repaired { folder, report }));
                     judge.of_model(&candidate, &origin)
                 };
                 decide(plan, always, judge.of_layers(&layers)?, &mut loss)

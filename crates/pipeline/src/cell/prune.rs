@@ -49,7 +49,7 @@ impl Stages<'_> {
         plan: &Plan,
         observe: &mut dyn FnMut(Event),
     ) -> Result<Base> {
-        self.settle(collected, plan, observe)?;
+        let is_made = self.settle(collected, plan, observe)?;
         let PruningSlots { fitted, pruned } = self.pruning(collected, plan);
         let verdict = self.verdict(collected, plan);
         let carried_out = verdict.as_ref().map_or(plan, |verdict| &verdict.plan);
@@ -58,31 +58,33 @@ impl Stages<'_> {
         {
             self.fit(collected, plan, fitted, observe)?;
         }
-        if !found(Stage::Prune, &pruned, observe)? {
+        if !is_made && !found(Stage::Prune, &pruned, observe)? {
             self.apply(collected, carried_out, fitted.as_ref(), &pruned, observe)?;
         }
         Ok(self.base(collected, plan))
     }
 
     /// Decides whether the plan's repair is carried out, which says where the pruned model lies. The checkpoint that was
-    /// judged for that is the pruned one, if the repair is kept.
+    /// judged for that is the pruned one, if the repair is kept; returns whether that was put in its place.
     pub(crate) fn settle(
         &self,
         collected: &CollectedSlots,
         plan: &Plan,
         observe: &mut dyn FnMut(Event),
-    ) -> Result<()> {
-        let Some(Repaired { folder, report, seconds }) = self.judge(collected, plan, observe)?
-        else {
-            return Ok(());
+    ) -> Result<bool> {
+        let Some(Repaired { folder, report }) = self.judge(collected, plan, observe)? else {
+            return Ok(false);
         };
         let pruned = self.pruning(collected, plan).pruned;
         if pruned.is_there()? {
-            return Ok(remove_if_there(&folder)?);
+            remove_if_there(&folder)?;
+            return Ok(false);
         }
-        pruned.take(&folder, seconds)?;
-        tell(report, observe);
-        Ok(())
+        observe(Event::Started(Stage::Prune));
+        // The time it took to write is the judge's.
+        pruned.make(|| Ok(fs_err::rename(&folder, &pruned.path)?))?;
+        tell(&report, observe);
+        Ok(true)
     }
 
     /// The pruned model of a plan, whether it is there or not.
@@ -188,13 +190,13 @@ impl Stages<'_> {
         let settings = self.prune_settings(collected, plan, fitted, &slot.path);
         let mut tensors = |done, total| observe(Event::Tensors { done, total });
         let report = slot.make(|| Ok(apply(&settings, &mut tensors)?))?;
-        tell(report, observe);
+        tell(&report, observe);
         Ok(())
     }
 }
 
 /// Says what pruning came to.
-fn tell(report: PruneReport, observe: &mut dyn FnMut(Event)) {
-    let PruneReport { before, after, .. } = report;
+fn tell(report: &PruneReport, observe: &mut dyn FnMut(Event)) {
+    let &PruneReport { before, after, .. } = report;
     observe(Event::Done(Stage::Prune, Done::Pruned { before, after }));
 }
