@@ -45,11 +45,11 @@ const QUICK: Table<'static> = Table {
         "--prune",
         "20%,40%",
         "--methods",
-        "igia,bi,angular,last",
+        "igia,bi,race,last",
         "--eval-rows",
         "300",
         "--budget",
-        "28m",
+        "26m",
     ],
 };
 

@@ -50,10 +50,11 @@ pub(crate) struct EstimateArgs {
     /// With LoRA: also write the checkpoint with the adapter merged in
     #[arg(long)]
     save_merged: bool,
-    #[command(flatten)]
-    repairing: RepairArgs,
+    // First, since its own flags stand under the heading that comes before them.
     #[command(flatten)]
     cell: CellArgs,
+    #[command(flatten)]
+    repairing: RepairArgs,
 }
 
 pub(crate) fn run(args: EstimateArgs) -> anyhow::Result<Outcome> {

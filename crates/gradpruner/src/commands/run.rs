@@ -70,10 +70,11 @@ pub(crate) struct RunArgs {
     /// Folder for the run
     #[arg(long)]
     out: PathBuf,
-    #[command(flatten)]
-    repairing: RepairArgs,
+    // First, since its own flags stand under the heading that comes before them.
     #[command(flatten)]
     cell: CellArgs,
+    #[command(flatten)]
+    repairing: RepairArgs,
 }
 
 impl RunArgs {
