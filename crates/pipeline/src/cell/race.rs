@@ -234,6 +234,7 @@ impl Stages<'_> {
         observe: &mut dyn FnMut(Event),
     ) -> Result<()> {
         let criteria = runner.candidate.criteria.clone();
+        observe(Event::Started(Stage::Race));
         observe(Event::Trying {
             criteria: criteria.clone(),
             pruned: runner.candidate.pruned.clone(),
