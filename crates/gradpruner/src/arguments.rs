@@ -12,23 +12,23 @@ use pipeline::{
 };
 use selection::{Criterion, Density, Keep, PlanSettings, Refine, Repair, Share};
 
-/// Where and in what type to compute.
+/// The device and type of the computation.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Computing")]
 pub(crate) struct ComputeArgs {
-    /// auto, cpu, cuda or cuda:N
+    /// Device: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
     /// Type of the matrix products; norms, losses and trained weights stay in f32
     ///
-    /// auto: what this machine multiplies faster, measured in half a second
+    /// auto: the type that this machine multiplies faster, measured in half a second
     #[arg(long, default_value = "auto", value_parser = one_of::<ComputeChoice>(&["auto", "bf16", "f32"]))]
     dtype: ComputeChoice,
-    /// Memory to stay within, such as 8GB [default: what is free]
+    /// Memory limit, such as 8GB [default: the free memory]
     #[arg(long, value_parser = size)]
     memory: Option<u64>,
-    /// Keep frozen layers in the computer's memory and stream them through the GPU; on the CPU they
-    /// are read from the mapped file anyway
+    /// Keep frozen layers in the computer's memory and stream them through the GPU; the CPU reads
+    /// them from the mapped file anyway
     #[arg(long)]
     offload: bool,
 }
@@ -44,33 +44,32 @@ impl ComputeArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Data")]
 pub(crate) struct DataArgs {
-    /// Fields of rows and messages to skip, such as `rank,comment`; others that are not understood
-    /// are an error
+    /// Fields of rows and messages to skip, such as `rank,comment`; other unknown fields are an
+    /// error
     #[arg(long, value_name = "FIELDS", value_delimiter = ',')]
     pub(crate) ignore_fields: Vec<String>,
 }
 
-/// What makes a layer go.
+/// The criterion for removing layers.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Choosing layers")]
 pub(crate) struct ChoosingArgs {
-    /// What makes a layer go
+    /// Criterion that selects the layers to remove
     #[arg(long, default_value = "igia", value_parser = criterion())]
     pub(crate) criterion: Criterion,
-    /// Layers that are never pruned: guard (the first 12 % and the last), none, or counts such as first:4,last:1
+    /// Layers never to prune: guard (the first 12 % and the last), none, or counts such as first:4,last:1
     #[arg(long, default_value = "guard")]
     pub(crate) keep: Keep,
 }
 
-/// What layers are chosen by besides the criterion.
+/// How layers are chosen besides the criterion.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Choosing layers")]
 pub(crate) struct RefiningArgs {
-    /// none, or swap: exchange pruned and kept layers while less is lost on held-out rows
+    /// none, or swap: exchange pruned and kept layers as long as less is lost on held-out rows
     #[arg(long, default_value = "none")]
     pub(crate) refine: Refine,
-    /// Training rows held out to judge layers, races and repairs by, where something asks for it: a number, or a share (128
-    /// rows at most)
+    /// Training rows to hold out for judging layers, races and repairs, if needed: a number, or a share (128 rows at most)
     #[arg(long, default_value = "10%")]
     pub(crate) choose: HeldOut,
 }
@@ -78,24 +77,24 @@ pub(crate) struct RefiningArgs {
 /// What runs, comparisons and estimates have in common.
 #[derive(Debug, clap::Args)]
 pub(crate) struct CellArgs {
-    /// Throw the collected steps away and fine-tune the pruned model from the start, as the paper's
-    /// authors do; always so unless LoRA trains all weights of all layers
+    /// Discard the collected steps and fine-tune the pruned model from the start, as the paper's
+    /// authors do; always the case unless LoRA trains all weights of all layers
     #[arg(long)]
     restart: bool,
-    /// Keep the repair even where more is lost with it
+    /// Keep the repair even if more is lost with it
     #[arg(long, help_heading = "Repairing")]
     repair_always: bool,
-    /// Decides the rows' order and the initial adapters
+    /// Seed for the order of the rows and the initial adapters
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=u64::MAX - 100))]
     pub(crate) seed: u64,
-    /// Most bytes of tensors in one file
+    /// Maximum size of the tensors in one file
     #[arg(long, default_value = "5GB", value_parser = size)]
     shard_size: u64,
-    /// Layers that are never pruned: guard (the first 12 % and the last), none, or counts such as first:4,last:1
+    /// Layers never to prune: guard (the first 12 % and the last), none, or counts such as first:4,last:1
     #[arg(long, default_value = "guard", help_heading = "Choosing layers")]
     keep: Keep,
-    /// Hold the rows of --choose out of training even where nothing is chosen by them, so that a run trains on what a
-    /// comparison with another criterion does
+    /// Hold the rows of --choose out of training even if nothing is chosen by them, so that a run trains on the same rows
+    /// as a comparison with another criterion
     #[arg(long, help_heading = "Choosing layers")]
     hold_out: bool,
     #[command(flatten)]
@@ -178,18 +177,18 @@ impl CellArgs {
     }
 }
 
-/// What is done to the layers that stay.
+/// The repair of the layers that stay.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Repairing")]
 pub(crate) struct RepairArgs {
-    /// What is done to the layers that stay [default: same-sign with --merge, else linear-map]
+    /// Repair of the layers that stay [default: same-sign with --merge, else linear-map]
     #[arg(long, value_parser = repair())]
     repair: Option<Repair>,
-    /// How many of the pruned layers to merge into the layer before them
+    /// Number of pruned layers to merge into the layer before them
     #[arg(long, default_value_t = 0)]
     merge: usize,
-    /// Share of a merged layer's elements that is merged; auto: of each weight the fewest that hold 80 % of its
-    /// importance (auto:0.9 for 90 %)
+    /// Share of a merged layer's elements to merge; auto: for each weight, the fewest that hold 80 % of its importance
+    /// (auto:0.9 for 90 %)
     #[arg(long, default_value = "0.2")]
     density: Density,
 }
@@ -206,7 +205,7 @@ impl RepairArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Repairing")]
 pub(crate) struct LinearMapArgs {
-    /// Tokens of training rows that the repair is fitted on: linear maps, scales or retrained layers
+    /// Tokens of training rows for fitting the repair: linear maps, scales or retrained layers
     #[arg(long, default_value_t = 10_000, value_parser = positive)]
     map_tokens: usize,
     /// Ridge penalty that pulls a linear map towards the identity, relative to the mean of the squared inputs
@@ -225,11 +224,11 @@ impl LinearMapArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Collecting")]
 pub(crate) struct CollectingArgs {
-    /// How many steps' gradients to collect; auto: until the layers to prune have settled, 100 at
-    /// most
+    /// Number of steps whose gradients are collected; auto: until the layers to prune have settled,
+    /// 100 at most
     #[arg(long, default_value = "40", value_parser = steps)]
     steps: Steps,
-    /// Rows of a collected step
+    /// Rows per collected step
     #[arg(long, default_value_t = 4, value_parser = positive)]
     collect_batch: usize,
     /// Learning rate of the collected steps
@@ -281,34 +280,34 @@ impl CollectingArgs {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Fine-tuning")]
 pub(crate) struct TrainingArgs {
-    /// How often every row is seen
+    /// Number of passes over the training rows
     #[arg(long, default_value_t = 3.0, value_parser = epochs)]
     epochs: f64,
-    /// Stop after so many steps
+    /// Stop after this many steps
     #[arg(long, value_parser = positive)]
     max_steps: Option<usize>,
-    /// Rows of a forward pass
+    /// Rows per forward pass
     #[arg(long, default_value_t = 4, value_parser = positive)]
     batch: usize,
-    /// Forward passes of a step
+    /// Forward passes per step
     #[arg(long, default_value_t = 4, value_parser = positive)]
     accumulate: usize,
-    /// Tokens of a row at most; the rest is cut
+    /// Maximum tokens per row; the rest is cut
     #[arg(long, default_value_t = 2048, value_parser = length)]
     max_length: usize,
-    /// Highest learning rate [default: 2e-4 for LoRA, 1e-4 for lora+cuts, else 2e-5]
+    /// Peak learning rate [default: 2e-4 for LoRA, 1e-4 for lora+cuts, else 2e-5]
     #[arg(long, value_parser = learning_rate)]
     lr: Option<f64>,
-    /// Share of the steps over which the learning rate rises
+    /// Share of the steps during which the learning rate rises
     #[arg(long, default_value_t = 0.03, value_parser = share)]
     warmup: f64,
-    /// How the learning rate falls
+    /// Decay schedule of the learning rate
     #[arg(long, default_value = "cosine", value_parser = one_of::<Decay>(&["constant", "linear", "cosine"]))]
     decay: Decay,
     /// Weight decay
     #[arg(long, default_value_t = 0.0, value_parser = share)]
     weight_decay: f64,
-    /// Largest norm of the gradients
+    /// Maximum norm of the gradients
     #[arg(long, default_value_t = 1.0, value_parser = scale)]
     max_grad_norm: f64,
     /// LoRA rank
@@ -320,35 +319,35 @@ pub(crate) struct TrainingArgs {
     /// Weights that get adapters: `all`, or names such as `q_proj,v_proj`
     #[arg(long, default_value = "all", value_parser = targets)]
     targets: LoraTargets,
-    /// Layers that get adapters, counted from 0, or auto: in a run, the half with the highest scores [default: all]
+    /// Layers that get adapters, counted from 0; auto: in a run, the half with the highest scores [default: all]
     #[arg(long = "lora-layers", visible_alias = "layers", value_name = "LAYERS")]
     layers: Option<LoraLayers>,
-    /// Keep each layer's input alone for the backward pass and compute the rest again: less memory,
-    /// more time, the same result
+    /// Keep only each layer's input for the backward pass and recompute the rest: less memory, more
+    /// time, the same result
     #[arg(long)]
     remat: bool,
-    /// Steps between two saved states to go on from [default: one state a minute]
+    /// Steps between saved states for resuming [default: one state per minute]
     #[arg(long, value_parser = positive)]
     save_every: Option<usize>,
-    /// Update only this share of each tensor's elements in a step, those with the largest gradients [default: all]
+    /// Update only this share of each tensor's elements per step, those with the largest gradients [default: all]
     #[arg(long, value_name = "SHARE", value_parser = some_share)]
     update_share: Option<f64>,
-    /// Learn from a teacher too, with this share of the loss; the labels have the rest [with no number: 0.5]
+    /// Also learn from a teacher, with this share of the loss; the rest comes from the labels [with no number: 0.5]
     ///
-    /// In a run the teacher is the dense model, which is fine-tuned alike first
+    /// In a run the teacher is the dense model, which is fine-tuned the same way first
     #[arg(long, value_name = "SHARE", num_args = 0..=1, default_missing_value = "0.5", value_parser = share)]
     distil: Option<f64>,
-    /// Temperature at which probabilities are compared with the teacher's
+    /// Temperature for comparing probabilities with the teacher's
     #[arg(long, value_name = "T", default_value_t = 2.0, value_parser = scale, requires = "distil")]
     distil_temperature: f64,
     /// Weight of the distance from the teacher's hidden states where layers were cut; it falls to 0 over the first
     /// half of the steps taken
     #[arg(long, value_name = "WEIGHT", default_value_t = 0.0, value_parser = weight, requires = "distil")]
     distil_hidden: f64,
-    /// Model to learn from, of the same tokenizer: a folder or a hub name
+    /// Model to learn from, with the same tokenizer: a folder or a hub name
     #[arg(long, value_name = "MODEL", requires = "distil")]
     teacher: Option<String>,
-    /// The adapter on that model
+    /// Adapter for the teacher model
     #[arg(long, value_name = "DIR", requires = "teacher")]
     teacher_adapter: Option<PathBuf>,
 }
@@ -424,16 +423,16 @@ impl TrainingArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Evaluating")]
 pub(crate) struct EvaluationArgs {
-    /// Tokens of a forward pass
+    /// Tokens per forward pass
     #[arg(long, default_value_t = 2048, value_parser = positive)]
     eval_batch_tokens: usize,
     /// Evaluate on the first rows only
     #[arg(long, value_parser = positive)]
     eval_rows: Option<usize>,
-    /// For how many rows without choices to generate replies
+    /// Number of rows without choices to generate replies for
     #[arg(long, default_value_t = 50)]
     generate_rows: usize,
-    /// Longest generated reply, in tokens
+    /// Maximum length of a generated reply, in tokens
     #[arg(long, default_value_t = 256)]
     max_new_tokens: usize,
 }
@@ -572,9 +571,9 @@ impl TypedValueParser for ChoosingParser {
         let one = Criterion::all().map(|one| PossibleValue::new(one.name()).help(one.about()));
         let races = [
             PossibleValue::new("race").help(
-                "several criteria's choices, each fine-tuned for a few steps; race:igia+bi says which",
+                "the choices of several criteria, each fine-tuned for a few steps; race:igia+bi names them",
             ),
-            PossibleValue::new("auto").help("a race of those that have proven themselves"),
+            PossibleValue::new("auto").help("a race of criteria that have proven themselves"),
         ];
         Some(Box::new(one.chain(races)))
     }

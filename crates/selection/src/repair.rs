@@ -73,42 +73,42 @@ impl Repair {
         match self {
             Self::LinearMap => Facts {
                 name: "linear-map",
-                about: "a map in the place of each run of pruned layers, folded into the layer before it",
+                about: "replace each run of pruned layers with a linear map, folded into the layer before it",
                 merges: Merges::None,
                 needs: &[RepairNeed::Fit],
             },
             Self::Scale => Facts {
                 name: "scale",
-                about: "scale down what later layers add, by as much as the pruned layers would have scaled the stream up",
+                about: "scale down the outputs of later layers by as much as the pruned layers would have scaled the stream up",
                 merges: Merges::None,
                 needs: &[RepairNeed::Fit],
             },
             Self::Reconstruct => Facts {
                 name: "reconstruct",
-                about: "the layer before each run of pruned layers, trained to give what the run gave",
+                about: "train the layer before each run of pruned layers to reproduce the run's output",
                 merges: Merges::None,
                 needs: &[RepairNeed::Fit],
             },
             Self::SameSign => Facts {
                 name: "same-sign",
-                about: "the best elements of pruned layers, where signs agree, added to the layer before",
+                about: "add the best elements of pruned layers to the layer before them, where signs agree",
                 merges: Merges::Asked,
                 needs: &[RepairNeed::Record],
             },
             Self::Weighted => Facts {
                 name: "weighted",
-                about: "as same-sign, by the elements' shares of importance and as far as less is lost",
+                about: "as same-sign, weighted by the elements' shares of importance, with the step that loses least",
                 merges: Merges::Asked,
                 needs: &[RepairNeed::Record, RepairNeed::Losses],
             },
             Self::Laco => Facts {
                 name: "laco",
-                about: "what pruned layers differ by from the layer before, added to it",
+                about: "add the differences between the pruned layers and the layer before them to that layer",
                 merges: Merges::All,
                 needs: &[],
             },
             Self::Drop => {
-                Facts { name: "drop", about: "nothing", merges: Merges::None, needs: &[] }
+                Facts { name: "drop", about: "no repair", merges: Merges::None, needs: &[] }
             }
         }
     }

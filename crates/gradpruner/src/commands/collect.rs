@@ -20,7 +20,7 @@ use crate::stages::stability_text;
 
 /// Collect the gradients of the first steps of a LoRA fine-tune.
 ///
-/// They go to a record on disk, or, with --scores alone, are only summed in memory.
+/// The gradients are written to a record on disk, or, with --scores alone, only summed in memory.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   gradpruner collect --model SmolLM2-135M --train train.jsonl --steps 40 --out record")]
@@ -34,16 +34,16 @@ pub(crate) struct CollectArgs {
     /// Folder for the record
     #[arg(long, required_unless_present = "scores")]
     out: Option<PathBuf>,
-    /// File for the layer scores, summed in memory meanwhile
+    /// File for the layer scores, which are summed in memory
     #[arg(long)]
     scores: Option<PathBuf>,
-    /// How many layers will be pruned, for the stability of the choice: a number, or a share
+    /// Layers to prune later, for judging the stability of the choice: a number, or a share
     #[arg(long, default_value = "40%")]
     prune: Share,
-    /// Tokens of a row at most; the rest is cut
+    /// Maximum tokens per row; the rest is cut
     #[arg(long, default_value_t = 2048, value_parser = length)]
     max_length: usize,
-    /// Decides the rows' order and the initial adapters
+    /// Seed for the order of the rows and the initial adapters
     #[arg(long, default_value_t = 0)]
     seed: u64,
     #[command(flatten)]

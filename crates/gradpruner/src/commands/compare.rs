@@ -12,10 +12,10 @@ use crate::comparison::{csv, html, markdown, terminal};
 use crate::interrupt;
 use crate::printer::{Outcome, Printer};
 
-/// Compare ways to prune a model: ratios, criteria, repairs, trainings and seeds, on the same rows.
+/// Compare ways to prune a model: ratios, criteria, repairs, training methods and seeds, on the same rows.
 ///
-/// Every combination is a cell. Cells share what they have in common, the dense model is fine-tuned alike, and the same
-/// command goes on where it was stopped; a further criterion or ratio costs only itself (but the first criterion that takes
+/// Every combination is a cell. Cells share common results, the dense model is fine-tuned the same way, and the same
+/// command resumes a stopped comparison. A further criterion or ratio costs only itself (but the first criterion that takes
 /// losses holds rows out of training, and all cells are computed anew).
 #[derive(Debug, clap::Args)]
 // Without it the collected steps have the fine-tuning's settings.
@@ -36,37 +36,37 @@ pub(crate) struct CompareArgs {
     /// Sets to evaluate on, never trained on
     #[arg(long, required = true, value_delimiter = ',')]
     eval: Vec<PathBuf>,
-    /// How many layers to prune: numbers, or shares such as 20%,40%
+    /// Layers to prune: numbers, or shares such as 20%,40%
     #[arg(long, required = true, value_delimiter = ',')]
     prune: Vec<Share>,
-    /// What makes a layer go
+    /// Criteria that select the layers to remove
     #[arg(long, default_value = "igia,bi,last", value_delimiter = ',', value_parser = choosing())]
     methods: Vec<Choosing>,
-    /// What is done to the layers that stay
+    /// Repairs of the layers that stay
     #[arg(long, default_value = "linear-map", value_delimiter = ',', value_parser = repair())]
     repairs: Vec<Repair>,
-    /// Which parts to fine-tune: lora, lora+cuts, full, head+last:3, none
+    /// Parts to fine-tune: lora, lora+cuts, full, head+last:3, none
     #[arg(long, default_value = "lora", value_delimiter = ',')]
     finetune: Vec<FinetuneMethod>,
-    /// How many seeds
+    /// Number of seeds
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100))]
     seeds: u64,
-    /// Models to compare with, such as smaller ones of the same family: each fine-tuned alike, from the start and for as
-    /// many steps as the dense model
+    /// Models to compare with, such as smaller ones of the same family: each is fine-tuned the same way, from the start
+    /// and for as many steps as the dense model
     #[arg(long, value_name = "MODEL", value_delimiter = ',')]
     baseline: Vec<String>,
-    /// Keep the pruned and the tuned checkpoints in the folder's `store`; else each is dropped as soon as no cell to come
-    /// needs it, and made again if a later comparison does
+    /// Keep the pruned and the tuned checkpoints in the folder's `store`; otherwise each is deleted as soon as no remaining
+    /// cell needs it, and made again if a later comparison does
     #[arg(long)]
     keep_models: bool,
-    /// Time to stay within, such as 30m or 2h; cells left out are listed
+    /// Time limit, such as 30m or 2h; the cells left out are listed
     #[arg(long, value_parser = duration)]
     budget: Option<f64>,
-    /// For same-sign and weighted: how many of the pruned layers to merge into the layer before them
+    /// For same-sign and weighted: number of pruned layers to merge into the layer before them
     #[arg(long, default_value_t = 1)]
     merge: usize,
-    /// Share of a merged layer's elements that is merged; auto: of each weight the fewest that hold 80 % of its
-    /// importance (auto:0.9 for 90 %)
+    /// Share of a merged layer's elements to merge; auto: for each weight, the fewest that hold 80 % of its importance
+    /// (auto:0.9 for 90 %)
     #[arg(long, default_value = "0.2")]
     density: Density,
     /// Folder for the comparison
@@ -148,7 +148,7 @@ pub(crate) fn run(args: CompareArgs, printer: &mut Printer) -> anyhow::Result<Ou
     Outcome::new(text, &found)
 }
 
-/// A list without what stands in it again.
+/// A list without its duplicates.
 fn without_repeats<T: PartialEq>(list: Vec<T>) -> Vec<T> {
     let mut once = Vec::new();
     for item in list {

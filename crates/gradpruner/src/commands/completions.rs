@@ -12,7 +12,7 @@ use crate::printer::Outcome;
 #[command(after_help = "Example:
   gradpruner completions bash > ~/.local/share/bash-completion/completions/gradpruner")]
 pub(crate) struct CompletionsArgs {
-    /// The shell
+    /// Shell to print completions for
     shell: Shell,
 }
 

@@ -11,7 +11,7 @@ use crate::printer::{Outcome, Printer};
 
 /// Turn a GGUF file into a folder in Hugging Face layout.
 ///
-/// Weights are dequantised to BF16; config, tokenizer and chat template come out of the file's own
+/// Weights are dequantised to BF16; config, tokenizer and chat template come from the file's own
 /// metadata.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
@@ -22,7 +22,7 @@ pub(crate) struct ConvertArgs {
     /// Folder for the checkpoint
     #[arg(long)]
     out: PathBuf,
-    /// Most bytes of tensors in one file
+    /// Maximum size of the tensors in one file
     #[arg(long, default_value = "5GB", value_parser = size)]
     shard_size: u64,
 }

@@ -10,7 +10,7 @@ use crate::printer::{Outcome, Printer};
 use crate::texts::{gigaflops, threads_text};
 use crate::units::bytes_text;
 
-/// Say what this machine offers, and why a GPU is not used.
+/// Report what this machine offers, and why a GPU is not used.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   gradpruner doctor")]

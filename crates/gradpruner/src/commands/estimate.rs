@@ -15,10 +15,10 @@ use crate::stages::stage_text;
 use crate::texts::needs_text;
 use crate::units::{bytes_text, time_text};
 
-/// Tell what a run would need: memory, disk, floating-point operations and time.
+/// Estimate the memory, disk, floating-point operations and time that a run needs.
 ///
-/// The model's configuration is enough, its weights are not read. Without rows to train on, rows
-/// are assumed as long as allowed.
+/// The model's configuration is enough; its weights are not read. Without rows to train on, rows
+/// of the maximum length are assumed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   gradpruner estimate --model SmolLM2-135M --train train.jsonl --prune 40%")]
@@ -32,19 +32,19 @@ pub(crate) struct EstimateArgs {
     /// Rows to evaluate on: a data file, a folder of them, or hub:owner/name
     #[arg(long)]
     eval: Option<PathBuf>,
-    /// Without --train: how many rows
+    /// Without --train: number of rows
     #[arg(long, default_value_t = 1000, value_parser = positive)]
     rows: usize,
-    /// How many layers to prune: a number, or a share such as 40%
+    /// Layers to prune: a number, or a share such as 40%
     #[arg(long, default_value = "40%")]
     prune: Share,
-    /// Which parts of the pruned model to fine-tune: lora, lora+cuts, full, head+last:3 or none
+    /// Parts of the pruned model to fine-tune: lora, lora+cuts, full, head+last:3 or none
     #[arg(long, visible_alias = "trainable", default_value = "lora")]
     finetune: FinetuneMethod,
-    /// What makes a layer go
+    /// Criterion that selects the layers to remove
     #[arg(long, default_value = "igia", value_parser = choosing(), help_heading = "Choosing layers")]
     criterion: Choosing,
-    /// Fine-tune the dense model alike
+    /// Also fine-tune the dense model the same way
     #[arg(long)]
     with_dense: bool,
     /// With LoRA: also write the checkpoint with the adapter merged in

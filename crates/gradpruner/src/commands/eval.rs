@@ -14,8 +14,8 @@ use crate::printer::{Outcome, Printer};
 /// Evaluate a model.
 ///
 /// Rows with choices are answered with the likeliest choice (`acc`) and the likeliest per byte
-/// (`acc_norm`); for other rows replies are generated. Always: perplexity of the assistant's tokens,
-/// speed, memory.
+/// (`acc_norm`); for other rows replies are generated. Every evaluation reports the perplexity
+/// of the assistant's tokens, the speed and the memory.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   gradpruner eval --model pruned --adapter adapter --data test.jsonl --out eval.json")]
@@ -23,7 +23,7 @@ pub(crate) struct EvalArgs {
     /// Model: a folder in Hugging Face layout, or a hub name
     #[arg(long)]
     model: String,
-    /// PEFT LoRA adapter to put on it
+    /// PEFT LoRA adapter for the model
     #[arg(long)]
     adapter: Option<PathBuf>,
     /// Rows: a data file, a folder of them, or hub:owner/name
@@ -32,10 +32,10 @@ pub(crate) struct EvalArgs {
     /// File for the figures
     #[arg(long)]
     out: Option<PathBuf>,
-    /// File for a line a row: each choice's score, the chosen one and the right one, or the generated reply
+    /// File for one line per row: each choice's score, the chosen one and the right one, or the generated reply
     #[arg(long)]
     predictions: Option<PathBuf>,
-    /// Tokens of a row at most; the rest is cut
+    /// Maximum tokens per row; the rest is cut
     #[arg(long, default_value_t = 2048, value_parser = length)]
     max_length: usize,
     #[command(flatten)]

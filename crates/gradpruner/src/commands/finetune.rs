@@ -16,8 +16,8 @@ use crate::printer::{Outcome, Printer};
 
 /// Fine-tune a model, by LoRA or in full.
 ///
-/// LoRA leaves an adapter as PEFT stores it, full fine-tuning a whole checkpoint. Interrupted, the
-/// same command goes on after the last saved step.
+/// LoRA writes an adapter in PEFT format, full fine-tuning a whole checkpoint. If interrupted, the
+/// same command resumes after the last saved step.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   gradpruner finetune --model pruned --train train.jsonl --epochs 3 --out adapter")]
@@ -28,7 +28,7 @@ pub(crate) struct FinetuneArgs {
     /// Rows to train on: a data file, a folder of them, or hub:owner/name
     #[arg(long)]
     train: PathBuf,
-    /// What to fine-tune: lora, full or head+last:3, the head and so many of the last layers
+    /// Parts to fine-tune: lora, full or head+last:3 (the head and this many of the last layers)
     #[arg(long, visible_alias = "trainable", default_value = "lora", value_parser = method)]
     method: FinetuneMethod,
     /// Folder for the adapter or checkpoint
@@ -37,16 +37,16 @@ pub(crate) struct FinetuneArgs {
     /// With LoRA: folder for the checkpoint with the adapter merged in
     #[arg(long)]
     merged: Option<PathBuf>,
-    /// File for a line of figures a step, as `run` keeps in metrics.jsonl
+    /// File for one line of figures per step, as in metrics.jsonl of `run`
     #[arg(long)]
     metrics: Option<PathBuf>,
-    /// Folder for the same as TensorBoard's event files
+    /// Folder for the same figures as TensorBoard event files
     #[arg(long)]
     tensorboard: Option<PathBuf>,
-    /// Decides the rows' order and the initial adapters
+    /// Seed for the order of the rows and the initial adapters
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Most bytes of tensors in one file
+    /// Maximum size of the tensors in one file
     #[arg(long, default_value = "5GB", value_parser = size)]
     shard_size: u64,
     #[command(flatten)]

@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::arguments::ComputeArgs;
 use crate::printer::{Outcome, Printer};
 
-/// Continue a prompt with the likeliest token each time.
+/// Continue a prompt with the likeliest token at each step.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   gradpruner generate --model SmolLM2-135M --prompt 'What is the capital of France?'")]
@@ -20,19 +20,19 @@ pub(crate) struct GenerateArgs {
     /// Model: a folder in Hugging Face layout, or a hub name
     #[arg(long)]
     model: String,
-    /// PEFT LoRA adapter to put on it
+    /// PEFT LoRA adapter for the model
     #[arg(long)]
     adapter: Option<PathBuf>,
-    /// What to say to it
+    /// Prompt for the model
     #[arg(long)]
     prompt: String,
     /// System message
     #[arg(long)]
     system: Option<String>,
-    /// Take the prompt as it is, without the chat template
+    /// Use the prompt as it is, without the chat template
     #[arg(long, conflicts_with = "system")]
     raw: bool,
-    /// Longest reply, in tokens
+    /// Maximum length of the reply, in tokens
     #[arg(long, default_value_t = 256)]
     max_new_tokens: usize,
     #[command(flatten)]

@@ -16,26 +16,26 @@ use crate::printer::Outcome;
 use crate::stages::layer_strip;
 use crate::texts::{fitted_text, reconstructed_text, scaled_text};
 
-/// Say what a model, record, adapter, scores, plan, GGUF or data file holds.
+/// Show the contents of a model, record, adapter, scores, plan, GGUF or data file.
 ///
-/// With --model, rows are shown as the model's chat template renders them, with the tokens marked
-/// that are learned: coloured on a terminal, else between `[[` and `]]`.
+/// With --model, rows are shown as the model's chat template renders them, with the learned tokens
+/// marked: coloured on a terminal, otherwise between `[[` and `]]`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   gradpruner inspect SmolLM2-135M
   gradpruner inspect run/plan.json
   gradpruner inspect train.jsonl --model SmolLM2-135M --row 3")]
 pub(crate) struct InspectArgs {
-    /// A model (folder or hub name), a folder of a record, adapter or linear maps, scores.json, plan.json, a GGUF file,
-    /// or with --model rows
+    /// A model (folder or hub name), the folder of a record, adapter or linear maps, scores.json, plan.json, a GGUF
+    /// file, or, with --model, rows
     what: String,
-    /// Model whose tokenizer and chat template show the rows
+    /// Model whose tokenizer and chat template render the rows
     #[arg(long)]
     model: Option<String>,
-    /// Row to show, counted from 1 [default: counts of all rows, and the first]
+    /// Row to show, counted from 1 [default: counts of all rows, and the first row]
     #[arg(long, value_parser = positive, requires = "model")]
     row: Option<usize>,
-    /// Tokens of a row at most; the rest is cut
+    /// Maximum tokens per row; the rest is cut
     #[arg(long, default_value_t = 2048, value_parser = length, requires = "model")]
     max_length: usize,
     #[command(flatten)]

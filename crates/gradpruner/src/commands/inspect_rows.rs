@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::printer::{Outcome, wants_colour};
 use crate::texts::rows_text;
 
-/// What to show of which rows.
+/// The rows to show, and how.
 pub(super) struct RowsView<'a> {
     pub(super) data: &'a Path,
     /// Fields of the rows to skip.
@@ -115,7 +115,7 @@ impl RowsView<'_> {
     }
 }
 
-/// A text with what is learned in colour, or between brackets.
+/// A text with the learned parts in colour, or between brackets.
 fn marked(stretches: &[Stretch], colour: bool) -> String {
     let (open, close) = if colour { ("\u{1b}[32m", "\u{1b}[0m") } else { ("[[", "]]") };
     let show = |stretch: &Stretch| {

@@ -1,4 +1,4 @@
-//! A module a command: flags to settings, one call, the result back.
+//! One module per command: flags to settings, one call, the result back.
 
 mod collect;
 mod compare;
@@ -28,13 +28,13 @@ pub(crate) enum Command {
     Run(Box<run::RunArgs>),
     /// Compare ways to prune a model, on the same rows
     Compare(Box<compare::CompareArgs>),
-    /// Tell what a run would need: memory, disk, operations, time
+    /// Estimate the memory, disk, operations and time that a run needs
     Estimate(Box<estimate::EstimateArgs>),
     /// Collect the gradients of the first steps of a LoRA fine-tune
     Collect(collect::CollectArgs),
     /// Score the layers of a gradient record
     Score(score::ScoreArgs),
-    /// Decide which layers to prune, and what is done to the others
+    /// Decide which layers to prune, and how to repair the others
     Plan(Box<plan::PlanArgs>),
     /// Write the pruned checkpoint of a plan
     Prune(prune::PruneArgs),
@@ -44,11 +44,11 @@ pub(crate) enum Command {
     Eval(eval::EvalArgs),
     /// Continue a prompt, token by token
     Generate(generate::GenerateArgs),
-    /// Say what a model, record, adapter, scores, plan or data file holds
+    /// Show the contents of a model, record, adapter, scores, plan or data file
     Inspect(inspect::InspectArgs),
     /// Turn a GGUF file into a folder in Hugging Face layout
     Convert(convert::ConvertArgs),
-    /// Say what this machine offers, and why a GPU is not used
+    /// Report what this machine offers, and why a GPU is not used
     Doctor(doctor::DoctorArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
@@ -91,7 +91,7 @@ fn require_scores(criterion: Criterion) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A score a layer, lowest first, as text.
+/// One score per layer, lowest first, as text.
 fn ranking_text(scores: &selection::Scores) -> String {
     let mut text = format!("layers by {}, least important first:", scores.criterion.name());
     for layer in scores.ranking() {

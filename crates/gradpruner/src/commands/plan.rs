@@ -12,40 +12,40 @@ use crate::arguments::{ComputeArgs, DataArgs, RepairArgs, criterion, length};
 use crate::printer::{Outcome, Printer};
 use crate::stages::layer_strip;
 
-/// Decide which layers to prune, and what is done to the others.
+/// Decide which layers to prune, and how to repair the others.
 ///
-/// The lowest-scored layers are pruned, but for those that are kept by their place. The plan is a small JSON file,
-/// made to be read and edited.
+/// The lowest-scored layers are pruned, except those that are kept by their place. The plan is a small JSON file,
+/// meant to be read and edited.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   gradpruner plan scores.json --prune 40% --out plan.json
   gradpruner plan record --criterion last --prune 40% --out plan.json")]
 pub(crate) struct PlanArgs {
-    /// Scores that `gradpruner score` wrote, or the folder of a record
+    /// Scores written by `gradpruner score`, or the folder of a record
     evidence: PathBuf,
-    /// How many layers to prune: a number, or a share such as 40%
+    /// Layers to prune: a number, or a share such as 40%
     #[arg(long)]
     prune: Share,
-    /// Of a record: what makes a layer go [default: igia]
+    /// With a record: criterion that selects the layers to remove [default: igia]
     #[arg(long, value_parser = criterion())]
     criterion: Option<Criterion>,
-    /// Of a record: the model, for criteria that read its weights or run it
+    /// With a record: the model, for criteria that read its weights or run it
     #[arg(long)]
     model: Option<String>,
     /// Rows to choose layers by, for criteria that take losses and for --refine: a data file, a folder of them, or
     /// hub:owner/name
     #[arg(long, requires = "model")]
     train: Option<PathBuf>,
-    /// none, or swap: exchange pruned and kept layers while less is lost on the rows
+    /// none, or swap: exchange pruned and kept layers as long as less is lost on the rows
     #[arg(long, default_value = "none")]
     refine: Refine,
-    /// Tokens of a row at most; the rest is cut
+    /// Maximum tokens per row; the rest is cut
     #[arg(long, default_value_t = 2048, value_parser = length)]
     max_length: usize,
-    /// Layers that are never pruned: guard (the first 12 % and the last), none, or counts such as first:4,last:1
+    /// Layers never to prune: guard (the first 12 % and the last), none, or counts such as first:4,last:1
     #[arg(long, default_value = "guard")]
     keep: Keep,
-    /// For the criterion random, and for which of the rows layers are chosen by
+    /// Seed for the criterion random, and for the rows that layers are chosen by
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// File for the plan
@@ -123,7 +123,7 @@ pub(crate) fn run(args: PlanArgs, printer: &mut Printer) -> anyhow::Result<Outco
     Outcome::new(text, &plan)
 }
 
-/// What layers are chosen by.
+/// The basis for choosing layers.
 enum Source {
     Record(Box<Record>, Criterion),
     Scores(Scores),

@@ -16,9 +16,9 @@ use crate::printer::{Outcome, Printer};
 
 /// Write the pruned checkpoint of a plan.
 ///
-/// Kept layers are copied byte for byte and renumbered, but for the weights that the plan's repair changes: merged
-/// layers go into the layer before them, and what is fitted on rows into the layers around each run of pruned
-/// ones. Without a fit, a few hundred megabytes are held in memory, whatever the model's size.
+/// Kept layers are copied byte for byte and renumbered, except for the weights that the plan's repair changes: merged
+/// layers are added to the layer before them, and a fit on rows changes the layers around each run of pruned layers.
+/// Without a fit, memory use is a few hundred megabytes, whatever the model's size.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   gradpruner prune --model SmolLM2-135M --plan plan.json --train train.jsonl --out pruned")]
@@ -26,32 +26,32 @@ pub(crate) struct PruneArgs {
     /// Model to prune: a folder in Hugging Face layout, or a hub name
     #[arg(long)]
     model: String,
-    /// Plan that `gradpruner plan` wrote
+    /// Plan written by `gradpruner plan`
     #[arg(long)]
     plan: PathBuf,
     /// Gradient record; needed if the plan merges layers
     #[arg(long)]
     record: Option<PathBuf>,
-    /// Rows to fit the repair on, if it is fitted: a data file, a folder of them, or hub:owner/name
+    /// Rows to fit the repair on, if it needs a fit: a data file, a folder of them, or hub:owner/name
     /// [default: those of the record]
     #[arg(long)]
     train: Option<PathBuf>,
-    /// Another repair than the plan's
+    /// Repair to use instead of the plan's
     #[arg(long, value_parser = by_name())]
     repair: Option<Repair>,
     /// Folder for the pruned checkpoint
     #[arg(long)]
     out: PathBuf,
-    /// Tokens of a row at most; the rest is cut
+    /// Maximum tokens per row; the rest is cut
     #[arg(long, default_value_t = 2048, value_parser = length)]
     max_length: usize,
-    /// Decides which rows the repair is fitted on
+    /// Seed for the choice of rows to fit the repair on
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Most bytes of tensors in one file
+    /// Maximum size of the tensors in one file
     #[arg(long, default_value = "5GB", value_parser = size)]
     shard_size: u64,
-    /// Read the result back and compare every tensor with what the plan makes of the source
+    /// Read the result back and compare every tensor with the one that the plan makes from the source
     #[arg(long)]
     verify: bool,
     #[command(flatten)]

@@ -20,10 +20,10 @@ use crate::stages::layer_strip;
 
 /// Collect gradients, score, plan, prune and repair, fine-tune, evaluate and report.
 ///
-/// Everything goes into one folder. Each stage is complete or absent there: the same command run
-/// again goes on after the last complete stage and, inside training, after the last saved step.
-/// The collected steps are the first of the fine-tuning: the layers that stay keep their adapters,
-/// and the optimizer, the data and the schedule go on.
+/// Everything is written to one folder. Each stage is complete or absent there: the same command
+/// resumes after the last complete stage and, during training, after the last saved step.
+/// The collected steps are the first steps of the fine-tuning: the layers that stay keep their
+/// adapters, and the optimizer, the data and the schedule continue.
 #[derive(Debug, clap::Args)]
 #[command(args_override_self = true)]
 // Without it the collected steps have the fine-tuning's settings.
@@ -44,23 +44,23 @@ pub(crate) struct RunArgs {
     /// Rows to evaluate on, never trained on: a data file, a folder of them, or hub:owner/name
     #[arg(long)]
     eval: Option<PathBuf>,
-    /// How many layers to prune: a number, or a share such as 40%
+    /// Layers to prune: a number, or a share such as 40%
     #[arg(long)]
     prune: Share,
-    /// What makes a layer go
+    /// Criterion that selects the layers to remove
     #[arg(long, default_value = "igia", value_parser = choosing(), help_heading = "Choosing layers")]
     criterion: Choosing,
-    /// Which parts of the pruned model to fine-tune: lora, lora+cuts (the layers beside a cut in full, adapters on the others),
+    /// Parts of the pruned model to fine-tune: lora, lora+cuts (the layers next to a cut in full, adapters on the others),
     /// full, head+last:3 or none
     #[arg(long, visible_alias = "trainable", default_value = "lora")]
     finetune: FinetuneMethod,
-    /// Fine-tune the dense model alike, for comparison
+    /// Also fine-tune the dense model the same way, for comparison
     #[arg(long)]
     with_dense: bool,
     /// With LoRA: also write the checkpoint with the adapter merged in
     #[arg(long)]
     save_merged: bool,
-    /// Write the steps as event files too, to `tensorboard/` in the run folder
+    /// Also write the steps as event files to `tensorboard/` in the run folder
     #[arg(long)]
     tensorboard: bool,
     /// Take the settings of another run from its run.toml; flags win

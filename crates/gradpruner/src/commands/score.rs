@@ -18,7 +18,7 @@ use crate::printer::Outcome;
 pub(crate) struct ScoreArgs {
     /// Folder of the record
     record: PathBuf,
-    /// What makes a layer important
+    /// Criterion that scores the layers
     #[arg(long, default_value = "igia", value_parser = criterion())]
     criterion: Criterion,
     /// Model, for criteria that read its weights: a folder in Hugging Face layout, or a hub name
@@ -27,7 +27,7 @@ pub(crate) struct ScoreArgs {
     /// File for the scores
     #[arg(long)]
     out: Option<PathBuf>,
-    /// Compare the record with its checksums first
+    /// Check the record against its checksums first
     #[arg(long)]
     verify: bool,
 }

@@ -17,7 +17,7 @@ impl Selector for BlockInfluence {
     }
 
     fn about(&self) -> &'static str {
-        "block influence: how far the layer turns its input"
+        "block influence: how much the layer changes the direction of its input"
     }
 
     fn needs(&self) -> &'static [Need] {

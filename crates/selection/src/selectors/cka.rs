@@ -19,7 +19,7 @@ impl Selector for Cka {
     }
 
     fn about(&self) -> &'static str {
-        "how unlike the layer's input and output are, by centred kernel alignment"
+        "the dissimilarity of the layer's input and output, by centred kernel alignment"
     }
 
     fn needs(&self) -> &'static [Need] {

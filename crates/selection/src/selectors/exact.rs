@@ -19,7 +19,7 @@ impl Selector for Exact {
     }
 
     fn about(&self) -> &'static str {
-        "what igia simulates: the sum of the weights' squared gradients, without adapters"
+        "the quantity that igia simulates: the sum of the weights' squared gradients, without adapters"
     }
 
     fn needs(&self) -> &'static [Need] {

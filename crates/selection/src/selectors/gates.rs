@@ -24,7 +24,7 @@ impl Selector for Gates {
     }
 
     fn about(&self) -> &'static str {
-        "a scalar on what the layer adds, trained on held-out rows to be small"
+        "a scalar on the layer's contribution, trained on held-out rows to be small"
     }
 
     fn needs(&self) -> &'static [Need] {

@@ -21,7 +21,7 @@ impl Selector for GradMap {
     }
 
     fn about(&self) -> &'static str {
-        "again and again the layer whose output has the smallest gradient on held-out rows"
+        "repeatedly, the layer whose output has the smallest gradient on held-out rows"
     }
 
     fn needs(&self) -> &'static [Need] {

@@ -23,7 +23,7 @@ impl Selector for Greedy {
     }
 
     fn about(&self) -> &'static str {
-        "again and again the layer whose removal loses least on held-out rows"
+        "repeatedly, the layer whose removal loses least on held-out rows"
     }
 
     fn needs(&self) -> &'static [Need] {

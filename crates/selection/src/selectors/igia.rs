@@ -18,7 +18,7 @@ impl Selector for Igia {
     }
 
     fn about(&self) -> &'static str {
-        "the paper's: the sum of the squared simulated gradients"
+        "the paper's criterion: the sum of the squared simulated gradients"
     }
 
     fn needs(&self) -> &'static [Need] {

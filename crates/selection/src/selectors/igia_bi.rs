@@ -21,7 +21,7 @@ impl Selector for IgiaBi {
     }
 
     fn about(&self) -> &'static str {
-        "the larger of the ranks by igia and by bi: what both find unimportant goes first"
+        "the larger of the ranks by igia and by bi: layers that both find unimportant are removed first"
     }
 
     fn needs(&self) -> &'static [Need] {

@@ -18,7 +18,7 @@ impl Selector for IgiaFro {
     }
 
     fn about(&self) -> &'static str {
-        "its authors' code's: the sum of the simulated gradients' norms"
+        "the criterion of the authors' code: the sum of the simulated gradients' norms"
     }
 
     fn needs(&self) -> &'static [Need] {

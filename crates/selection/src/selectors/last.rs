@@ -13,7 +13,7 @@ impl Selector for Last {
     }
 
     fn about(&self) -> &'static str {
-        "the last but one and those before it, a control"
+        "the second-to-last layer and those before it, a control"
     }
 
     fn needs(&self) -> &'static [Need] {

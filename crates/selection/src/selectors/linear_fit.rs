@@ -34,7 +34,7 @@ impl Selector for LinearFit {
     }
 
     fn about(&self) -> &'static str {
-        "the runs of layers that linear maps in their place replace best together"
+        "the runs of layers that linear maps together replace best"
     }
 
     fn needs(&self) -> &'static [Need] {

@@ -20,7 +20,7 @@ impl Selector for Perplexity {
     }
 
     fn about(&self) -> &'static str {
-        "what is lost on held-out rows when the layer alone is skipped"
+        "the distance from the whole model on held-out rows when only this layer is skipped"
     }
 
     fn needs(&self) -> &'static [Need] {

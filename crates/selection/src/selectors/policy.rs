@@ -39,7 +39,7 @@ impl Selector for Policy {
     }
 
     fn about(&self) -> &'static str {
-        "chances of layers to go, from igia on, learnt from what drawn sets lose on held-out rows"
+        "removal probabilities, starting from igia and learnt from how much drawn sets lose on held-out rows"
     }
 
     fn needs(&self) -> &'static [Need] {

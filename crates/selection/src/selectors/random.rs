@@ -15,7 +15,7 @@ impl Selector for Random {
     }
 
     fn about(&self) -> &'static str {
-        "a choice by the seed, without the guard, a control"
+        "a random choice by the seed, without the guard, a control"
     }
 
     fn needs(&self) -> &'static [Need] {
