@@ -1,4 +1,5 @@
-//! Scores the layers of a gradient record, such as a PEFT training's hook wrote, by every criterion that reads one.
+//! Scores the layers of a gradient record, such as a PEFT training's hook wrote, by every criterion
+//! that reads its gradients alone.
 //!
 //! `cargo run -p gradpruner-examples --example score_record -- RECORD`
 
@@ -15,7 +16,8 @@ fn main() -> Result<()> {
 }
 
 fn run(record: &Path, out: &mut dyn Write) -> Result<()> {
-    let of_gradients = Criterion::all().filter(|criterion| criterion.needs(Need::Gradients));
+    let of_gradients =
+        Criterion::all().filter(|criterion| criterion.all_needs() == [Need::Gradients]);
     for criterion in of_gradients {
         let mut seen = Evidence::open(record, criterion.all_needs())?;
         let scores = criterion.scores(&mut seen)?;

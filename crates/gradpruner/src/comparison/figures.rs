@@ -97,6 +97,24 @@ pub(super) struct Line<'a> {
     pub(super) against_dense: Option<f64>,
 }
 
+/// Which lines' repairs were refused, and with which seeds; `None` if none was.
+pub(super) fn refused(lines: &[Line<'_>]) -> Option<String> {
+    let of_line = |line: &Line<'_>| {
+        let is_refused =
+            |result: &&&CellResult| result.verdict.as_ref().is_some_and(|verdict| !verdict.kept);
+        let seeds: Vec<String> =
+            line.results.iter().filter(is_refused).map(|x| x.cell.seed.to_string()).collect();
+        (!seeds.is_empty()).then(|| format!("{} (seed {})", line.name, seeds.join(", ")))
+    };
+    let names: Vec<String> = lines.iter().filter_map(of_line).collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "The repair was refused, since more was lost with it, and the layers were dropped alone: {}.",
+            names.join("; ")
+        )
+    })
+}
+
 /// For each ratio its lines: the dense model's first, then those of baselines, then the others by accuracy or perplexity.
 pub(super) fn by_ratio(found: &Comparison, set: usize) -> Vec<(String, Vec<Line<'_>>)> {
     let mut ratios: Vec<String> = Vec::new();

@@ -41,6 +41,9 @@ pub(crate) fn markdown(found: &Comparison, settings: &CompareSettings) -> String
                 text.push_str(&format!("\n{sentence}\n"));
             }
             text.push_str(&format!("\n{}\n", figures::table(&lines).markdown()));
+            if let Some(refused) = figures::refused(&lines) {
+                text.push_str(&format!("\n{refused}\n"));
+            }
             if let Some(Remake { about, command }) = remake(found, settings, &lines, set) {
                 text.push_str(&format!("\n{about}\n\n```sh\n{command}\n```\n"));
             }
@@ -133,6 +136,7 @@ pub(crate) fn terminal(found: &Comparison) -> String {
         for (ratio, lines) in figures::by_ratio(found, set) {
             let table = figures::table(&lines).text();
             parts.push(format!("{name}, {ratio} pruned\n\n{table}"));
+            parts.extend(figures::refused(&lines));
             parts.extend(sentence(&lines));
         }
     }
@@ -211,6 +215,29 @@ pub(super) mod tests {
         let found = comparison(&cells);
         let (_, lines) = figures::by_ratio(&found, 0).remove(0);
         sentence(&lines).unwrap()
+    }
+
+    #[test]
+    fn a_refused_repair_is_named() {
+        let mut refused = cell(Some(("33%", "bi")), 1, 20);
+        let plan = json!({
+            "format": "gradpruner-plan", "version": 1, "num_layers": 6, "pruned": [2, 3], "merges": [], "density": 0.2,
+            "rule": "same-sign",
+        });
+        refused["verdict"] = json!({
+            "repair": "linear-map", "dropped": 0.5, "repaired": 0.75, "kept": false, "plan": plan,
+        });
+        let mut kept = cell(Some(("33%", "igia")), 1, 20);
+        kept["verdict"] = refused["verdict"].clone();
+        kept["verdict"]["kept"] = true.into();
+        let cells = [cell(None, 0, 36), kept, cell(Some(("33%", "bi")), 0, 20), refused];
+        let found = comparison(&cells);
+        let said = "The repair was refused, since more was lost with it, and the layers were dropped alone: bi, drop, \
+                    lora (seed 1).";
+        for text in [terminal(&found), markdown(&found), html(&found)] {
+            assert!(text.contains(said), "{text}");
+        }
+        assert!(!terminal(&comparison(&cells[..3])).contains("was refused"));
     }
 
     #[test]

@@ -56,6 +56,9 @@ fn evaluated_on(found: &Comparison, settings: &CompareSettings, set: usize) -> S
             html.push_str(&format!("<p class=\"sentence\">{}</p>", escape(&sentence)));
         }
         html.push_str(&figures::table(lines).html());
+        if let Some(refused) = figures::refused(lines) {
+            html.push_str(&format!("<p class=\"note\">{}</p>", escape(&refused)));
+        }
         if let Some(Remake { about, command }) = remake(found, settings, lines, set) {
             html.push_str(&format!(
                 "<p class=\"note\">{}</p><pre class=\"command\">{}</pre>",
