@@ -55,7 +55,7 @@ fn a_field_that_is_not_understood_is_named_or_skipped() {
     let failures: String = commands.iter().map(|command| desk.failure(command)).collect();
     expect![[r#"
         exit 1
-        error: the run in `r` stopped
+        error: the run in `r` did not begin
           because: rows.jsonl line 3: `hint`, `note` are not understood here; pass `--ignore-fields hint,note` to skip them
         exit 1
         error: cannot collect gradients of `model` on `rows.jsonl`

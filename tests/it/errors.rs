@@ -20,7 +20,7 @@ fn a_model_that_is_not_there() {
         &expect![[r#"
             exit 1
             error: cannot prune `nowhere`
-              because: there is no `nowhere` here; a hub name has the form `owner/model`
+              because: there is no folder `nowhere` here, and a hub name has the form `owner/model`; check the spelling
         "#]],
     );
     check(
@@ -38,7 +38,7 @@ fn a_model_that_is_not_there() {
         &expect![[r#"
             exit 1
             error: cannot evaluate `nowhere` on `test.jsonl`
-              because: there is no `nowhere` here; a hub name has the form `owner/model`
+              because: there is no folder `nowhere` here, and a hub name has the form `owner/model`; check the spelling
         "#]],
     );
 }
@@ -74,7 +74,7 @@ fn a_truncated_file() {
         &format!("run --model model --train train.jsonl --prune 2 --out r {CHEAP}"),
         &expect![[r#"
             exit 1
-            error: the run in `r` stopped
+            error: the run in `r` did not begin
               because: model/model.safetensors: not a complete safetensors file; it may be truncated, fetch it again
               because: incomplete metadata, file not fully covered
         "#]],
@@ -108,7 +108,7 @@ fn a_bad_line_and_no_lines() {
         &format!("run --model model --train bad.jsonl --prune 2 --out r {CHEAP}"),
         &expect![[r#"
             exit 1
-            error: the run in `r` stopped
+            error: the run in `r` did not begin
               because: bad.jsonl line 2: not JSON: EOF while parsing an object at column 14; is the row spread over several lines, or the file truncated?
         "#]],
     );
@@ -145,7 +145,7 @@ fn pruning_all_layers() {
         &format!("run --model model --train train.jsonl --prune 100% --out r {CHEAP}"),
         &expect![[r#"
             exit 1
-            error: the run in `r` stopped
+            error: the run in `r` did not begin
               because: --prune 100% is 6 of 6 layers, and at least one must stay
         "#]],
     );
@@ -385,7 +385,7 @@ fn pruning_no_layer_and_a_rank_that_is_too_large() {
         &format!("run --model model --train train.jsonl --prune 5% --out r {CHEAP}"),
         &expect![[r#"
             exit 1
-            error: the run in `r` stopped
+            error: the run in `r` did not begin
               because: --prune 5% of 6 layers rounds to none; prune at least 1 layer, or 9%
         "#]],
     );

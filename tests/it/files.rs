@@ -295,7 +295,7 @@ fn a_share_that_is_no_layer() {
         error: cannot collect gradients of `./model` on `train.jsonl`
           because: --prune 1% of 6 layers rounds to none; prune at least 1 layer, or 9%
         exit 1
-        error: the run in `r` stopped
+        error: the run in `r` did not begin
           because: --prune 1% of 6 layers rounds to none; prune at least 1 layer, or 9%
     "#]]
     .assert_eq(&said);
@@ -330,7 +330,7 @@ fn links_out_of_the_models_folder() {
         error: cannot fine-tune `model` on `train.jsonl`
           because: model/generation_config.txt: a link out of the model's folder, to …/secret; put the file itself there, or remove the link
         exit 1
-        error: the run in `r` stopped
+        error: the run in `r` did not begin
           because: model/generation_config.txt: a link out of the model's folder, to …/secret; put the file itself there, or remove the link
     "#]].assert_eq(&said);
     // What copies nothing reads on.

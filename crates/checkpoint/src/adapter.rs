@@ -11,8 +11,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::json::read_json;
+use crate::json::write_json;
 use crate::names::pair_names;
-use crate::writer::{start, write_json};
+use crate::writer::start;
 use crate::{CheckpointError, Dtype, Module, Result, TensorSpec, Weights, narrow};
 
 const CONFIG: &str = "adapter_config.json";

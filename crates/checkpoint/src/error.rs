@@ -101,7 +101,9 @@ pub enum CheckpointError {
         folder.display(), *needed as f64 / 1e9, *free as f64 / 1e9
     )]
     NoRoom { folder: PathBuf, needed: u64, free: u64 },
-    #[error("there is no `{name}` here; a hub name has the form `owner/model`")]
+    #[error(
+        "there is no folder `{name}` here, and a hub name has the form `owner/model`; check the spelling"
+    )]
     NoModel { name: String },
     #[error(
         "`{name}` is neither a folder here nor a model that could be fetched from the hub; check \

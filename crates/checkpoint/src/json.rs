@@ -6,9 +6,9 @@ use std::io::Read;
 use std::path::Path;
 
 use serde::de::{DeserializeOwned, Error, MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{CheckpointError, Result};
+use crate::{CheckpointError, Result, Staging};
 
 /// The index of the largest dense model takes a hundredth of this; parsed, it takes ten times as much.
 const MOST_BYTES: u64 = 32 << 20;
@@ -23,6 +23,17 @@ const MOST_BYTES: u64 = 32 << 20;
 /// If the file cannot be read, is no file or too large, is not JSON, or gives a key twice.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     parse_json(&read_text(path)?, path)
+}
+
+/// Writes a JSON file as people like to read it, with a line end, whole or not at all.
+///
+/// # Errors
+///
+/// If a value has no form in JSON, or the disk refuses.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(value).map_err(CheckpointError::json(path))?;
+    text.push('\n');
+    Staging::write(path, text.as_bytes())
 }
 
 /// As [`read_json`], of text that was read already; `path` is for messages only.

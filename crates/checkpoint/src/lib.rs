@@ -32,7 +32,7 @@ pub use disk::free_disk_bytes;
 pub use dtype::{Dtype, narrow, widen};
 pub use error::CheckpointError;
 pub use hub::{locate, locate_configuration, locate_data};
-pub use json::read_json;
+pub use json::{read_json, write_json};
 pub use mmap::MappedFile;
 pub use names::{LayerTensor, Module, tensor_name};
 pub use record::{

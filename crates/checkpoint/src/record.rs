@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Hashing;
 use crate::json::read_json;
+use crate::json::write_json;
 use crate::names::{PairNames, pair_names};
-use crate::writer::{header, write_json};
+use crate::writer::header;
 use crate::{
     CheckpointError, Dtype, MOST_LAYERS, MOST_WIDTH, Module, Result, Staging, TensorSpec,
     TensorView, Weights, sha256_file,

@@ -9,6 +9,7 @@ use fs_err::os::unix::fs::FileExt;
 use serde_json::{Map, Value, json};
 
 use crate::copying::{BLOCK, copy_range};
+use crate::json::write_json;
 use crate::{CheckpointError, Result, TensorView, free_disk_bytes};
 
 /// A tensor that is going to be written.
@@ -259,14 +260,6 @@ pub(crate) fn header(tensors: &[TensorSpec]) -> Vec<u8> {
     };
     header.resize(data as usize - 8, b' ');
     [&(header.len() as u64).to_le_bytes(), header.as_slice()].concat()
-}
-
-/// Writes JSON as people like to read it, with a line end.
-pub(crate) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(value).map_err(CheckpointError::json(path))?;
-    text.push('\n');
-    fs_err::write(path, text)?;
-    Ok(())
 }
 
 #[cfg(test)]

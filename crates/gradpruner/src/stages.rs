@@ -3,7 +3,7 @@
 use pipeline::{Done, Fitted, Stability, Stage, Trial, Verdict};
 use selection::{Criterion, Plan};
 
-use crate::units::{layers_text, percent, perplexity_text};
+use crate::units::{counted, layers_text, percent, perplexity_text};
 
 /// What a stage is called.
 pub(crate) fn stage_text(stage: Stage) -> &'static str {
@@ -44,7 +44,9 @@ pub(crate) fn done_text(done: &Done) -> String {
             format!("won by {} of {} choices", criteria_text(&winner.criteria), others + 1)
         }),
         Done::Planned(plan) => layer_strip(plan),
-        Done::Fitted(Fitted { runs, tokens }) => format!("{runs} fitted on {tokens} tokens"),
+        Done::Fitted(Fitted { runs, tokens }) => {
+            format!("{}, on {tokens} tokens", counted(*runs, "run"))
+        }
         Done::Judged(verdict) => verdict_text(verdict),
         Done::Pruned { before, after } => {
             let less = |after: u64, before: u64| percent(1.0 - after as f64 / before as f64);
@@ -99,9 +101,11 @@ pub(crate) fn verdict_text(verdict: &Verdict) -> String {
         Some(search) => format!(" by a step of {}", search.step),
         None => String::new(),
     };
-    let what = if *kept { "kept" } else { "refused, the layers are dropped alone" };
+    let what = if *kept { "kept" } else { "refused, and the layers are dropped alone" };
     let repaired = repaired.map_or_else(|| "not finite".into(), |found| format!("{found:.4}"));
-    format!("{repair}{step}: D {dropped:.4} without, {repaired} with it; {what}")
+    format!(
+        "{repair}{step} {what}; distance from the dense model {dropped:.4} without it, {repaired} with it"
+    )
 }
 
 /// An evaluation's two main figures, the accuracy where there are choices.
@@ -199,11 +203,11 @@ mod tests {
         };
         assert_eq!(
             verdict_text(&verdict),
-            "scale: D 0.5000 without, 0.7500 with it; refused, the layers are dropped alone"
+            "scale refused, and the layers are dropped alone; distance from the dense model 0.5000 without it, 0.7500 with it"
         );
         assert_eq!(
             verdict_text(&Verdict { repaired: None, ..verdict }),
-            "scale: D 0.5000 without, not finite with it; refused, the layers are dropped alone"
+            "scale refused, and the layers are dropped alone; distance from the dense model 0.5000 without it, not finite with it"
         );
         assert_eq!(figures_text(Some(0.5), None), "accuracy 50.0 %, perplexity not finite");
     }

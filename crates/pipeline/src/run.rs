@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use ::finetune::{Answer, ComputeChoice, EvalReport, Evaluated};
 use checkpoint::{
-    Checkpoint, Staging, locate, read_json, remove_if_there, require_companions, sha256_file,
+    Checkpoint, locate, read_json, remove_if_there, require_companions, sha256_file, write_json,
 };
 use repair::{LinearMaps, MapsHeader, Size};
 use selection::{Plan, Repair, Scores};
@@ -400,10 +400,3 @@ impl Run {
 
 /// Where a run's evaluations lie; they are its last stage but for the report.
 const EVALUATIONS: &str = "eval.json";
-
-pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(value)
-        .map_err(|source| checkpoint::CheckpointError::Json { path: path.to_owned(), source })?;
-    text.push('\n');
-    Ok(Staging::write(path, text.as_bytes())?)
-}

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use checkpoint::{Staging, read_json, remove_if_there, sha256_bytes};
+use checkpoint::{Staging, read_json, remove_if_there, sha256_bytes, write_json};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -154,7 +154,7 @@ impl Slot {
         if let Some(folder) = self.note.parent() {
             fs_err::create_dir_all(folder)?;
         }
-        Ok(Staging::write(&self.note, format!("{:#}\n", json!(note)).as_bytes())?)
+        write_formatted(&self.note, "gradpruner-note", &note)
     }
 
     /// Removes what was made from another recipe.
@@ -163,6 +163,13 @@ impl Slot {
             Err(PipelineError::OtherRecipe { .. }) => Ok(remove_if_there(&self.path)?),
             other => other.map(|_| ()),
         }
+    }
+
+    /// Writes a result that is a JSON object, with its format before what it holds.
+    pub(crate) fn write(&self, result: &impl Serialize) -> Result<()> {
+        let kind = self.recipe["kind"].as_str().unwrap_or_default();
+        let name = Path::new(kind).file_stem().unwrap_or_default().display();
+        write_formatted(&self.path, &format!("gradpruner-{name}"), result)
     }
 
     /// Takes a result of the same recipe over from another place.
@@ -189,6 +196,15 @@ impl Slot {
     fn note(&self) -> Option<Note> {
         read_json(&self.note).ok()
     }
+}
+
+/// Writes a JSON object that says what it is first.
+fn write_formatted(path: &Path, format: &str, value: &impl Serialize) -> Result<()> {
+    let mut object = json!({"format": format, "version": 1});
+    if let (Value::Object(object), Value::Object(own)) = (&mut object, json!(value)) {
+        object.extend(own);
+    }
+    Ok(write_json(path, &object)?)
 }
 
 /// The keys two recipes disagree on.

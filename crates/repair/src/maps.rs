@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use checkpoint::{
     CheckpointError, CheckpointWriter, DataSource, Dtype, ModelConfig, ModelSource, Staging,
-    TensorSpec, Weights, narrow, read_json,
+    TensorSpec, Weights, narrow, read_json, write_json,
 };
 use selection::Plan;
 use serde::{Deserialize, Serialize};
@@ -216,10 +216,7 @@ impl MapsWriter {
         self.writer.finish()?;
         fs_err::rename(target.join("model.safetensors"), target.join(MATRICES))
             .map_err(CheckpointError::from)?;
-        let mut text = serde_json::to_string_pretty(&self.header)
-            .map_err(|source| CheckpointError::Json { path: target.join(HEADER), source })?;
-        text.push('\n');
-        fs_err::write(target.join(HEADER), text).map_err(CheckpointError::from)?;
+        write_json(&target.join(HEADER), &self.header)?;
         self.staging.commit()?;
         Ok(self.header)
     }

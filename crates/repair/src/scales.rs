@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use checkpoint::{CheckpointError, DataSource, ModelConfig, ModelSource, Staging, read_json};
+use checkpoint::{DataSource, ModelConfig, ModelSource, Staging, read_json, write_json};
 use selection::Plan;
 use serde::{Deserialize, Serialize};
 
@@ -109,11 +109,7 @@ impl Scales {
     /// If `folder` exists or the disk refuses.
     pub fn write(&self, folder: &Path) -> Result<()> {
         let staging = Staging::folder(folder)?;
-        let path = staging.path().join(FILE);
-        let mut text = serde_json::to_string_pretty(self)
-            .map_err(|source| CheckpointError::Json { path: path.clone(), source })?;
-        text.push('\n');
-        fs_err::write(path, text).map_err(CheckpointError::from)?;
+        write_json(&staging.path().join(FILE), self)?;
         Ok(staging.commit()?)
     }
 

@@ -7,7 +7,6 @@ use std::path::Path;
 use checkpoint::MOST_LAYERS;
 use serde::{Deserialize, Serialize};
 
-use crate::scores::write_json;
 use crate::{Density, Repair, Result, Selection, SelectionError};
 
 const FORMAT: &str = "gradpruner-plan";
@@ -352,7 +351,7 @@ impl Plan {
     ///
     /// If the disk refuses.
     pub fn write(&self, path: &Path) -> Result<()> {
-        write_json(path, self)
+        Ok(checkpoint::write_json(path, self)?)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use checkpoint::{CheckpointError, MOST_LAYERS, Module, Staging};
+use checkpoint::{MOST_LAYERS, Module};
 use serde::{Deserialize, Serialize};
 
 use crate::{Criterion, Result, SelectionError};
@@ -110,15 +110,8 @@ impl Scores {
     ///
     /// If the disk refuses.
     pub fn write(&self, path: &Path) -> Result<()> {
-        write_json(path, self)
+        Ok(checkpoint::write_json(path, self)?)
     }
-}
-
-pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(value)
-        .map_err(|source| CheckpointError::Json { path: path.to_owned(), source })?;
-    text.push('\n');
-    Ok(Staging::write(path, text.as_bytes())?)
 }
 
 #[cfg(test)]

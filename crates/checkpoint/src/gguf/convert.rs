@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::reader::GgufTensor;
 use super::tokenizer::{TokenizerFiles, tokenizer_files};
 use super::{GgufFile, GgufValue, dequantize};
-use crate::writer::write_json;
+use crate::json::write_json;
 use crate::{
     CheckpointError, CheckpointWriter, Dtype, MOST_WIDTH, ModelConfig, Module, Result, Staging,
     TensorSpec, narrow,

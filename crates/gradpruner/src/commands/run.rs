@@ -112,8 +112,11 @@ pub(crate) fn run(args: RunArgs, printer: &mut Printer) -> anyhow::Result<Outcom
         kept.get_or_insert_with(|| keep(&out, &command));
         printer.stage_event(event);
     };
-    let found = run_all(&settings, &out, observe)
-        .with_context(|| format!("the run in `{}` stopped", out.display()))?;
+    let found =
+        run_all(&settings, &out, observe).with_context(|| match out.join("run.toml").exists() {
+            true => format!("the run in `{}` stopped", out.display()),
+            false => format!("the run in `{}` did not begin", out.display()),
+        })?;
     let context = || format!("`{}`", out.display());
     kept.transpose().with_context(context)?;
     if found.evaluations.pruned_tuned.as_ref().and_then(no_better_than_majority).is_some() {

@@ -51,8 +51,8 @@ pub(crate) fn html(found: &RunOutcome, around: &Surroundings<'_>) -> String {
     body.push_str(&layers(plan, found.maps.as_ref()));
     if let Some(verdict) = &found.verdict {
         body.push_str(&format!(
-            "<p class=\"note\">Effect of the repair on the loss measure D: {} (D: the divergence of the answers and half of the \
-             last state's relative error).</p>",
+            "<p class=\"note\">The repair: {} (the divergence of the answers and half of the last state's relative \
+             error).</p>",
             escape(&verdict_text(verdict))
         ));
     }

@@ -6,7 +6,6 @@ use selection::{Criterion, Selection};
 use serde_json::json;
 
 use super::{CollectedSlots, Stages, found};
-use crate::run::write_json;
 use crate::stage::{LossesOf, with_losses};
 use crate::store::Slot;
 use crate::{Done, Event, Result, Stage};
@@ -39,7 +38,7 @@ impl Stages<'_> {
             } else {
                 by(None)?
             };
-            write_json(&slot.path, &selection)?;
+            slot.write(&selection)?;
             Ok(selection)
         })?;
         let done = Done::Chosen { criterion, selection: selection.clone() };

@@ -7,7 +7,6 @@ use checkpoint::read_json;
 use serde_json::json;
 
 use super::{Base, Stages, found};
-use crate::run::write_json;
 use crate::stage::{StageContext, evaluate_model};
 use crate::store::Slot;
 use crate::{Done, Event, Result, RunSettings, Stage};
@@ -50,7 +49,7 @@ impl Stages<'_> {
             StageContext { data: data.path, held_out: None, ..self.settings.context(model) };
         let found = slot.make(|| {
             let found = evaluate_model(context, adapter, evaluation, observe)?;
-            write_json(&slot.path, &found)?;
+            slot.write(&found)?;
             Ok(found)
         })?;
         observe(Event::Done(stage, Done::Evaluated(Box::new(found.report.clone()))));

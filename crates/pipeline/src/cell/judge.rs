@@ -11,7 +11,6 @@ use serde_json::json;
 
 use super::prune::scales_of;
 use super::{CollectedSlots, Stages, found};
-use crate::run::write_json;
 use crate::stage::{LossesOf, with_judge};
 use crate::store::Slot;
 use crate::{Done, Event, Result, Stage};
@@ -128,7 +127,7 @@ impl Stages<'_> {
                 };
                 decide(plan, always, judge.of_layers(&layers)?, &mut loss)
             })?;
-            write_json(&slot.path, &verdict)?;
+            slot.write(&verdict)?;
             Ok(verdict)
         });
         // Of several steps the last that was tried may be another than the one that is taken.

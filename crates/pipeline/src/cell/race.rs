@@ -11,7 +11,6 @@ use serde_json::json;
 use super::trial::trial_lines;
 use super::{Base, CollectedSlots, Stages, found, lasting};
 use crate::log::replay;
-use crate::run::write_json;
 use crate::stage::{Trial, Until};
 use crate::store::Slot;
 use crate::{Choosing, Done, Event, PipelineError, Result, Stage};
@@ -19,8 +18,6 @@ use crate::{Choosing, Done, Event, PipelineError, Result, Stage};
 /// How a race went; `race.json` of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Race {
-    format: String,
-    version: u64,
     /// What the winner chose.
     pub selection: Selection,
     /// Those who ran, the winner first, then by how far they came.
@@ -84,7 +81,7 @@ impl Stages<'_> {
         if !found(Stage::Race, &slot, observe)? {
             let won = slot.make(|| {
                 let won = within.race(collected, observe)?;
-                write_json(&slot.path, &won)?;
+                slot.write(&won)?;
                 Ok(won)
             })?;
             observe(Event::Done(Stage::Race, Done::Raced(won)));
@@ -176,8 +173,7 @@ impl Stages<'_> {
             self.forget(collected, loser)?;
         }
         let candidates = running.into_iter().map(|runner| runner.candidate).collect();
-        let (format, version) = ("gradpruner-race".into(), 1);
-        Ok(Race { format, version, selection, candidates, collapsed })
+        Ok(Race { selection, candidates, collapsed })
     }
 
     /// Removes what a loser has trained: nothing goes on from there.

@@ -7,7 +7,6 @@ use serde_json::{Value, json};
 
 use super::{Base, CollectedSlots, Stages};
 use crate::log::LogTargets;
-use crate::run::write_json;
 use crate::stage::{Trial, TrialTarget, Until, trial};
 use crate::store::Slot;
 use crate::{Event, Result, Stage};
@@ -49,7 +48,7 @@ impl Stages<'_> {
             (self.context(&base.folder), self.finetuning(base, &training, teacher.as_ref()));
         slot.make(|| {
             let found = trial(context, settings, &target, observe)?;
-            write_json(&slot.path, &found)?;
+            slot.write(&found)?;
             Ok(found)
         })
     }

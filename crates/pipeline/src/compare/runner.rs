@@ -14,7 +14,6 @@ use super::{Cell, CellResult, CompareSettings, EvaluatedOn};
 use crate::cell::{Base, DecidedIn, Stages, Subject, TestSet, lasting};
 use crate::lock::RunLock;
 use crate::log::LogTargets;
-use crate::run::write_json;
 use crate::store::{Slot, Store};
 use crate::{Event, FinetuneMethod, LoraLayers, Result, RunSettings};
 
@@ -96,7 +95,7 @@ impl<'a> CellRunner<'a> {
             true => Ok(read_json(&slot.path)?),
             false => slot.make(|| {
                 let result = self.make(cell, &stages, observe)?;
-                write_json(&slot.path, &result)?;
+                slot.write(&result)?;
                 Ok(result)
             }),
         }
@@ -259,7 +258,7 @@ impl<'a> CellRunner<'a> {
         slot.make(|| {
             let checkpoint = Checkpoint::open(&base.folder)?;
             let size = Size::of(checkpoint.config(), checkpoint.weights());
-            write_json(&slot.path, &size)?;
+            slot.write(&size)?;
             Ok(size)
         })
     }

@@ -111,8 +111,33 @@ pub(crate) fn read_f32(view: &TensorView<'_>, first: usize, count: usize) -> Res
     Ok(widen(&bytes, dtype))
 }
 
-/// Opens the gradient record, for repairs that go by it.
-pub(crate) fn open_record(inputs: &Inputs<'_>) -> Result<Record> {
+/// What a repair that goes by the gradient record makes of a model's weights.
+type EditsByRecord = for<'a> fn(&'a Checkpoint, &'a Record, &'a Plan) -> Box<dyn Edits + 'a>;
+
+/// A repair that goes by the gradient record.
+struct ByRecord {
+    record: Record,
+    edits: EditsByRecord,
+}
+
+impl ByRecord {
+    fn open(inputs: &Inputs<'_>, edits: EditsByRecord) -> Result<Box<dyn Opened>> {
+        Ok(Box::new(Self { record: open_record(inputs)?, edits }))
+    }
+}
+
+impl Opened for ByRecord {
+    fn edits<'a>(&'a self, source: &'a Checkpoint, plan: &'a Plan) -> Box<dyn Edits + 'a> {
+        (self.edits)(source, &self.record, plan)
+    }
+
+    fn require_unchanged(&self) -> Result<()> {
+        Ok(self.record.require_unchanged()?)
+    }
+}
+
+/// Opens the gradient record.
+fn open_record(inputs: &Inputs<'_>) -> Result<Record> {
     let record = Record::open(inputs.record.ok_or(RepairError::NoRecord)?)?;
     let fail = |reason: String| {
         let path = record.folder().to_owned();

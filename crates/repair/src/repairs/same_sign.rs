@@ -8,28 +8,13 @@ use merge::{Donor, Element, Mask, merge_part};
 
 use selection::Plan;
 
-use super::{BLOCK, Edits, Inputs, Opened, Part, Place, open_record, read_f32};
+use super::{BLOCK, ByRecord, Edits, Inputs, Opened, Part, Place, read_f32};
 use crate::Result;
 use crate::importance::{self, Room};
 
 /// Needs the record.
 pub(super) fn open(inputs: &Inputs<'_>) -> Result<Box<dyn Opened>> {
-    Ok(Box::new(Merging { record: open_record(inputs)? }))
-}
-
-/// The record that says which elements are merged.
-struct Merging {
-    record: Record,
-}
-
-impl Opened for Merging {
-    fn edits<'a>(&'a self, source: &'a Checkpoint, plan: &'a Plan) -> Box<dyn Edits + 'a> {
-        Box::new(SameSign::new(source, &self.record, plan))
-    }
-
-    fn require_unchanged(&self) -> Result<()> {
-        Ok(self.record.require_unchanged()?)
-    }
+    ByRecord::open(inputs, |source, record, plan| Box::new(SameSign::new(source, record, plan)))
 }
 
 /// Merges the layers that a plan wants merged into those before them.

@@ -4,28 +4,13 @@ use checkpoint::{Checkpoint, Record, TensorView, narrow, tensor_name};
 use merge::{WeightedDonor, WeightedReceiver, add_weighted};
 use selection::Plan;
 
-use super::{BLOCK, Edits, Inputs, Opened, Part, Place, open_record, read_f32};
+use super::{BLOCK, ByRecord, Edits, Inputs, Opened, Part, Place, read_f32};
 use crate::Result;
 use crate::importance::{self, Recorded, Room};
 
 /// Needs the record.
 pub(super) fn open(inputs: &Inputs<'_>) -> Result<Box<dyn Opened>> {
-    Ok(Box::new(Merging { record: open_record(inputs)? }))
-}
-
-/// The record that says which elements are merged, and by what share.
-struct Merging {
-    record: Record,
-}
-
-impl Opened for Merging {
-    fn edits<'a>(&'a self, source: &'a Checkpoint, plan: &'a Plan) -> Box<dyn Edits + 'a> {
-        Box::new(Weighted::new(source, &self.record, plan))
-    }
-
-    fn require_unchanged(&self) -> Result<()> {
-        Ok(self.record.require_unchanged()?)
-    }
+    ByRecord::open(inputs, |source, record, plan| Box::new(Weighted::new(source, record, plan)))
 }
 
 /// Adds the layers that a plan wants merged to those before them:
