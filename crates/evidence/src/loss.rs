@@ -28,6 +28,10 @@ pub trait LossProbe {
     /// If the passes fail.
     fn loss(&mut self, without: &[usize]) -> Result<f64>;
 
+    /// Says that the sets to come are mostly these layers and others, so that what they have in common may be computed
+    /// once. No answer depends on it.
+    fn begin_with(&mut self, _without: &[usize]) {}
+
     /// `mean ‖∂L/∂x_{l+1}‖` over tokens, the norm of the gradient of a layer's output by the mean token loss `L`, of
     /// every layer `l` but those of `without`.
     ///

@@ -21,12 +21,13 @@ const HELD_BYTES: usize = 512 << 20;
 /// Skips layers of a model and compares what is left with the whole, on some rows: `D(S)` (method.md §3), as
 /// [`Discrepancy`] has it.
 ///
-/// A skipped layer costs nothing, and a set that agrees with the last one up to some layer begins there.
+/// A skipped layer costs nothing, and neither do the layers before the first in which a set differs from the one of
+/// [`LossProbe::begin_with`] (from the whole model before that is called): their states are held.
 pub struct SkipProbe<'a> {
     rule: Discrepancy<'a>,
-    /// The layers of the last pass, in order.
+    /// The layers of the model that passes begin with, in order.
     path: Vec<usize>,
-    /// The states before some places of it, by place.
+    /// The states before some places of it, by place, as far as passes have come.
     states: BTreeMap<usize, Vec<Tensor>>,
     /// Places between two that are held.
     stride: usize,
@@ -53,7 +54,8 @@ impl<'a> SkipProbe<'a> {
         let bytes: usize = embedded.iter().map(|x| x.numel() * x.kind().elt_size_in_bytes()).sum();
         let stride = (bytes * (model.config.num_layers + 1)).div_ceil(HELD_BYTES).max(1);
         let states = BTreeMap::from([(0, embedded)]);
-        let mut probe = Self { rule, path: Vec::new(), states, stride, layers_computed: 0 };
+        let path = (0..model.config.num_layers).collect();
+        let mut probe = Self { rule, path, states, stride, layers_computed: 0 };
         let whole = probe.pass(&[])?;
         probe.rule.is_of(whole);
         Ok(probe)
@@ -68,9 +70,8 @@ impl<'a> SkipProbe<'a> {
     fn pass(&mut self, without: &[usize]) -> Result<Vec<Tensor>> {
         let kept = self.kept(without);
         let walk = &self.rule.walk;
-        let common = self.path.iter().zip(&kept).take_while(|(x, y)| x == y).count();
-        self.states.retain(|&place, _| place <= common);
-        let held = self.states.last_key_value();
+        let common = self.common(&kept);
+        let held = self.states.range(..=common).next_back();
         let (first, mut states) = held.map_or_else(
             || Ok((0, walk.embedded()?)),
             |(&place, states)| {
@@ -86,14 +87,17 @@ impl<'a> SkipProbe<'a> {
                 *state = walk.through(pack, number, &layer, state)?.0;
             }
             self.layers_computed += 1;
-            if (place + 1).is_multiple_of(self.stride) {
+            if place < common && (place + 1).is_multiple_of(self.stride) {
                 let copies = states.iter().map(Tensor::shallow_clone).collect();
                 self.states.insert(place + 1, copies);
             }
         }
-        drop(passage);
-        self.path = kept;
         Ok(states)
+    }
+
+    /// How many of these layers the path that passes begin with has in common with them, from the first on.
+    fn common(&self, kept: &[usize]) -> usize {
+        self.path.iter().zip(kept).take_while(|(x, y)| x == y).count()
     }
 
     /// The layers that are left without some.
@@ -141,6 +145,13 @@ impl LossProbe for SkipProbe<'_> {
             Ok(_) => Err(fail("it is not finite; compute in f32".into())),
             Err(error) => Err(fail(error.into())),
         }
+    }
+
+    fn begin_with(&mut self, without: &[usize]) {
+        let path = self.kept(without);
+        let common = self.common(&path);
+        self.states.retain(|&place, _| place <= common);
+        self.path = path;
     }
 
     fn state_gradients(
@@ -230,9 +241,15 @@ mod tests {
             probe.stride = stride;
             assert!(probe.loss(&[]).unwrap().abs() < 1e-9);
             // Forth and back, so that what is held of one set serves or must not serve another.
-            for without in [vec![4], vec![2, 4], vec![0], vec![2, 3], vec![2, 4], vec![1, 2, 3, 4]]
-            {
-                let (found, expected) = (probe.loss(&without).unwrap(), expected(&without));
+            let sets = [vec![4], vec![2, 4], vec![0], vec![2, 3], vec![2, 4], vec![1, 2, 3, 4]];
+            for (number, without) in sets.iter().cycle().take(3 * sets.len()).enumerate() {
+                match number {
+                    6 => probe.begin_with(&[2]),
+                    10 => probe.begin_with(&[2, 4]),
+                    14 => probe.begin_with(&[]),
+                    _ => {}
+                }
+                let (found, expected) = (probe.loss(without).unwrap(), expected(without));
                 assert!((found / expected - 1.0).abs() < 1e-4, "{without:?}: {found}, {expected}");
             }
         }
@@ -303,20 +320,24 @@ mod tests {
     }
 
     #[test]
-    fn a_pass_begins_where_the_last_one_agrees() {
+    fn a_pass_begins_where_it_leaves_the_path() {
         let model = golden_model("tiny_llama");
         let data = rows("tiny_llama");
         let examples: Vec<&Example> = data.examples.iter().collect();
         let mut probe = SkipProbe::new(&model, &examples, usize::MAX).unwrap();
-        let mut cost = |without: &[usize]| {
+        let mut cost = |probe: &mut SkipProbe<'_>, without: &[usize]| {
             let before = probe.layers_computed();
             probe.loss(without).unwrap();
             probe.layers_computed() - before
         };
-        assert_eq!(cost(&[4]), 1);
-        assert_eq!(cost(&[3]), 2);
-        assert_eq!(cost(&[3, 4]), 1);
-        assert_eq!(cost(&[3, 4]), 0);
-        assert_eq!(cost(&[0]), 5);
+        assert_eq!(cost(&mut probe, &[4]), 1);
+        assert_eq!(cost(&mut probe, &[0]), 5);
+        assert_eq!(cost(&mut probe, &[4]), 1);
+        probe.begin_with(&[1]);
+        // The first that goes further along the path leaves its states to the others.
+        assert_eq!(cost(&mut probe, &[1, 2]), 3);
+        assert_eq!(cost(&mut probe, &[1, 4]), 3);
+        assert_eq!(cost(&mut probe, &[1, 3]), 2);
+        assert_eq!(cost(&mut probe, &[1, 4]), 1);
     }
 }

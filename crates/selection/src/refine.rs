@@ -67,6 +67,7 @@ pub fn swap(
     for _ in 0..MOST {
         let kept: Vec<usize> =
             order.iter().copied().filter(|layer| !removed.contains(layer)).take(TRIED).collect();
+        losses.begin_with(&sorted(&removed));
         let mut best = None;
         for (place, _) in outside_longest_run(&removed) {
             for &layer in &kept {
@@ -90,9 +91,9 @@ pub fn swap(
 
 /// The layers that may go by what is lost without each alone; of equal ones the later first.
 fn ranking_alone(request: &Request, losses: &mut dyn LossProbe) -> Result<Vec<usize>> {
+    losses.begin_with(&[]);
     let mut alone = Vec::new();
-    // Backwards, since a pass begins where it leaves the path of the last one.
-    for &layer in request.candidates.iter().rev() {
+    for &layer in &request.candidates {
         alone.push((layer, losses.loss(&[layer])?));
     }
     alone.sort_by(|x, y| x.1.total_cmp(&y.1).then(y.0.cmp(&x.0)));

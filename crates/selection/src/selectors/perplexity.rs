@@ -30,12 +30,8 @@ impl Selector for Perplexity {
     fn scores(&self, seen: &mut Evidence<'_>) -> Result<Option<Scores>> {
         let num_layers = seen.num_layers;
         let losses = seen.losses(self.name())?;
-        // Backwards, since a pass begins where it leaves the path of the last one.
-        let mut scores = (0..num_layers)
-            .rev()
-            .map(|layer| losses.loss(&[layer]))
-            .collect::<Result<Vec<f64>, _>>()?;
-        scores.reverse();
+        let scores =
+            (0..num_layers).map(|layer| losses.loss(&[layer])).collect::<Result<Vec<f64>, _>>()?;
         Ok(Some(Scores::of_layers(Criterion::of(&Self), &scores)))
     }
 }

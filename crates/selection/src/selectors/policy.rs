@@ -51,7 +51,7 @@ impl Selector for Policy {
     }
 
     fn passes(&self, _: usize) -> f64 {
-        // Of 92 passes each begins where it leaves the path of the last one, and lacks the layers that go.
+        // Of 92 passes each begins where it leaves the whole model, and lacks the layers that go.
         60.0
     }
 
