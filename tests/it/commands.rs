@@ -194,6 +194,22 @@ fn repairs_of_one_plan() {
     };
     let (half, most) = (weighted("0.5"), weighted("auto"));
     assert!(half != most && most != down("dropped", 2));
+
+    // Judged: a map that helps is the same map, and of a merge the step that loses least is taken, which may be none.
+    let judged = prune("--repair linear-map --judge --train train.jsonl --verify --out judged");
+    assert_eq!(judged["repair"], "linear-map");
+    prune("--repair linear-map --train train.jsonl --out unjudged");
+    assert_eq!(down("judged", 2), down("unjudged", 2));
+    let report =
+        desk.json("prune --model model --plan w.json --record record --judge --dtype f32 --out j");
+    match report["step"].as_f64() {
+        Some(step) => assert!([0.25, 0.5, 1.0].contains(&step), "{report}"),
+        None => assert_eq!((&report["repair"], down("j", 2)), (&"drop".into(), down("dropped", 2))),
+    }
+    assert!(desk.listing().iter().all(|name| !name.starts_with(".j")), "{:?}", desk.listing());
+    let failure =
+        desk.failure("prune --model model --plan plan.json --repair laco --judge --out x");
+    assert!(failure.contains("--judge needs rows: give --train"), "{failure}");
     let failure = desk.failure("prune --model model --plan plan.json --repair weighted --out x");
     assert!(failure.contains("make one that does by `gradpruner plan --merge`"), "{failure}");
     let failure = desk.failure("prune --model model --plan plan.json --repair scale --out x");

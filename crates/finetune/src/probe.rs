@@ -325,7 +325,7 @@ mod tests {
         let data = rows("tiny_llama");
         let examples: Vec<&Example> = data.examples.iter().collect();
         let mut probe = SkipProbe::new(&model, &examples, usize::MAX).unwrap();
-        let mut cost = |probe: &mut SkipProbe<'_>, without: &[usize]| {
+        let cost = |probe: &mut SkipProbe<'_>, without: &[usize]| {
             let before = probe.layers_computed();
             probe.loss(without).unwrap();
             probe.layers_computed() - before

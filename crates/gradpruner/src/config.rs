@@ -1,4 +1,5 @@
-//! `run --config FILE`: another run's settings as flags, before those that were typed.
+//! Settings that stand for many flags: `run --config FILE`, another run's, and `--paper`, the paper's. They stand before the
+//! flags that were typed.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -12,15 +13,35 @@ use crate::Cli;
 use crate::command_line::command_text;
 use crate::commands::Command;
 
-/// The command line with the settings of the run.toml that it names, if it names one, written out as flags. They stand
-/// before what was typed, and of a flag that stands there twice the later wins.
+/// The flags that `--paper` stands for: [`RunSettings::in_the_papers_form`], and its three epochs.
+const PAPER: [&str; 9] = [
+    "--criterion=igia",
+    "--keep=none",
+    "--refine=none",
+    "--repair=same-sign",
+    "--merge=3",
+    "--density=0.2",
+    "--repair-always",
+    "--restart",
+    "--epochs=3",
+];
+
+/// The command line with the settings of the run.toml that it names, if it names one, and those of `--paper` written out as
+/// flags. They stand before what was typed, and of a flag that stands there twice the later wins.
 pub(crate) fn expanded(typed: Vec<OsString>) -> anyhow::Result<Vec<OsString>> {
-    let Some(command) = typed.iter().position(|word| word == "run") else { return Ok(typed) };
-    let Some(path) = config_of(&typed[command..]) else { return Ok(typed) };
-    let settings = RunSettings::read(Path::new(&path))
-        .with_context(|| format!("cannot use --config `{}`", Path::new(&path).display()))?;
+    let is_command = |word: &OsString| word == "run" || word == "estimate";
+    let Some(command) = typed.iter().position(is_command) else { return Ok(typed) };
     let (before, after) = typed.split_at(command + 1);
-    Ok(before.iter().cloned().chain(flags(&settings)).chain(after.iter().cloned()).collect())
+    let mut settings = Vec::new();
+    if let Some(path) = config_of(after).filter(|_| typed[command] == "run") {
+        let read = RunSettings::read(Path::new(&path))
+            .with_context(|| format!("cannot use --config `{}`", Path::new(&path).display()))?;
+        settings = flags(&read);
+    }
+    if after.iter().any(|word| word == "--paper") {
+        settings.extend(PAPER.map(OsString::from));
+    }
+    Ok(before.iter().cloned().chain(settings).chain(after.iter().cloned()).collect())
 }
 
 /// What `--config` says.
@@ -297,6 +318,19 @@ mod tests {
             assert!(full.contains(part), "{part}: {full}");
         }
         assert!(!full.contains("--epochs"), "{full}");
+    }
+
+    #[test]
+    fn the_papers_form_is_one_flag() {
+        let typed = |rest: &str| {
+            words(&format!("gradpruner run --model m --train t --prune 4 {rest} --out o"))
+        };
+        let mut expected = parsed(typed("--epochs 3 --restart")).in_the_papers_form();
+        assert_eq!(parsed(expanded(typed("--paper")).unwrap()), expected);
+        expected.keep = "first:2".parse().unwrap();
+        assert_eq!(parsed(expanded(typed("--keep first:2 --paper")).unwrap()), expected);
+        let estimate = expanded(words("gradpruner estimate --model m --paper --epochs 1")).unwrap();
+        assert!(Cli::try_parse_from(estimate).is_ok());
     }
 
     #[test]

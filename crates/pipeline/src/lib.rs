@@ -26,7 +26,7 @@ mod store;
 mod tensorboard;
 mod timing;
 
-pub use cell::{Candidate, Race, Verdict};
+pub use cell::{Candidate, Race};
 pub use choice::Choice;
 pub use choosing::Choosing;
 pub use compare::{
@@ -49,8 +49,9 @@ pub use settings::{
 pub use stability::Stability;
 pub use stage::{
     CollectTargets, Collected, CutOf, FinetuneSettings, FinetuneTarget, FitTarget, Fitted, Judge,
-    LossesOf, StageContext, StateOf, TeacherOf, collect_record, evaluate_model, finetune_model,
-    fit_name, fit_repair, load_adapted, read_encoder, with_judge, with_losses,
+    Judged, LossesOf, StageContext, StateOf, TeacherOf, Verdict, collect_record, evaluate_model,
+    finetune_model, fit_name, fit_repair, judge_repair, load_adapted, read_encoder, with_judge,
+    with_losses,
 };
 pub use stage::{Trial, TrialTarget, Until, trial};
 pub use timing::{StageTime, read_timings};

@@ -85,6 +85,24 @@ impl RunSettings {
         !self.restart && self.finetune == FinetuneMethod::Lora && everywhere
     }
 
+    /// The same run by the paper's rules (arXiv 2601.19503): the lowest layers by `igia` go, whichever they are; three of them
+    /// are merged, the best fifth of their elements where signs agree, whatever is lost; and the collected steps are
+    /// thrown away. How long it trains stays.
+    #[must_use]
+    pub fn in_the_papers_form(self) -> Self {
+        Self {
+            criterion: Choosing::By(Criterion::IGIA),
+            keep: Keep::NONE,
+            refine: Refine::None,
+            repair: Repair::SameSign,
+            merge: 3,
+            density: Density::Share(0.2),
+            repair_always: true,
+            restart: true,
+            ..self
+        }
+    }
+
     /// Which layers one criterion is asked for.
     pub fn choice_by(&self, criterion: Criterion) -> Choice {
         let Self { prune, keep, refine, seed, .. } = *self;

@@ -81,15 +81,18 @@ pub(crate) fn run_wide(scale: f64) -> Result<()> {
 
 /// The program, and what measures its kernels.
 fn programs() -> Result<(PathBuf, PathBuf)> {
-    let program = Build::Release.program()?;
+    Ok((Build::Release.program()?, stages()?))
+}
+
+/// What writes random checkpoints and measures kernels, built.
+pub(super) fn stages() -> Result<PathBuf> {
     let build = ["build", "--release", "--package", "gradpruner-benches", "--example", "stages"];
     run_command(&mut cargo(&build))?;
-    let stages = program.with_file_name("examples").join("stages");
-    Ok((program, stages))
+    Ok(Build::Release.program()?.with_file_name("examples").join("stages"))
 }
 
 /// The folder of a checkpoint, a record and a plan of random numbers, written if it is not there.
-fn written(stages: &Path, shape: &str, scale: &str) -> Result<PathBuf> {
+pub(super) fn written(stages: &Path, shape: &str, scale: &str) -> Result<PathBuf> {
     let folder = cache("bench").join(format!("stages-{shape}"));
     let mark = folder.join(format!("written-{scale}"));
     if !mark.exists() {

@@ -1,5 +1,6 @@
 //! The benchmarks.
 
+mod choosing;
 mod costs;
 mod finetune;
 mod kernels;
@@ -26,6 +27,8 @@ enum Bench {
     Wide(ScaleArgs),
     /// Training, evaluation and memory against PyTorch in an environment of its own
     Finetune(FinetuneArgs),
+    /// What choosing and replacing layers costs, in forward passes; 20 GB of disk
+    Choosing(choosing::ChoosingArgs),
     /// How good pruned models are, by criterion, ratio and repair
     Quality(quality::QualityArgs),
 }
@@ -54,6 +57,7 @@ pub(crate) fn run(arguments: &BenchArgs) -> Result<()> {
         Some(Bench::Kernels(ScaleArgs { scale })) => kernels::run(*scale),
         Some(Bench::Wide(ScaleArgs { scale })) => kernels::run_wide(*scale),
         Some(Bench::Finetune(FinetuneArgs { repeats, only })) => finetune::run(*repeats, only),
+        Some(Bench::Choosing(arguments)) => choosing::run(arguments),
         Some(Bench::Quality(arguments)) => quality::run(arguments),
     }
 }

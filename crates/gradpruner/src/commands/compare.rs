@@ -45,6 +45,9 @@ pub(crate) struct CompareArgs {
     /// Repairs of the layers that stay
     #[arg(long, default_value = "linear-map", value_delimiter = ',', value_parser = repair())]
     repairs: Vec<Repair>,
+    /// Also prune as the paper does (see `run --paper`), trained for as many steps as the others
+    #[arg(long)]
+    paper: bool,
     /// Parts to fine-tune: lora, lora+cuts, full, head+last:3, none
     #[arg(long, default_value = "lora", value_delimiter = ',')]
     finetune: Vec<FinetuneMethod>,
@@ -86,6 +89,7 @@ impl CompareArgs {
             prune,
             methods,
             repairs,
+            paper,
             finetune,
             seeds,
             baseline,
@@ -119,6 +123,7 @@ impl CompareArgs {
             prunes: without_repeats(prune),
             criteria: without_repeats(methods),
             repairs: without_repeats(repairs),
+            paper,
             trainings: trained
                 .into_iter()
                 .map(|method| (method, training.clone().settings(method)))

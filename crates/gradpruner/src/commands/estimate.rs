@@ -20,6 +20,7 @@ use crate::units::{bytes_text, time_text};
 /// The model's configuration is enough; its weights are not read. Without rows to train on, rows
 /// of the maximum length are assumed.
 #[derive(Debug, clap::Args)]
+#[command(args_override_self = true)]
 #[command(after_help = "Example:
   gradpruner estimate --model SmolLM2-135M --train train.jsonl --prune 40%")]
 pub(crate) struct EstimateArgs {
@@ -50,6 +51,11 @@ pub(crate) struct EstimateArgs {
     /// With LoRA: also write the checkpoint with the adapter merged in
     #[arg(long)]
     save_merged: bool,
+    /// Prune as the paper does (arXiv 2601.19503): the lowest layers by igia without a guard, three of them merged with density
+    /// 0.2, fine-tuned from the start for three epochs; flags win
+    // It stands for flags that are there by the time they are parsed (config.rs).
+    #[arg(long)]
+    paper: bool,
     // First, since its own flags stand under the heading that comes before them.
     #[command(flatten)]
     cell: CellArgs,
@@ -68,6 +74,7 @@ pub(crate) fn run(args: EstimateArgs) -> anyhow::Result<Outcome> {
         criterion,
         with_dense,
         save_merged,
+        paper: _,
         repairing,
         cell,
     } = args;

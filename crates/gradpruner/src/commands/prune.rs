@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use checkpoint::{CheckpointError, Record, locate, remove_if_there};
 use pipeline::{
-    Event, FitTarget, Named, Stage, StageContext, beside, check_outputs, digest_data, fit_name,
-    fit_repair,
+    Done, Event, FitTarget, Judged, LossesOf, Named, Stage, StageContext, beside, check_outputs,
+    digest_data, fit_name, fit_repair, judge_repair,
 };
 use repair::{PruneReport, PruneSettings, RepairError, apply};
 use selection::{Plan, Repair, RepairNeed};
@@ -36,6 +36,10 @@ pub(crate) struct PruneArgs {
     /// [default: those of the record]
     #[arg(long)]
     train: Option<PathBuf>,
+    /// Keep the repair only if less is lost with it on rows of --train (or of the record), as `run` does; without it the
+    /// repair is always kept, and `weighted` takes the whole step unless the plan says another
+    #[arg(long)]
+    judge: bool,
     /// Repair to use instead of the plan's
     #[arg(long, value_parser = by_name())]
     repair: Option<Repair>,
@@ -68,6 +72,7 @@ pub(crate) fn run(args: PruneArgs, printer: &mut Printer) -> anyhow::Result<Outc
         plan,
         record,
         train,
+        judge,
         repair,
         out,
         max_length,
@@ -96,24 +101,24 @@ pub(crate) fn run(args: PruneArgs, printer: &mut Printer) -> anyhow::Result<Outc
         Some(repair) => read.with_repair(repair).with_context(context)?,
         None => read,
     };
+    let train = train.or_else(|| rows_of(record.as_deref()));
+    let compute = compute.settings();
+    let on_rows = train.as_deref().map(|data| StageContext {
+        model: &folder,
+        data,
+        ignored: &reading.ignore_fields,
+        held_out: None,
+        compute: &compute,
+        seed,
+    });
     let fitted = match plan.repair() {
         repair if repair.needs(RepairNeed::Fit) => {
-            let train = train.or_else(|| rows_of(record.as_deref()));
             let none = RepairError::NoFit { repair };
-            let train = train.ok_or(none).with_context(context)?;
+            let on_rows = on_rows.ok_or(none).with_context(context)?;
             printer.event(Event::Started(Stage::Fit));
             // Left there by a command that was stopped.
             let target = beside(&out, fit_name(repair).unwrap_or("fit"));
             remove_if_there(&target).with_context(context)?;
-            let compute = compute.settings();
-            let stage = StageContext {
-                model: &folder,
-                data: &train,
-                ignored: &reading.ignore_fields,
-                held_out: None,
-                compute: &compute,
-                seed,
-            };
             let fit_target = FitTarget {
                 plan: &plan,
                 model_name: &model,
@@ -121,24 +126,42 @@ pub(crate) fn run(args: PruneArgs, printer: &mut Printer) -> anyhow::Result<Outc
                 adapters: None,
                 target: &target,
             };
-            fit_repair(stage, &maps.settings(), fit_target, &mut |event| printer.event(event))
-                .with_context(context)?;
+            let observe = &mut |event| printer.event(event);
+            fit_repair(on_rows, &maps.settings(), fit_target, observe).with_context(context)?;
             Some(target)
         }
         _ => None,
     };
-    let settings = PruneSettings {
-        model: folder,
+    let mut settings = PruneSettings {
+        model: folder.clone(),
         plan,
         record,
         fitted: fitted.clone(),
-        target: out,
+        target: out.clone(),
         shard_bytes: shard_size,
         verify,
     };
-    printer.event(Event::Started(Stage::Prune));
-    let report = apply(&settings, &mut |done, total| printer.event(Event::Tensors { done, total }))
-        .with_context(context);
+    let mut made = || -> anyhow::Result<PruneReport> {
+        if judge && settings.plan.repair() != Repair::Drop {
+            let on_rows = on_rows.context("--judge needs rows: give --train")?;
+            printer.event(Event::Started(Stage::Judge));
+            let aside = beside(&out, "candidate");
+            let judged = PruneSettings { target: aside.clone(), ..settings.clone() };
+            let of = LossesOf { max_tokens: max_length, adapters: None };
+            let observe = &mut |event| printer.event(event);
+            let Judged { verdict, written } = judge_repair(on_rows, of, &judged, false, observe)?;
+            settings.plan = verdict.plan.clone();
+            printer.event(Event::Done(Stage::Judge, Done::Judged(Box::new(verdict))));
+            if let Some(report) = written {
+                fs_err::rename(&aside, &out)?;
+                return Ok(PruneReport { target: out.clone(), ..report });
+            }
+        }
+        printer.event(Event::Started(Stage::Prune));
+        let mut tensors = |done, total| printer.event(Event::Tensors { done, total });
+        Ok(apply(&settings, &mut tensors)?)
+    };
+    let report = made().with_context(context);
     if let Some(maps) = fitted {
         remove_if_there(&maps).with_context(context)?;
     }

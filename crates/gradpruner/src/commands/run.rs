@@ -63,6 +63,11 @@ pub(crate) struct RunArgs {
     /// Also write the steps as event files to `tensorboard/` in the run folder
     #[arg(long)]
     tensorboard: bool,
+    /// Prune as the paper does (arXiv 2601.19503): the lowest layers by igia without a guard, three of them merged with density
+    /// 0.2, fine-tuned from the start for three epochs; flags win
+    // It stands for flags that are there by the time they are parsed (config.rs).
+    #[arg(long)]
+    paper: bool,
     /// Take the settings of another run from its run.toml; flags win
     // Its settings stand before the flags by the time they are parsed (config.rs).
     #[arg(long, value_name = "FILE")]
@@ -91,6 +96,7 @@ impl RunArgs {
             save_merged,
             tensorboard,
             config: _,
+            paper: _,
             out,
             repairing,
             cell,

@@ -49,7 +49,7 @@ pub(super) fn matrices(found: &Comparison) -> Vec<(String, Table)> {
     let mut ratios: Vec<(String, Vec<Chosen<'_>>)> = Vec::new();
     for result in found.cells.iter().filter(|result| Some(result.cell.seed) == first) {
         let Some(way) = &result.cell.way else { continue };
-        let (ratio, criterion) = (way.prune.to_string(), way.criterion.to_string());
+        let (ratio, criterion) = (way.prune.to_string(), way.chosen_by());
         let same = |other: &Chosen<'_>| other.criterion == criterion;
         let chosen = Chosen {
             criterion: criterion.clone(),

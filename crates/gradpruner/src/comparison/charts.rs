@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use pipeline::{Choosing, Comparison, FinetuneMethod};
+use pipeline::{Comparison, FinetuneMethod};
 use selection::Repair;
 
 use super::figures::{Figure, Line};
@@ -59,7 +59,7 @@ pub(super) fn curves(ratios: &[(String, Vec<Line<'_>>)]) -> Option<(Figure, Stri
 /// Hues tell criteria apart; dashes, and further hues, the repairs and trainings of each.
 #[derive(Default)]
 struct Looks {
-    criteria: Vec<Choosing>,
+    criteria: Vec<String>,
     variants: Vec<(Repair, FinetuneMethod)>,
 }
 
@@ -71,7 +71,7 @@ impl Looks {
         else {
             return (0, false);
         };
-        let criterion = place(&mut self.criteria, way.criterion.clone());
+        let criterion = place(&mut self.criteria, way.chosen_by());
         let variant = place(&mut self.variants, (way.repair, finetune));
         (criterion + variant / 2 * self.criteria.len(), variant % 2 == 1)
     }
@@ -155,7 +155,7 @@ pub(super) fn heat_map(found: &Comparison) -> String {
     let mut rows: Vec<(String, Vec<&[usize]>)> = Vec::new();
     for result in &found.cells {
         let Some(way) = &result.cell.way else { continue };
-        let name = format!("{} {}", way.prune, way.criterion);
+        let name = format!("{} {}", way.prune, way.chosen_by());
         match rows.iter_mut().find(|(known, _)| *known == name) {
             Some((_, choices)) => choices.push(&result.pruned),
             None => rows.push((name, vec![&result.pruned])),

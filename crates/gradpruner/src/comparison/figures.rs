@@ -138,6 +138,7 @@ pub(super) fn by_ratio(found: &Comparison, set: usize) -> Vec<(String, Vec<Line<
                 (None, Some(model)) => {
                     format!("{model}, {}, {finetune}", counted(result.size.num_layers, "layer"))
                 }
+                (Some(way), _) if way.paper => format!("{}, {finetune}", way.chosen_by()),
                 (Some(way), _) => format!("{}, {}, {finetune}", way.criterion, way.repair),
             };
             match lines.iter_mut().find(|line| line.name == name) {

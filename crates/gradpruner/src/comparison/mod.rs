@@ -21,7 +21,8 @@ pub(crate) fn cell_text(cell: &Cell) -> String {
     let what = match (way, baseline) {
         (None, None) => "dense".to_owned(),
         (None, Some(model)) => format!("baseline {model}"),
-        (Some(Way { prune, criterion, repair }), _) => {
+        (Some(way), _) if way.paper => format!("{} in {}", way.prune, way.chosen_by()),
+        (Some(Way { prune, criterion, repair, .. }), _) => {
             format!("{prune} by {criterion}, {repair}")
         }
     };
@@ -94,7 +95,7 @@ pub(crate) fn csv(found: &Comparison) -> String {
             let fields = [
                 quoted(result.cell.baseline.as_ref().unwrap_or(&found.model)),
                 way.map_or_else(|| "0".into(), |way| way.prune.to_string()),
-                way.map_or_else(String::new, |way| way.criterion.to_string()),
+                way.map_or_else(String::new, Way::chosen_by),
                 way.map_or_else(String::new, |way| way.repair.to_string()),
                 result.cell.finetune.to_string(),
                 result.cell.seed.to_string(),

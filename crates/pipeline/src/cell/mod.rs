@@ -22,14 +22,15 @@ use serde_json::{Value, json};
 
 pub(crate) use collect::CollectedSlots;
 pub(crate) use evaluate::{Subject, TestSet};
-pub use judge::Verdict;
 pub use race::{Candidate, Race};
 pub(crate) use race::{DecidedIn, Decision};
 
 use crate::log::LogTargets;
 use crate::stage::{StageContext, StateOf};
 use crate::store::{Slot, Store};
-use crate::{Event, HeldOut, Result, RunSettings, Stage, TeacherSettings, TrainingSettings};
+use crate::{
+    Event, HeldOut, Result, RunSettings, Stage, TeacherSettings, TrainingSettings, Verdict,
+};
 
 /// What the stages of a cell have in common.
 #[derive(Debug, Clone, Copy)]

@@ -4,13 +4,13 @@ use std::path::Path;
 
 use ::finetune::RunScale;
 use checkpoint::remove_if_there;
-use repair::{PruneReport, PruneSettings, Scales, apply};
+use repair::{PruneReport, PruneSettings, apply};
 use selection::{Plan, Repair, RepairNeed};
 use serde_json::json;
 
 use super::judge::Repaired;
 use super::{Base, CollectedSlots, Stages, found};
-use crate::stage::{FitTarget, RETRAINING_RATE, RETRAINING_STEPS, fit_name, fit_repair};
+use crate::stage::{FitTarget, RETRAINING_RATE, RETRAINING_STEPS, fit_name, fit_repair, scales_of};
 use crate::store::Slot;
 use crate::{Done, Event, Result, Stage};
 
@@ -33,12 +33,6 @@ impl Base {
     pub(super) fn scales(&self) -> Result<Vec<RunScale>> {
         self.scales.as_deref().map_or_else(|| Ok(Vec::new()), scales_of)
     }
-}
-
-/// The scales in a folder.
-pub(super) fn scales_of(folder: &Path) -> Result<Vec<RunScale>> {
-    let cuts = Scales::open(folder)?.cuts.into_iter();
-    Ok(cuts.map(|cut| RunScale { run: cut.first..=cut.last, factor: cut.factor }).collect())
 }
 
 impl Stages<'_> {

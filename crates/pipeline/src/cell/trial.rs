@@ -11,6 +11,8 @@ use crate::stage::{Trial, TrialTarget, Until, trial};
 use crate::store::Slot;
 use crate::{Event, Result, Stage};
 
+/// Raised whenever a look is taken after other steps or at other rows.
+const LOOKS: u32 = 2;
 /// In a folder of saved states: what stands for the training they are of.
 const OWNER: &str = "training";
 
@@ -62,7 +64,9 @@ impl Stages<'_> {
     /// What of the settings a look at a model depends on.
     pub(super) fn looking(&self) -> Value {
         let evaluation = &self.settings.evaluation;
-        json!({"max_tokens": evaluation.max_tokens, "batch_tokens": evaluation.batch_tokens})
+        json!({
+            "version": LOOKS, "max_tokens": evaluation.max_tokens, "batch_tokens": evaluation.batch_tokens,
+        })
     }
 
     /// Looks at a pruned model a quarter of its training in, and says if it has collapsed.

@@ -17,6 +17,16 @@ pub struct Way {
     pub criterion: Choosing,
     /// What is done to the layers that stay.
     pub repair: Repair,
+    /// Whether all of it is as in the paper ([`crate::RunSettings::in_the_papers_form`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paper: bool,
+}
+
+impl Way {
+    /// What layers go by, in a word or two.
+    pub fn chosen_by(&self) -> String {
+        if self.paper { "the paper's form".into() } else { self.criterion.to_string() }
+    }
 }
 
 /// One cell of a comparison.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use checkpoint::{Checkpoint, ModelConfig, locate, require_companions};
 use dataset::{Encoder, Row};
 
-use super::{Cell, CompareSettings, Way};
+use super::{Cell, CompareSettings};
 use crate::cell::{Digests, digest_model, digest_teacher};
 use crate::data::{digest_data, read_data};
 use crate::stage::read_encoder;
@@ -153,8 +153,11 @@ fn baseline_unusable(name: &str) -> impl FnOnce(PipelineError) -> PipelineError 
 /// The flags that a cell comes from.
 fn flags(cell: &Cell) -> String {
     let Cell { way, finetune, .. } = cell;
-    let way = way.as_ref().map_or_else(String::new, |Way { prune, criterion, repair }| {
-        format!("--prune {prune} --methods {criterion} --repairs {repair} ")
+    let way = way.as_ref().map_or_else(String::new, |way| match way.paper {
+        true => format!("--prune {} --paper ", way.prune),
+        false => {
+            format!("--prune {} --methods {} --repairs {} ", way.prune, way.criterion, way.repair)
+        }
     });
     format!("{way}--finetune {finetune}")
 }

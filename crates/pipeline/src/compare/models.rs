@@ -101,7 +101,7 @@ mod tests {
 
     fn cell(criterion: &str, finetune: FinetuneMethod) -> Cell {
         let (prune, criterion) = ("2".parse().unwrap(), criterion.parse::<Choosing>().unwrap());
-        let way = Some(Way { prune, criterion, repair: selection::Repair::Drop });
+        let way = Some(Way { prune, criterion, repair: selection::Repair::Drop, paper: false });
         Cell { way, baseline: None, finetune, seed: 0 }
     }
 

@@ -197,7 +197,7 @@ mod tests {
         let cost = |criterion: &str, finetune| {
             let criterion: Choosing = criterion.parse().unwrap();
             let prune = "2".parse().unwrap();
-            let way = Way { prune, criterion, repair: Repair::Drop };
+            let way = Way { prune, criterion, repair: Repair::Drop, paper: false };
             let cell = Cell { way: Some(way), baseline: None, finetune, seed: 0 };
             let Cost { lasting_bytes, passing_bytes, seconds, .. } = of_cell(&cell, &found);
             (lasting_bytes, passing_bytes, seconds)

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use ::finetune::ComputeChoice;
-use selection::{Repair, Share};
+use selection::{Criterion, Repair, Share};
 
 use super::cell::{Cell, Way};
 use crate::{Choosing, FinetuneMethod, HeldOut, RunSettings, TrainingSettings};
@@ -24,6 +24,8 @@ pub struct CompareSettings {
     pub criteria: Vec<Choosing>,
     /// What is done to the layers that stay.
     pub repairs: Vec<Repair>,
+    /// Also the paper's form of each ratio, trained for as many steps as the others.
+    pub paper: bool,
     /// How to fine-tune; the base's training stands for nothing either.
     pub trainings: Vec<(FinetuneMethod, TrainingSettings)>,
     /// How many seeds, counted on from the base's.
@@ -54,10 +56,15 @@ impl CompareSettings {
                     for criterion in &self.criteria {
                         for &(finetune, _) in &self.trainings {
                             let criterion = criterion.clone();
-                            let way = Some(Way { prune, criterion, repair });
+                            let way = Some(Way { prune, criterion, repair, paper: false });
                             cells.push(Cell { way, baseline: None, finetune, seed });
                         }
                     }
+                }
+                for &(finetune, _) in self.trainings.iter().filter(|_| self.paper) {
+                    let criterion = Choosing::By(Criterion::IGIA);
+                    let way = Some(Way { prune, criterion, repair: Repair::SameSign, paper: true });
+                    cells.push(Cell { way, baseline: None, finetune, seed });
                 }
             }
         }
@@ -88,9 +95,12 @@ impl CompareSettings {
         if let Some((_, training)) = training {
             settings.training.clone_from(training);
         }
-        if let Some(Way { prune, criterion, repair }) = &cell.way {
+        if let Some(Way { prune, criterion, repair, paper }) = &cell.way {
             (settings.prune, settings.repair) = (*prune, *repair);
             settings.criterion.clone_from(criterion);
+            if *paper {
+                return settings.in_the_papers_form();
+            }
         }
         if let Some(model) = &cell.baseline {
             settings.model.clone_from(model);

@@ -133,8 +133,14 @@ impl<'a> Foretold<'a> {
         if settings.criterion.races() && self.count > 0 {
             let race = RaceCost::of(&settings.criterion, steps);
             let mut found = of.training(Stage::Race, Training { steps: race.steps, ..training });
-            let passes = Passes { rows, count: race.trials as f64 };
-            found.add(&of.looking(subject, train, passes));
+            let mut look = |rows, count: usize| {
+                found.add(&of.looking(subject, train, Passes { rows, count: count as f64 }));
+            };
+            look(rows.min(Until::Round(1).most_rows()), race.trials);
+            // The winner once more, a quarter of its training in; that it has not collapsed is hoped.
+            if settings.criterion == Choosing::Auto {
+                look(rows, 1);
+            }
             stages.push(found);
         }
         let mut found = of.training(Stage::Finetune, training);
@@ -242,7 +248,7 @@ impl<'a> Foretold<'a> {
 struct RaceCost {
     /// Steps that the losers have trained.
     steps: usize,
-    /// How often a candidate is looked at.
+    /// How often a candidate is looked at after a round.
     trials: usize,
 }
 
@@ -256,10 +262,7 @@ impl RaceCost {
             trials += running;
             running = running.div_ceil(2);
         }
-        let steps = (trials - rounds) * round;
-        // The winner once more, a quarter of its training in; that it has not collapsed is hoped.
-        let once_more = usize::from(*choosing == Choosing::Auto);
-        Self { steps, trials: trials + once_more }
+        Self { steps: (trials - rounds) * round, trials }
     }
 }
 

@@ -186,7 +186,7 @@ fn layers_beside_cuts_train_whole() {
 fn a_race_fits_trains_and_looks_at_every_candidate() {
     let (rows, one) = (rows(), run_settings());
     let layers = tiny().num_layers - 2;
-    for (text, in_vain, trials) in [("race:igia+bi+last+cka", 4, 6), ("auto", 7, 11)] {
+    for (text, in_vain, trials) in [("race:igia+bi+last+cka", 16, 6), ("auto", 28, 11)] {
         let race = RunSettings { criterion: text.parse().unwrap(), ..one.clone() };
         let candidates = race.criterion.criteria().len() as f64;
         let fit = |settings: &RunSettings| stage(settings, &rows, Stage::Fit);
@@ -194,7 +194,7 @@ fn a_race_fits_trains_and_looks_at_every_candidate() {
         check(fit(&race).tokens, candidates * 100.0);
         let (raced, tuned) =
             (stage(&race, &rows, Stage::Race), stage(&race, &rows, Stage::Finetune));
-        // A twelfth of 20 steps is one.
+        // Of 20 steps a round is four.
         assert_eq!(raced.steps, in_vain);
         let trained = in_vain as f64 / 20.0 * tuned.flops;
         check(raced.flops, trained + f64::from(trials) * 12.0 * forward(layers));

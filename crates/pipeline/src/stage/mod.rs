@@ -4,6 +4,7 @@ mod collect;
 mod evaluate;
 mod finetune;
 mod fit;
+mod judge;
 mod losses;
 mod trial;
 
@@ -18,6 +19,8 @@ pub use evaluate::evaluate_model;
 pub use finetune::{CutOf, FinetuneSettings, FinetuneTarget, TeacherOf, finetune_model};
 pub use fit::{FitTarget, Fitted, fit_name, fit_repair};
 pub(crate) use fit::{RETRAINING_RATE, RETRAINING_STEPS};
+pub(crate) use judge::scales_of;
+pub use judge::{Judged, Verdict, judge_repair};
 pub(crate) use losses::LOSS_ROWS;
 pub use losses::{Judge, LossesOf, with_judge, with_losses};
 pub use trial::{Trial, TrialTarget, Until, trial};

@@ -1,5 +1,6 @@
 //! A part of a fine-tuning, and how good the model is by then.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use ::finetune::{Continuation, EvalRows, FinetuneError, Standing, standing};
@@ -16,26 +17,39 @@ use crate::{EvaluationSettings, Event, HeldOut, Result, Stage};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Until {
-    /// The end of a round of a race, counted from 1: a twelfth of the training each, twelve steps at most.
+    /// The end of a round of a race, counted from 1: an eighteenth of the training each, of four to twelve steps.
     Round(usize),
     /// A quarter of the training.
     Quarter,
 }
 
-/// Rounds that a training has at least, if all were run.
-const ROUNDS: usize = 12;
-/// Steps of a round at most.
-const ROUND_STEPS: usize = 12;
+/// Rounds that a long enough training has at least, if all were run.
+const ROUNDS: usize = 18;
+/// Steps of a round: after fewer nothing can be told, and more say little else.
+const ROUND_STEPS: RangeInclusive<usize> = 4..=12;
+/// Rows that a round is judged by at most. All candidates are judged by the same ones, so fewer do than for an
+/// accuracy.
+const ROUND_ROWS: usize = 64;
 
 impl Until {
     /// The step it ends after, of a training that takes the steps after `first` up to `last`.
     pub(crate) fn step(self, first: usize, last: usize) -> usize {
         let all = last.saturating_sub(first);
         let taken = match self {
-            Self::Round(number) => number * (all / ROUNDS).clamp(1, ROUND_STEPS),
+            Self::Round(number) => {
+                number * (all / ROUNDS).clamp(*ROUND_STEPS.start(), *ROUND_STEPS.end())
+            }
             Self::Quarter => all.div_ceil(4),
         };
         first + taken.min(all)
+    }
+
+    /// How many rows a model is looked at with then, at most.
+    pub(crate) fn most_rows(self) -> usize {
+        match self {
+            Self::Round(_) => ROUND_ROWS,
+            Self::Quarter => usize::MAX,
+        }
     }
 }
 
@@ -123,7 +137,8 @@ pub fn trial(
         Err(error) => return Err(error.into()),
     }
     let encoder = read_encoder(context.model)?;
-    let rows = rows_to_try(context)?;
+    let mut rows = rows_to_try(context)?;
+    rows.truncate(target.until.most_rows());
     let total = rows.len();
     let rows = EvalRows::encode(&encoder, &rows, target.evaluation.max_tokens)?;
     let found = standing(trainer.model(), &rows, target.evaluation.batch_tokens, &mut |done| {
@@ -153,12 +168,12 @@ mod tests {
     #[test]
     fn rounds_are_short_and_end() {
         let steps = |until: Until, first, last| until.step(first, last);
-        // 107 steps after 40: rounds of 8.
-        assert_eq!([1, 2, 3].map(|round| steps(Until::Round(round), 40, 147)), [48, 56, 64]);
+        // 107 steps after 40: rounds of 5.
+        assert_eq!([1, 2, 3].map(|round| steps(Until::Round(round), 40, 147)), [45, 50, 55]);
         assert_eq!(steps(Until::Quarter, 40, 147), 67);
-        // Twelve steps at most, one at least, and never beyond the last.
+        // Twelve steps at most, four at least, and never beyond the last.
         assert_eq!(steps(Until::Round(1), 0, 10_000), 12);
-        assert_eq!([1, 2, 3].map(|round| steps(Until::Round(round), 3, 5)), [4, 5, 5]);
+        assert_eq!([1, 2, 3].map(|round| steps(Until::Round(round), 3, 12)), [7, 11, 12]);
         assert_eq!(steps(Until::Quarter, 5, 5), 5);
     }
 
