@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at what should not be")]
 #![expect(clippy::needless_raw_string_hashes, reason = "`expect!` writes them")]
 
+mod amount;
 mod commands;
 mod compare;
 mod data;

@@ -152,6 +152,7 @@ impl CellArgs {
             eval,
             ignore_fields: reading.ignore_fields,
             prune,
+            max_drop: None,
             keep,
             criterion,
             refine: refining.refine,
@@ -205,9 +206,10 @@ impl RepairArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Repairing")]
 pub(crate) struct LinearMapArgs {
-    /// Tokens of training rows for fitting the repair: linear maps, scales or retrained layers
-    #[arg(long, default_value_t = 10_000, value_parser = positive)]
-    map_tokens: usize,
+    /// Tokens of training rows for fitting the repair: linear maps, scales or retrained layers [default: ten times the
+    /// model's hidden size]
+    #[arg(long, value_parser = positive)]
+    map_tokens: Option<usize>,
     /// Ridge penalty that pulls a linear map towards the identity, relative to the mean of the squared inputs
     #[arg(long, default_value_t = 1e-3, value_parser = scale)]
     map_ridge: f64,

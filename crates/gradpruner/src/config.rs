@@ -93,6 +93,7 @@ fn flags(settings: &RunSettings) -> Vec<OsString> {
         eval,
         ignore_fields,
         prune,
+        max_drop,
         keep,
         criterion,
         refine,
@@ -125,6 +126,7 @@ fn flags(settings: &RunSettings) -> Vec<OsString> {
         flags.set("ignore-fields", ignore_fields.join(","));
     }
     flags.set("prune", prune);
+    flags.set_some("max-drop", *max_drop);
     flags.set("keep", keep);
     flags.set("criterion", criterion);
     flags.set("refine", refine);
@@ -155,7 +157,7 @@ fn flags(settings: &RunSettings) -> Vec<OsString> {
         flags.set("collect-rank", collect.training.lora_rank);
         flags.set("collect-alpha", collect.training.lora_alpha);
     }
-    flags.set("map-tokens", linear_map.tokens);
+    flags.set_some("map-tokens", linear_map.tokens);
     flags.set("map-ridge", linear_map.ridge);
     flags.training(training);
     flags.evaluation(evaluation);
@@ -277,7 +279,7 @@ mod tests {
     fn settings_survive_the_way_through_flags() {
         for typed in [
             "gradpruner run --model m --train t.jsonl --prune 3 --out o",
-            "gradpruner run --model m --train t.jsonl --eval e.jsonl --ignore-fields a,b --prune 40% --keep first:1 \
+            "gradpruner run --model m --train t.jsonl --eval e.jsonl --ignore-fields a,b --prune 40% --max-drop 2% --keep first:1 \
              --criterion greedy --refine swap --choose 5% --hold-out --repair same-sign --merge 2 --density 0.3 \
              --repair-always --finetune full \
              --restart --with-dense --save-merged --tensorboard --seed 7 --shard-size 1GB --device cpu --dtype bf16 \

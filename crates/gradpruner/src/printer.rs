@@ -16,6 +16,7 @@ use crate::allocator;
 use crate::comparison::{Progress, cell_text};
 use crate::stages::{
     collapsed_text, criteria_text, done_text, figures_text, stage_text, trial_text,
+    tried_amount_text,
 };
 use crate::texts::{
     comparison_needs_text, computing_text, fitted_text, needs_text, reconstructed_text, rows_text,
@@ -205,6 +206,10 @@ impl Printer {
             Event::Tried { criteria, trial } => {
                 clear();
                 self.note(&format!("    {}: {}", criteria_text(&criteria), trial_text(&trial)));
+            }
+            Event::TriedAmount(tried) => {
+                clear();
+                self.note(&format!("  {}", tried_amount_text(&tried)));
             }
             Event::Collapsed { trial, pruned } => {
                 clear();

@@ -1,6 +1,6 @@
 //! Sentences about stages: what they are called, and what they came to.
 
-use pipeline::{Done, Fitted, Stability, Stage, Trial, Verdict};
+use pipeline::{Amount, Done, Fitted, Stability, Stage, Trial, TriedAmount, Verdict};
 use selection::{Criterion, Plan};
 
 use crate::units::{counted, layers_text, percent, perplexity_text};
@@ -11,6 +11,7 @@ pub(crate) fn stage_text(stage: Stage) -> &'static str {
         Stage::Convert => "convert",
         Stage::Collect => "collect gradients",
         Stage::Score => "score layers",
+        Stage::Amount => "find how many layers go",
         Stage::Race => "race",
         Stage::Plan => "plan",
         Stage::Fit => "fit the repair",
@@ -39,6 +40,7 @@ pub(crate) fn done_text(done: &Done) -> String {
             let more = if selection.removed.len() > first.len() { " …" } else { "" };
             format!("by {}; {what}: {}{more}", criterion.name(), first.join(" "))
         }
+        Done::Amount(amount) => amount_text(amount),
         Done::Raced(race) => race.candidates.first().map_or_else(String::new, |winner| {
             let others = race.candidates.len() - 1;
             format!("won by {} of {} choices", criteria_text(&winner.criteria), others + 1)
@@ -58,12 +60,47 @@ pub(crate) fn done_text(done: &Done) -> String {
                 less(after.flops_per_token, before.flops_per_token),
             )
         }
+        // They were taken to choose by.
+        Done::Trained(report) if report.tokens == 0 => {
+            format!("{} steps, taken before", report.steps)
+        }
         Done::Trained(report) => format!(
             "{} steps, {} tokens, last loss {:.4}",
             report.steps, report.tokens, report.last_loss
         ),
         Done::Evaluated(report) => figures_text(report.acc, report.perplexity),
     }
+}
+
+/// How many layers go, and why.
+pub(crate) fn amount_text(amount: &Amount) -> String {
+    let Amount { max_drop, layers, dense, tried } = amount;
+    let lost = tried.iter().find(|tried| tried.layers == *layers).and_then(|tried| tried.lost);
+    format!(
+        "{}, within --max-drop {max_drop}: {}; the dense model, fine-tuned alike: {}",
+        counted(*layers, "layer"),
+        lost_text(lost, dense),
+        trial_text(dense)
+    )
+}
+
+/// What is lost against the dense model, in points of accuracy or as a share of perplexity.
+pub(crate) fn lost_text(lost: Option<f64>, dense: &Trial) -> String {
+    let of = if dense.acc.is_some() { "accuracy" } else { "perplexity" };
+    match lost {
+        // Points, or a share that perplexity has grown by.
+        Some(lost) if dense.acc.is_some() => format!("{of} {:+.1} points", -100.0 * lost),
+        Some(lost) => format!("{of} {:+.1} %", 100.0 * lost),
+        None => format!("{of} not finite"),
+    }
+    .replace('-', "−")
+}
+
+/// An amount that was tried.
+pub(crate) fn tried_amount_text(tried: &TriedAmount) -> String {
+    let TriedAmount { layers, trial, within, .. } = tried;
+    let verdict = if *within { "little enough is lost" } else { "too much is lost" };
+    format!("without {}: {}; {verdict}", counted(*layers, "layer"), trial_text(trial))
 }
 
 /// Criteria that chose the same layers.

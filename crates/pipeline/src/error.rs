@@ -61,6 +61,8 @@ pub enum PipelineError {
     Unusable { what: String, source: Box<PipelineError> },
     #[error("the settings cannot be used: {0}")]
     Settings(String),
+    #[error("{0}")]
+    NoAmount(String),
 }
 
 impl From<std::io::Error> for PipelineError {

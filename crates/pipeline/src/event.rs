@@ -7,7 +7,8 @@ use selection::{Criterion, Plan, Selection};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Cell, CellDone, ComparisonNeeds, Computing, Estimate, Fitted, Race, Stability, Trial, Verdict,
+    Amount, Cell, CellDone, ComparisonNeeds, Computing, Estimate, Fitted, Race, Stability, Trial,
+    TriedAmount, Verdict,
 };
 
 /// A part of a run.
@@ -18,6 +19,7 @@ pub enum Stage {
     Convert,
     Collect,
     Score,
+    Amount,
     Race,
     Plan,
     Fit,
@@ -49,6 +51,8 @@ pub enum Done {
         /// Which, and every layer's score if they were chosen by scores.
         selection: Selection,
     },
+    /// It is found how many layers go.
+    Amount(Amount),
     /// Choices have raced.
     Raced(Race),
     /// It is decided what becomes of them.
@@ -101,6 +105,8 @@ pub enum Event {
         /// How good it is by now.
         trial: Trial,
     },
+    /// An amount of layers was tried, to find the largest that loses little enough.
+    TriedAmount(TriedAmount),
     /// A quarter of the training in, the model may be no better than always giving the most frequent answer.
     Collapsed {
         /// How good it is by now.

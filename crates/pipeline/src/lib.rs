@@ -16,6 +16,7 @@ mod held_out;
 mod lock;
 mod log;
 mod lora_layers;
+mod max_drop;
 mod outputs;
 mod run;
 mod run_file;
@@ -26,7 +27,7 @@ mod store;
 mod tensorboard;
 mod timing;
 
-pub use cell::{Candidate, Race};
+pub use cell::{Amount, Candidate, Race, TriedAmount};
 pub use choice::Choice;
 pub use choosing::Choosing;
 pub use compare::{
@@ -40,6 +41,7 @@ pub use event::{Done, Event, Stage};
 pub use held_out::HeldOut;
 pub use log::{LogTargets, LoggedStep, read_steps};
 pub use lora_layers::LoraLayers;
+pub use max_drop::MaxDrop;
 pub use outputs::{Named, beside, check_outputs};
 pub use run::{Evaluations, FirstAnswers, RunOutcome, run};
 pub use settings::{

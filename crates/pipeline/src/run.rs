@@ -11,7 +11,7 @@ use selection::{Plan, Repair, Scores};
 use serde::{Deserialize, Serialize};
 
 use crate::cell::{
-    Base, CollectedSlots, Decision, Digests, Race, Stages, Subject, TestSet, digest_model,
+    Amount, Base, CollectedSlots, Decision, Digests, Race, Stages, Subject, TestSet, digest_model,
     digest_teacher,
 };
 use crate::data::{digest_data, read_data, rows_in_common};
@@ -73,6 +73,8 @@ pub struct RunOutcome {
     pub plan: Plan,
     /// The layers' scores, if they were chosen by scores.
     pub scores: Option<Scores>,
+    /// How it was found how many layers go, if it was said how much may be lost.
+    pub amount: Option<Amount>,
     /// How the choices of several criteria came out, if they raced.
     pub race: Option<Race>,
     /// What the plan's repair does to what is lost, if it has one.
@@ -99,14 +101,18 @@ pub fn run(
     folder: &Path,
     observe: &mut dyn FnMut(Event),
 ) -> Result<RunOutcome> {
-    let run = Run::begin(settings, folder, observe)?;
+    let mut run = Run::begin(settings, folder, observe)?;
     let (lines, events) = (run.at("metrics.jsonl"), run.at("tensorboard"));
     let log = LogTargets {
         lines: Some(&lines),
         events: run.settings.tensorboard.then_some(events.as_path()),
     };
+    let collected = run.collect(&run.stages(log), observe)?;
+    let amount = run.stages(log).amount(&collected, observe)?;
+    if let Some(amount) = &amount {
+        run.settings = run.settings.pruning(amount.layers);
+    }
     let stages = run.stages(log);
-    let collected = run.collect(&stages, observe)?;
     let Planned { scores, race, plan } = run.plan(&stages, &collected, observe)?;
     let pruned = stages.prune(&collected, &plan, observe)?;
     if run.is_watched {
@@ -115,7 +121,7 @@ pub fn run(
     let merged = run.settings.save_merged.then(|| run.at("merged"));
     let tuned = stages.tune(&collected, &pruned, merged, observe)?;
     let dense = stages.dense();
-    let dense_tuned = match run.settings.with_dense {
+    let dense_tuned = match run.settings.tunes_dense() {
         true => stages.tune(&collected, &dense, None, observe)?,
         false => None,
     };
@@ -140,6 +146,7 @@ pub fn run(
         settings: run.settings,
         plan,
         scores,
+        amount,
         race,
         evaluations,
     })
@@ -207,7 +214,10 @@ const WATCHED_STEPS: usize = 16;
 /// Whether a training of so many steps is looked at a quarter in: it answers by choices, is long enough to say something
 /// then, and no race looks at it anyway.
 pub(crate) fn watches(settings: &RunSettings, train: &Sample, steps: usize) -> bool {
-    train.has_choices() && !settings.criterion.races() && steps >= WATCHED_STEPS
+    train.has_choices()
+        && !settings.criterion.races()
+        && settings.max_drop.is_none()
+        && steps >= WATCHED_STEPS
 }
 
 impl Run {

@@ -12,7 +12,7 @@ use selection::{Criterion, Density, Keep, PlanSettings, Refine, Repair, RepairNe
 use serde::{Deserialize, Serialize};
 use serde_with::{DeserializeFromStr, SerializeDisplay};
 
-use crate::{Choice, Choosing, HeldOut, LoraLayers, PipelineError, Result};
+use crate::{Choice, Choosing, HeldOut, LoraLayers, MaxDrop, PipelineError, Result};
 
 /// What a run does, and with what.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -29,6 +29,9 @@ pub struct RunSettings {
     pub ignore_fields: Vec<String>,
     /// How many layers to prune: a number, or a share such as `40%`.
     pub prune: Share,
+    /// How much may be lost: as many layers go as that allows, `prune` at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_drop: Option<MaxDrop>,
     /// Which layers are never pruned.
     pub keep: Keep,
     /// What decides which layers go.
@@ -114,9 +117,21 @@ impl RunSettings {
         self.criterion.criteria().into_iter().map(|criterion| self.choice_by(criterion)).collect()
     }
 
+    /// The same run with so many layers to go.
+    #[must_use]
+    pub(crate) fn pruning(&self, layers: usize) -> Self {
+        Self { prune: Share::Layers(layers), ..self.clone() }
+    }
+
+    /// Whether the dense model is fine-tuned alike.
+    pub(crate) fn tunes_dense(&self) -> bool {
+        self.with_dense || self.max_drop.is_some()
+    }
+
     /// What of the training rows is held out.
     pub fn held_out(&self) -> Option<HeldOut> {
         let wanted = self.hold_out
+            || self.max_drop.is_some()
             || self.criterion.races()
             || self.choices().iter().any(Choice::needs_losses)
             || self.repair.needs(RepairNeed::Losses);
@@ -133,6 +148,10 @@ impl RunSettings {
         let mut count = self.prune.layers_of(num_layers)?;
         for request in requests {
             count = request?.count;
+        }
+        if self.max_drop.is_some() && self.finetune == FinetuneMethod::None {
+            let what = "--max-drop judges fine-tuned models, and --finetune none tunes none; say how much to --prune";
+            return Err(PipelineError::Settings(what.into()));
         }
         if self.criterion.races() && self.finetune == FinetuneMethod::None {
             return Err(PipelineError::Settings(format!(
@@ -290,10 +309,21 @@ pub struct CollectSettings {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LinearMapSettings {
-    /// How many tokens of training rows they are fitted on.
-    pub tokens: usize,
+    /// How many tokens of training rows they are fitted on; `None` for ten times the model's hidden size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<usize>,
     /// Weight of the map's distance from the identity, relative to the mean of the squared inputs.
     pub ridge: f64,
+}
+
+/// Tokens for each of a map's rows, which has as many unknowns as the state has elements.
+const TOKENS_PER_UNKNOWN: usize = 10;
+
+impl LinearMapSettings {
+    /// How many tokens are taken of a model of this hidden size.
+    pub fn tokens_for(&self, hidden_size: usize) -> usize {
+        self.tokens.unwrap_or(TOKENS_PER_UNKNOWN * hidden_size)
+    }
 }
 
 /// A fine-tuning's settings, LoRA's among them.

@@ -58,16 +58,15 @@ const FULL: &[&str] = &[
     "--prune",
     "40%,30%,20%",
     "--methods",
-    "igia,igia-bi,angular,last,race,auto,random",
-    "--repairs",
-    "linear-map,drop",
-    "--finetune",
-    "lora",
+    "igia,last,greedy,race",
+    "--paper",
     "--seeds",
     "3",
+    "--eval-rows",
+    "300",
 ];
 /// Steps of a full table's cell.
-const FULL_STEPS: usize = 150;
+const FULL_STEPS: usize = 100;
 /// The development set: models, and sets of a train and a test file.
 const MODELS: [&str; 2] = ["smollm2", "qwen2.5-coder-0.5b"];
 const SETS: [&str; 4] = ["vader_reviews", "piqa", "hellaswag", "arc_easy"];

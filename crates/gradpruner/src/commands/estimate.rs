@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use anyhow::Context;
 use checkpoint::{ModelConfig, locate_configuration};
 use pipeline::{
-    Choosing, Estimate, FinetuneMethod, RunSettings, Sample, estimate, read_data, read_encoder,
+    Choosing, Estimate, FinetuneMethod, MaxDrop, RunSettings, Sample, estimate, read_data,
+    read_encoder,
 };
 use selection::Share;
 
@@ -39,6 +40,9 @@ pub(crate) struct EstimateArgs {
     /// Layers to prune: a number, or a share such as 40%
     #[arg(long, default_value = "40%")]
     prune: Share,
+    /// As in `run`: prune as many layers as lose no more, --prune at most
+    #[arg(long)]
+    max_drop: Option<MaxDrop>,
     /// Parts of the pruned model to fine-tune: lora, lora+cuts, full, head+last:3 or none
     #[arg(long, visible_alias = "trainable", default_value = "lora")]
     finetune: FinetuneMethod,
@@ -70,6 +74,7 @@ pub(crate) fn run(args: EstimateArgs) -> anyhow::Result<Outcome> {
         eval,
         rows,
         prune,
+        max_drop,
         finetune,
         criterion,
         with_dense,
@@ -91,7 +96,7 @@ pub(crate) fn run(args: EstimateArgs) -> anyhow::Result<Outcome> {
         planning: repairing.settings(),
         finetune,
     };
-    let settings = RunSettings { with_dense, save_merged, ..cell.settings(inputs) };
+    let settings = RunSettings { max_drop, with_dense, save_merged, ..cell.settings(inputs) };
     let max_tokens = settings.training.max_tokens;
     let read = |path: &PathBuf| -> anyhow::Result<_> {
         Ok((

@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use checkpoint::Staging;
-use pipeline::{Choosing, FinetuneMethod, RunOutcome, RunSettings, read_data, run as run_all};
+use clap::builder::ArgPredicate;
+use pipeline::{
+    Choosing, FinetuneMethod, MaxDrop, RunOutcome, RunSettings, read_data, run as run_all,
+};
 use selection::Share;
 use serde_json::json;
 
@@ -45,8 +48,16 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     eval: Option<PathBuf>,
     /// Layers to prune: a number, or a share such as 40%
+    #[arg(
+        long,
+        required_unless_present = "max_drop",
+        default_value_if("max_drop", ArgPredicate::IsPresent, "50%")
+    )]
+    prune: Option<Share>,
+    /// How much may be lost on rows held out against the dense model fine-tuned the same way, such as 1% (a point of accuracy, or a
+    /// hundredth more perplexity where rows have no choices): prunes as many layers as that allows, --prune at most [default: 50%]
     #[arg(long)]
-    prune: Share,
+    max_drop: Option<MaxDrop>,
     /// Criterion that selects the layers to remove
     #[arg(long, default_value = "igia", value_parser = choosing(), help_heading = "Choosing layers")]
     criterion: Choosing,
@@ -90,6 +101,7 @@ impl RunArgs {
             train,
             eval,
             prune,
+            max_drop,
             criterion,
             finetune,
             with_dense,
@@ -102,9 +114,11 @@ impl RunArgs {
             cell,
         } = self;
         let planning = repairing.settings();
+        // Clap asks for it, or fills it in.
+        let prune = prune.unwrap_or(Share::Percent(50.0));
         let inputs = CellInputs { model, train, eval, prune, criterion, planning, finetune };
         let settings = cell.settings(inputs);
-        (RunSettings { with_dense, save_merged, tensorboard, ..settings }, out)
+        (RunSettings { max_drop, with_dense, save_merged, tensorboard, ..settings }, out)
     }
 }
 
@@ -145,7 +159,7 @@ pub(crate) fn run(args: RunArgs, printer: &mut Printer) -> anyhow::Result<Outcom
     Outcome::new(
         text,
         &json!({
-            "run": found.run, "plan": found.plan, "scores": found.scores, "comparison": rows,
+            "run": found.run, "plan": found.plan, "amount": found.amount, "scores": found.scores, "comparison": rows,
             "result": found.result, "report": report,
         }),
     )

@@ -7,14 +7,14 @@ mod suspects;
 use std::path::Path;
 
 use dataset::Row;
-use pipeline::{Race, RunOutcome, Stage, StageTime, Trial};
+use pipeline::{Amount, Race, RunOutcome, Stage, StageTime, Trial};
 use repair::MapsHeader;
 use selection::{Density, Merge, Plan, Repair};
 
 use crate::machine::Machine;
 use crate::models::{model_rows, model_table, no_better_than_majority};
 use crate::page::{StripCell, escape, key, page, strip, strip_numbers};
-use crate::stages::{criteria_text, stage_text, verdict_text};
+use crate::stages::{criteria_text, lost_text, stage_text, verdict_text};
 use crate::table::Table;
 use crate::units::{counted, elapsed_text, layers_named, layers_text, percent};
 
@@ -56,6 +56,9 @@ pub(crate) fn html(found: &RunOutcome, around: &Surroundings<'_>) -> String {
             escape(&verdict_text(verdict))
         ));
     }
+    if let Some(amount) = &found.amount {
+        body.push_str(&format!("<h2>How many layers</h2>{}", amount_table(amount)));
+    }
     if let Some(race) = &found.race {
         body.push_str(&format!("<h2>The race</h2>{}", race_table(race)));
     }
@@ -77,6 +80,26 @@ pub(crate) fn html(found: &RunOutcome, around: &Surroundings<'_>) -> String {
         escape(around.settings)
     ));
     page(&name, &body)
+}
+
+/// Every number of layers that was tried, and how the fine-tuned model stood on the rows held out.
+fn amount_table(amount: &Amount) -> String {
+    let Amount { max_drop, layers, dense, tried } = amount;
+    let mut table = Table::new(["layers removed", "on the rows held out", "against dense"]);
+    table.add(vec!["0".into(), figures_of_trial(dense), "–".into()], "");
+    let mut tried: Vec<_> = tried.iter().collect();
+    tried.sort_by_key(|tried| tried.layers);
+    for one in tried {
+        let taken = if one.layers == *layers { " (taken)" } else { "" };
+        let name = format!("{}{taken}", one.layers);
+        table.add(vec![name, figures_of_trial(&one.trial), lost_text(one.lost, dense)], "");
+    }
+    format!(
+        "{}<p class=\"note\">Mean loss (and accuracy, of rows with choices) on the rows held out by <code>--choose</code>, each \
+         model fine-tuned whole. <code>--max-drop {max_drop}</code> takes the largest number that loses no more; the rows of \
+         <code>--eval</code> have no part in it.</p>",
+        table.html()
+    )
 }
 
 /// Every candidate of a race, the winner first: the layers it removes, and its loss by the steps it had trained.

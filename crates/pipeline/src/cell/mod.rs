@@ -3,6 +3,7 @@
 //!
 //! A run is one cell under plain names, a comparison many cells over one store.
 
+mod amount;
 mod choose;
 mod collect;
 mod evaluate;
@@ -20,6 +21,8 @@ use ::finetune::require_same_tokens;
 use checkpoint::{locate, sha256_bytes, sha256_file};
 use serde_json::{Value, json};
 
+pub(crate) use amount::most_trials;
+pub use amount::{Amount, TriedAmount};
 pub(crate) use collect::CollectedSlots;
 pub(crate) use evaluate::{Subject, TestSet};
 pub use race::{Candidate, Race};

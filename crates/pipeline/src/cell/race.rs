@@ -6,7 +6,7 @@
 use checkpoint::{read_json, remove_if_there};
 use selection::{Criterion, Plan, Selection, SelectionError};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::trial::trial_lines;
 use super::{Base, CollectedSlots, Stages, found, lasting};
@@ -129,16 +129,20 @@ impl Stages<'_> {
         }
     }
 
-    fn race_slot(&self, collected: &CollectedSlots) -> Slot {
+    pub(super) fn race_slot(&self, collected: &CollectedSlots) -> Slot {
+        self.store.slot("race.json", self.trying_out(collected))
+    }
+
+    /// What it depends on how models come out that are pruned, repaired and trained for a part.
+    pub(super) fn trying_out(&self, collected: &CollectedSlots) -> Value {
         let settings = self.settings;
-        let recipe = json!({
+        json!({
             "common": self.common(), "record": collected.record.digest, "choosing": settings.criterion,
             "prune": settings.prune, "keep": settings.keep, "refine": settings.refine,
             "repair": settings.repair, "merge": settings.merge, "density": settings.density, "linear_map": settings.linear_map, "finetune": settings.finetune,
             "repair_always": settings.repair_always, "training": lasting(&settings.training),
             "teacher": self.digests.teacher, "look": self.looking(),
-        });
-        self.store.slot("race.json", &recipe)
+        })
     }
 
     pub(crate) fn plan_of(&self, selection: &Selection) -> Result<Plan> {
@@ -263,7 +267,12 @@ impl Stages<'_> {
     }
 
     /// Takes the winner's results over from where the race was run, and removes the others.
-    fn adopt(&self, within: &Stages<'_>, collected: &CollectedSlots, plan: &Plan) -> Result<()> {
+    pub(super) fn adopt(
+        &self,
+        within: &Stages<'_>,
+        collected: &CollectedSlots,
+        plan: &Plan,
+    ) -> Result<()> {
         if within.store.is(self.store) {
             return Ok(());
         }

@@ -32,15 +32,17 @@ impl Stages<'_> {
             return Ok(read_json(&slot.path)?);
         }
         let own = trial_lines(&tuned);
-        // A run's own steps are logged with the others.
-        let log = match self.settings.criterion.races() {
-            true => LogTargets { lines: Some(&own), events: None },
-            false => self.log,
+        // A run's own steps are logged with the others; those that may be in vain are not.
+        let log = match self.store.is(self.home) {
+            true => self.log,
+            false => LogTargets { lines: Some(&own), events: None },
         };
+        let stage = if self.is_dense(base) { Stage::DenseFinetune } else { Stage::Finetune };
         let target = TrialTarget {
             saves: Self::saves(&tuned)?,
             from: self.continuation(collected, base)?,
             until,
+            stage,
             evaluation: &self.settings.evaluation,
             log,
         };

@@ -8,6 +8,7 @@ use selection::{Repair, RepairNeed, Share};
 
 use super::stages::{Estimator, Fitting, Passes, RUNS, Subject, Teaching, Training};
 use super::{Sample, StageEstimate};
+use crate::cell::most_trials;
 use crate::run::watches;
 use crate::stage::LOSS_ROWS;
 use crate::{
@@ -107,12 +108,17 @@ impl<'a> Foretold<'a> {
         (count > 0.0 && self.count > 0).then(|| self.of.choosing(self.dense(), self.train, passes))
     }
 
-    /// What the repair is fitted, once for each candidate of a race.
+    /// How many amounts of layers are tried at most; 0 if it is said how many go.
+    fn amounts(&self) -> usize {
+        self.settings.max_drop.map_or(0, |_| most_trials(self.count))
+    }
+
+    /// What the repair is fitted, once for each candidate of a race and each amount.
     fn fitting(&self) -> Option<StageEstimate> {
         let RunSettings { repair, linear_map, criterion, .. } = self.settings;
         let fitting = Fitting {
-            tokens: linear_map.tokens,
-            choices: criterion.criteria().len(),
+            tokens: linear_map.tokens_for(self.config.hidden_size),
+            choices: criterion.criteria().len() * self.amounts().max(1),
             retrains: *repair == Repair::Reconstruct,
         };
         (repair.needs(RepairNeed::Fit) && self.count > 0)
@@ -130,6 +136,16 @@ impl<'a> Foretold<'a> {
         let teaching = teaching.as_ref();
         let training = Training { subject, sample: train, steps, teaching };
         let rows = self.rows_looked_at();
+        if settings.max_drop.is_some() {
+            // As if nothing went: how much does is to be found. The one that is taken is the run's own.
+            let whole = Subject { config, train: &student };
+            let in_vain = steps * self.amounts().saturating_sub(1);
+            let in_vain = Training { subject: whole, steps: in_vain, ..training };
+            let mut found = of.training(Stage::Amount, in_vain);
+            let count = (self.amounts() + 1) as f64;
+            found.add(&of.looking(whole, train, Passes { rows, count }));
+            stages.push(found);
+        }
         if settings.criterion.races() && self.count > 0 {
             let race = RaceCost::of(&settings.criterion, steps);
             let mut found = of.training(Stage::Race, Training { steps: race.steps, ..training });
@@ -151,7 +167,7 @@ impl<'a> Foretold<'a> {
         stages.push(found);
         let dense = self.trained(config)?;
         let dense = Subject { config, train: &dense };
-        if settings.with_dense || self.dense_teaches() {
+        if settings.tunes_dense() || self.dense_teaches() {
             let training = Training { subject: dense, teaching: None, ..training };
             let disk_bytes = self.left_by(dense, false);
             let found = of.training(Stage::DenseFinetune, training);
@@ -159,7 +175,7 @@ impl<'a> Foretold<'a> {
         }
         if let Some(eval) = self.eval {
             stages.push(self.evaluating(Stage::EvaluateTuned, subject, eval));
-            if settings.with_dense {
+            if settings.tunes_dense() {
                 stages.push(self.evaluating(Stage::EvaluateDenseTuned, dense, eval));
             }
         }

@@ -48,6 +48,7 @@ fn run_settings() -> RunSettings {
         ignore_fields: Vec::new(),
         prune: Share::Layers(2),
         keep: Keep::Guard,
+        max_drop: None,
         criterion: "igia".parse().unwrap(),
         refine: Refine::None,
         choose: HeldOut::Rows(12),
@@ -70,7 +71,7 @@ fn run_settings() -> RunSettings {
             offload: false,
         },
         collect: CollectSettings { steps: 5, auto: false, training: training_settings() },
-        linear_map: LinearMapSettings { tokens: 100, ridge: 1e-3 },
+        linear_map: LinearMapSettings { tokens: Some(100), ridge: 1e-3 },
         training: training_settings(),
         evaluation: EvaluationSettings {
             batch_tokens: 100,
@@ -180,6 +181,19 @@ fn layers_beside_cuts_train_whole() {
     assert_eq!(found.memory.trained, 16 * (whole + adapters) + 4 * adapters);
     let dense = stage(&settings, &rows(), Stage::DenseFinetune);
     assert_eq!(dense.memory.trained, 20 * tiny_adapters(config.num_layers));
+}
+
+#[test]
+fn every_amount_is_fitted_trained_and_looked_at() {
+    let (rows, one) = (rows(), run_settings());
+    let search = RunSettings { max_drop: Some("1%".parse().unwrap()), ..one.clone() };
+    // One or two layers.
+    let fit = |settings: &RunSettings| stage(settings, &rows, Stage::Fit).flops;
+    check(fit(&search), 2.0 * fit(&one));
+    let found = stage(&search, &rows, Stage::Amount);
+    assert_eq!(found.steps, 20);
+    let dense = stage(&search, &rows, Stage::DenseFinetune);
+    check(found.flops, dense.flops + 3.0 * 12.0 * forward(tiny().num_layers));
 }
 
 #[test]

@@ -82,7 +82,11 @@ pub fn fit_repair(
     let fit = Fit {
         plan,
         model: &loaded,
-        rows: first_examples(&examples, context.seed, settings.tokens),
+        rows: first_examples(
+            &examples,
+            context.seed,
+            settings.tokens_for(loaded.config().hidden_size),
+        ),
         sources: Sources { model, data },
         target,
     };

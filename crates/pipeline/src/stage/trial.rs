@@ -21,6 +21,8 @@ pub enum Until {
     Round(usize),
     /// A quarter of the training.
     Quarter,
+    /// All of it.
+    End,
 }
 
 /// Rounds that a long enough training has at least, if all were run.
@@ -40,6 +42,7 @@ impl Until {
                 number * (all / ROUNDS).clamp(*ROUND_STEPS.start(), *ROUND_STEPS.end())
             }
             Self::Quarter => all.div_ceil(4),
+            Self::End => all,
         };
         first + taken.min(all)
     }
@@ -48,7 +51,7 @@ impl Until {
     pub(crate) fn most_rows(self) -> usize {
         match self {
             Self::Round(_) => ROUND_ROWS,
-            Self::Quarter => usize::MAX,
+            Self::Quarter | Self::End => usize::MAX,
         }
     }
 }
@@ -64,6 +67,8 @@ pub struct TrialTarget<'a> {
     pub until: Until,
     /// How the model is evaluated then.
     pub evaluation: &'a EvaluationSettings,
+    /// The stage they are logged under.
+    pub stage: Stage,
     /// Where its steps are logged.
     pub log: LogTargets<'a>,
 }
@@ -123,7 +128,7 @@ pub fn trial(
     // A state from further on says nothing of here: the steps are taken again, and that state is left alone.
     let is_beyond = trainer.saved_step(&target.saves)?.is_some_and(|step| step > until);
     let mut log =
-        Log::new(if is_beyond { LogTargets::default() } else { target.log }, Stage::Finetune);
+        Log::new(if is_beyond { LogTargets::default() } else { target.log }, target.stage);
     let saves = (!is_beyond).then_some(target.saves.as_path());
     let trained = trainer.run_until(until, saves, &mut |metrics| {
         log.add(metrics);
