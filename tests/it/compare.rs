@@ -340,3 +340,39 @@ fn a_baseline_that_cannot_be_used_is_refused_first() {
         "it has 6 layers, and the training by head+last:9 asks for 9",
     );
 }
+
+/// Each cell takes the learning rate that stands best on held-out rows, and is then what a run by it comes to.
+#[test]
+fn learning_rates_are_chosen_on_held_out_rows() {
+    let desk = Desk::new();
+    let compare = |rest: &str, out: &str| {
+        desk.json(&format!(
+            "compare --model model --train train.jsonl --eval test.jsonl --prune 3 --methods last --paper --choose 4 \
+             --out {out} {rest} {}",
+            CHEAP.replace("--lr 1e-3", "")
+        ))
+    };
+    let found = compare("--lr 1e-3 --learning-rates 1e-5,3e-3", "c");
+    let cells = found["cells"].as_array().unwrap();
+    assert_eq!(cells.len(), 3);
+    for cell in cells {
+        let rates = cell["rates"].as_array().unwrap();
+        let loss = |at: usize| rates[at]["trial"]["loss"].as_f64().unwrap();
+        assert!(rates.len() == 2 && loss(0) <= loss(1), "{cell}");
+    }
+    // The tiny model learns nothing by the smaller one in three steps.
+    assert_eq!(cells[0]["rates"][0]["learning_rate"], 3e-3);
+    let one = compare("--lr 3e-3 --hold-out", "one");
+    let after = |found: &Value, at: usize| {
+        found["cells"][at]["evaluations"][0]["after"]["perplexity"].as_f64().unwrap()
+    };
+    for (at, cell) in cells.iter().take(2).enumerate() {
+        assert_eq!(cell["rates"][0]["learning_rate"], 3e-3);
+        assert_eq!(after(&found, at), after(&one, at));
+    }
+    // The paper's form has no guard, three steps of its own, and merges; its figures are another cell's.
+    assert_eq!(cells[2]["cell"]["way"]["paper"], true);
+    assert!(fs_err::read_to_string(desk.at("c/compare.md")).unwrap().contains("the paper's form"));
+    let csv = fs_err::read_to_string(desk.at("c/compare.csv")).unwrap();
+    assert!(csv.lines().nth(1).unwrap().ends_with(",0.003"), "{csv}");
+}

@@ -493,7 +493,7 @@ fn at_most(text: &str, most: usize) -> Result<usize, String> {
     }
 }
 
-fn learning_rate(text: &str) -> Result<f64, String> {
+pub(crate) fn learning_rate(text: &str) -> Result<f64, String> {
     above_zero(text, 1.0)
 }
 

@@ -31,8 +31,8 @@ pub use cell::{Amount, Candidate, Race, TriedAmount};
 pub use choice::Choice;
 pub use choosing::Choosing;
 pub use compare::{
-    Cell, CellDone, CellResult, CompareSettings, Comparison, ComparisonNeeds, EvaluatedOn, Way,
-    compare,
+    Cell, CellDone, CellResult, CompareSettings, Comparison, ComparisonNeeds, EvaluatedOn,
+    TriedRate, Way, compare,
 };
 pub use data::{digest_data, read_data};
 pub use error::PipelineError;

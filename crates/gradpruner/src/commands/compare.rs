@@ -7,7 +7,7 @@ use checkpoint::Staging;
 use pipeline::{Choosing, CompareSettings, FinetuneMethod, compare};
 use selection::{Criterion, Density, PlanSettings, Repair, Share};
 
-use crate::arguments::{CellArgs, CellInputs, choosing, duration, repair};
+use crate::arguments::{CellArgs, CellInputs, choosing, duration, learning_rate, repair};
 use crate::comparison::{csv, html, markdown, terminal};
 use crate::interrupt;
 use crate::printer::{Outcome, Printer};
@@ -51,6 +51,10 @@ pub(crate) struct CompareArgs {
     /// Parts to fine-tune: lora, lora+cuts, full, head+last:3, none
     #[arg(long, default_value = "lora", value_delimiter = ',')]
     finetune: Vec<FinetuneMethod>,
+    /// Learning rates to try for every cell, the dense model's too, such as 3e-4,1e-3: the one that stands best on the rows of
+    /// --choose is taken, and the test rows see no other [default: that of --lr]
+    #[arg(long, value_delimiter = ',', value_parser = learning_rate)]
+    learning_rates: Vec<f64>,
     /// Number of seeds
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100))]
     seeds: u64,
@@ -91,6 +95,7 @@ impl CompareArgs {
             repairs,
             paper,
             finetune,
+            learning_rates,
             seeds,
             baseline,
             keep_models,
@@ -128,6 +133,7 @@ impl CompareArgs {
                 .into_iter()
                 .map(|method| (method, training.clone().settings(method)))
                 .collect(),
+            learning_rates: without_repeats(learning_rates),
             seeds,
             keep_models,
             budget_seconds: budget,

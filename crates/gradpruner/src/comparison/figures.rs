@@ -7,13 +7,14 @@ use crate::table::Table;
 use crate::units::{counted, millions, percent};
 
 /// The columns of a table.
-const HEADINGS: [&str; 10] = [
+const HEADINGS: [&str; 11] = [
     "",
     "layers",
     "accuracy (95 % interval)",
     "over seeds",
     "points against dense",
     "perplexity, cut → tuned",
+    "learning rate",
     "parameters",
     "tokens/s",
     "minutes",
@@ -283,6 +284,7 @@ impl Line<'_> {
                 perplexity(self.mean(|on| on.before.perplexity)),
                 perplexity(self.mean(|on| on.after.perplexity))
             ),
+            self.rates_text().unwrap_or_else(dash),
             size.map_or_else(dash, |size| millions(size.parameters, " M")),
             self.mean(|on| Some(on.after.tokens_per_second))
                 .map_or_else(dash, |speed| format!("{speed:.0}")),
@@ -292,6 +294,18 @@ impl Line<'_> {
                 false => dash(),
             },
         ]
+    }
+
+    /// The learning rates that were taken, over seeds, if there was a choice.
+    fn rates_text(&self) -> Option<String> {
+        let mut rates: Vec<String> = Vec::new();
+        for taken in self.results.iter().filter_map(|result| result.rates.first()) {
+            let text = format!("{:e}", taken.learning_rate);
+            if !rates.contains(&text) {
+                rates.push(text);
+            }
+        }
+        (!rates.is_empty()).then(|| rates.join(", "))
     }
 
     /// From the worst to the best seed; nothing of one.

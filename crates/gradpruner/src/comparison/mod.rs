@@ -84,7 +84,7 @@ fn left_out(found: &Comparison) -> Option<String> {
 pub(crate) fn csv(found: &Comparison) -> String {
     let mut text = "model,prune,criterion,repair,finetune,seed,data,layers,parameters,flops_per_token,acc,acc_low,\
                     acc_high,acc_norm,rouge_l,perplexity_before,perplexity_after,tokens_per_second,peak_memory_bytes,\
-                    seconds,seconds_choosing,pruned\n"
+                    seconds,seconds_choosing,pruned,learning_rate\n"
         .to_owned();
     for result in &found.cells {
         for on in &result.evaluations {
@@ -115,6 +115,7 @@ pub(crate) fn csv(found: &Comparison) -> String {
                 result.seconds.to_string(),
                 result.seconds_choosing.to_string(),
                 layers.join(" "),
+                number(result.rates.first().map(|taken| taken.learning_rate)),
             ];
             text.push_str(&format!("{}\n", fields.join(",")));
         }

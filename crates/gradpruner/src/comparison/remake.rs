@@ -24,8 +24,9 @@ pub(super) fn remake(
     set: usize,
 ) -> Option<Remake> {
     let best = lines.iter().find(|line| line.is_pruned())?;
-    let cell = &best.results.first()?.cell;
-    let run = settings.run_of(cell, settings.evals.get(set)?, found.dtype);
+    let result = best.results.first()?;
+    let cell = &result.cell;
+    let run = settings.run_of(result, settings.evals.get(set)?, found.dtype);
     let about =
         format!("The model of {}, seed {}, comes into `{FOLDER}` by:", best.name, cell.seed);
     Some(Remake { about, command: command_of(&run, FOLDER) })

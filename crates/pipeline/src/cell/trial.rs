@@ -18,7 +18,7 @@ const OWNER: &str = "training";
 
 impl Stages<'_> {
     /// How good a pruned model is a part of its training in.
-    pub(super) fn trial(
+    pub(crate) fn trial(
         &self,
         base: &Base,
         collected: &CollectedSlots,
@@ -55,6 +55,26 @@ impl Stages<'_> {
             slot.write(&found)?;
             Ok(found)
         })
+    }
+
+    /// Whether it is known how good a model is then.
+    pub(crate) fn has_trial(
+        &self,
+        collected: &CollectedSlots,
+        base: &Base,
+        until: Until,
+    ) -> Result<bool> {
+        self.trial_slot(&self.tuned(collected, base)?, until).is_there()
+    }
+
+    /// Seconds that it took to train a model so far, and to look at it.
+    pub(crate) fn trial_seconds(
+        &self,
+        collected: &CollectedSlots,
+        base: &Base,
+        until: Until,
+    ) -> Result<f64> {
+        Ok(self.trial_slot(&self.tuned(collected, base)?, until).seconds())
     }
 
     /// Where it lies how a model stood, or will.

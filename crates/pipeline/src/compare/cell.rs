@@ -6,7 +6,7 @@ use selection::{Repair, Share};
 use serde::{Deserialize, Serialize};
 
 use crate::cell::Race;
-use crate::{Choosing, FinetuneMethod, Verdict};
+use crate::{Choosing, FinetuneMethod, Trial, Verdict};
 
 /// How a model is pruned.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -63,6 +63,15 @@ pub struct EvaluatedOn {
     pub right: Vec<bool>,
 }
 
+/// A learning rate, and how the model that was trained by it stands on the rows held out.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct TriedRate {
+    /// The peak of the learning rate.
+    pub learning_rate: f64,
+    /// How it stands.
+    pub trial: Trial,
+}
+
 /// What a cell came to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CellResult {
@@ -79,6 +88,9 @@ pub struct CellResult {
     /// What the repair does to what is lost, if there is one.
     #[serde(default)]
     pub verdict: Option<Verdict>,
+    /// The learning rates that were tried, if several were, the one that was taken first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rates: Vec<TriedRate>,
     /// How large the model is.
     pub size: Size,
     /// On each set.

@@ -18,7 +18,7 @@ use ::finetune::ComputeChoice;
 use checkpoint::Staging;
 use serde::{Deserialize, Serialize};
 
-pub use cell::{Cell, CellResult, EvaluatedOn, Way};
+pub use cell::{Cell, CellResult, EvaluatedOn, TriedRate, Way};
 pub use needs::ComparisonNeeds;
 pub use settings::CompareSettings;
 

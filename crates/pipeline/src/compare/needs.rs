@@ -118,7 +118,9 @@ impl CellRunner<'_> {
             let found = known_or(&mut known, &alike, || foretell(of, measured))?;
             // A teacher's checkpoint stays as long as there are pupils.
             let teaches = cell.is_dense() && self.settings().of(cell).training.learns_from_dense();
+            let tried = self.settings().rates().len() as f64;
             let cost = of_cell(cell, &found);
+            let cost = Cost { seconds: tried * cost.seconds, ..cost };
             all = all.and(if teaches { cost.staying() } else { cost }, passing);
             let collection = (name, cell.seed, settings.collecting(), settings.goes_on());
             let collects = self.collects(cell) && !collections.contains(&collection);

@@ -10,10 +10,11 @@ use serde_json::json;
 
 use super::inputs::{Inputs, Unpruned};
 use super::models::LeftModel;
-use super::{Cell, CellResult, CompareSettings, EvaluatedOn};
-use crate::cell::{Base, DecidedIn, Stages, Subject, TestSet, lasting};
+use super::{Cell, CellResult, CompareSettings, EvaluatedOn, TriedRate};
+use crate::cell::{Base, CollectedSlots, DecidedIn, Decision, Stages, Subject, TestSet, lasting};
 use crate::lock::RunLock;
 use crate::log::LogTargets;
+use crate::stage::Until;
 use crate::store::{Slot, Store};
 use crate::{Event, FinetuneMethod, LoraLayers, Result, RunSettings};
 
@@ -42,7 +43,12 @@ impl<'a> CellRunner<'a> {
 
     /// The settings of one cell, the type of the products decided.
     fn of(&self, cell: &Cell) -> RunSettings {
-        let mut settings = self.settings.of(cell);
+        self.at_rate(cell, None)
+    }
+
+    /// The same at a learning rate.
+    fn at_rate(&self, cell: &Cell, rate: Option<f64>) -> RunSettings {
+        let mut settings = self.settings.at_rate(cell, rate);
         settings.compute.dtype = self.dtype;
         settings
     }
@@ -76,13 +82,16 @@ impl<'a> CellRunner<'a> {
 
     fn slot(&self, cell: &Cell, stages: &Stages<'_>) -> Slot {
         let settings = stages.settings;
-        let recipe = json!({
+        let mut recipe = json!({
             "common": stages.common(), "cell": cell, "keep": settings.keep, "refine": settings.refine,
             "merge": settings.merge, "density": settings.density, "linear_map": settings.linear_map,
             "collect": stages.collecting(), "training": lasting(&settings.training), "restart": settings.restart,
             "repair_always": settings.repair_always, "teacher": stages.digests.teacher,
             "evaluation": settings.evaluation, "evals": self.inputs.eval_digests, "version": RESULTS,
         });
+        if self.settings.tries_rates() {
+            recipe["rates"] = json!(self.settings.learning_rates);
+        }
         self.store.slot("cell.json", &recipe)
     }
 
@@ -94,7 +103,7 @@ impl<'a> CellRunner<'a> {
         match slot.is_there()? {
             true => Ok(read_json(&slot.path)?),
             false => slot.make(|| {
-                let result = self.make(cell, &stages, observe)?;
+                let result = self.make(cell, observe)?;
                 slot.write(&result)?;
                 Ok(result)
             }),
@@ -136,7 +145,15 @@ impl<'a> CellRunner<'a> {
 
     /// The models that a finished cell, or an earlier one that came to the same, has left.
     pub(super) fn left_by(&self, cell: &Cell) -> Result<Vec<LeftModel>> {
-        let settings = self.of(cell);
+        let mut models = Vec::new();
+        for rate in self.settings.rates() {
+            models.extend(self.left_at(cell, rate)?);
+        }
+        Ok(models)
+    }
+
+    fn left_at(&self, cell: &Cell, rate: Option<f64>) -> Result<Vec<LeftModel>> {
+        let settings = self.at_rate(cell, rate);
         let stages = self.stages(cell, &settings);
         let collected = stages.collected();
         let of_base = |base: &Base, criterion: Option<Criterion>| -> Result<LeftModel> {
@@ -167,12 +184,36 @@ impl<'a> CellRunner<'a> {
         &self.store
     }
 
-    fn make(
+    /// The learning rates that are tried, if several are, the one whose model stands best first.
+    fn rates(&self, cell: &Cell, observe: &mut dyn FnMut(Event)) -> Result<Vec<TriedRate>> {
+        let mut tried = Vec::new();
+        if cell.finetune == FinetuneMethod::None {
+            return Ok(tried);
+        }
+        for learning_rate in self.settings.rates().into_iter().flatten() {
+            let settings = self.at_rate(cell, Some(learning_rate));
+            let stages = self.stages(cell, &settings);
+            let Decided { collected, plan, mut base, .. } = self.decide(cell, &stages, observe)?;
+            if !stages.has_trial(&collected, &base, Until::End)?
+                && let Some(plan) = &plan
+            {
+                base = stages.prune(&collected, plan, observe)?;
+            }
+            let trial = stages.trial(&base, &collected, Until::End, observe)?;
+            tried.push(TriedRate { learning_rate, trial });
+        }
+        // Stable: of equals the one that was named first stays.
+        tried.sort_by(|one, other| one.trial.rank().total_cmp(&other.trial.rank()));
+        Ok(tried)
+    }
+
+    /// What is pruned, and where the model is, whether it is there or not.
+    fn decide(
         &self,
         cell: &Cell,
         stages: &Stages<'_>,
         observe: &mut dyn FnMut(Event),
-    ) -> Result<CellResult> {
+    ) -> Result<Decided> {
         let collected = match self.collects(cell) {
             true => stages.collect(observe)?,
             false => stages.collected(),
@@ -187,7 +228,15 @@ impl<'a> CellRunner<'a> {
             stages.settle(&collected, plan, observe)?; // What is carried out says where the model is.
         }
         let base_of = |plan: &Plan| stages.base(&collected, plan);
-        let mut base = plan.as_ref().map_or_else(|| stages.dense(), base_of);
+        let base = plan.as_ref().map_or_else(|| stages.dense(), base_of);
+        Ok(Decided { collected, decision, plan, base })
+    }
+
+    fn make(&self, cell: &Cell, observe: &mut dyn FnMut(Event)) -> Result<CellResult> {
+        let rates = self.rates(cell, observe)?;
+        let settings = self.at_rate(cell, rates.first().map(|taken| taken.learning_rate));
+        let stages = &self.stages(cell, &settings);
+        let Decided { collected, decision, plan, mut base } = self.decide(cell, stages, observe)?;
         let trains = stages.settings.finetune != FinetuneMethod::None;
         let tuned = trains.then(|| stages.tuned(&collected, &base)).transpose()?;
         // What other cells have found of the same model is enough, and models go when their cells are done.
@@ -215,7 +264,11 @@ impl<'a> CellRunner<'a> {
             None => DecidedIn::default(),
         };
         let seconds_choosing = took.choosing + base.seconds;
-        let seconds_training = took.training + tuned.as_ref().map_or(0.0, Slot::seconds);
+        let tried = match rates.is_empty() {
+            true => 0.0,
+            false => stages.trial_seconds(&collected, &base, Until::End)?,
+        };
+        let seconds_training = took.training + tried + tuned.as_ref().map_or(0.0, Slot::seconds);
         let (scores, race) =
             decision.map_or((None, None), |found| (found.selection.scores, found.race));
         Ok(CellResult {
@@ -224,6 +277,7 @@ impl<'a> CellRunner<'a> {
             scores: scores.map(|scores| scores.layers.iter().map(|layer| layer.score).collect()),
             race,
             verdict: base.verdict.clone(),
+            rates,
             size: self.size(&base)?,
             evaluations,
             seconds: collected.record.seconds() + seconds_choosing + seconds_training,
@@ -266,6 +320,14 @@ impl<'a> CellRunner<'a> {
     fn size_slot(&self, base: &Base) -> Slot {
         self.store.slot("size.json", json!({"base": base.digest}))
     }
+}
+
+/// What of a model is pruned.
+struct Decided {
+    collected: CollectedSlots,
+    decision: Option<Decision>,
+    plan: Option<Plan>,
+    base: Base,
 }
 
 /// The type of the products: the one the comparison began with, if it has.

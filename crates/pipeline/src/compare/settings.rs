@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use ::finetune::ComputeChoice;
 use selection::{Criterion, Repair, Share};
 
-use super::cell::{Cell, Way};
+use super::cell::{Cell, CellResult, Way};
 use crate::{Choosing, FinetuneMethod, HeldOut, RunSettings, TrainingSettings};
 
 /// What a comparison does, and with what.
@@ -28,6 +28,9 @@ pub struct CompareSettings {
     pub paper: bool,
     /// How to fine-tune; the base's training stands for nothing either.
     pub trainings: Vec<(FinetuneMethod, TrainingSettings)>,
+    /// Learning rates to try for each cell, the dense one too; the one that stands best on the rows held out is taken. With
+    /// fewer than two, each training's own.
+    pub learning_rates: Vec<f64>,
     /// How many seeds, counted on from the base's.
     pub seeds: u64,
     /// Keep the pruned and the tuned checkpoints; else each goes as soon as no cell to come needs it.
@@ -71,10 +74,11 @@ impl CompareSettings {
         cells
     }
 
-    /// The settings of a run that makes exactly one of the cells and evaluates it on `eval`, `dtype` being the type of the
-    /// comparison's products.
-    pub fn run_of(&self, cell: &Cell, eval: &Path, dtype: ComputeChoice) -> RunSettings {
-        let mut settings = self.of(cell);
+    /// The settings of a run that makes exactly one of the cells, by a learning rate of its own if several were tried, and
+    /// evaluates it on `eval`, `dtype` being the type of the comparison's products.
+    pub fn run_of(&self, result: &CellResult, eval: &Path, dtype: ComputeChoice) -> RunSettings {
+        let rate = result.rates.first().map(|taken| taken.learning_rate);
+        let mut settings = self.at_rate(&result.cell, rate);
         settings.compute.dtype = dtype;
         settings.eval = Some(eval.to_owned());
         let chosen_by = settings.held_out().is_some();
@@ -84,10 +88,33 @@ impl CompareSettings {
 
     /// What of the training rows is held out of every cell, since one of them takes it to choose layers by.
     pub(crate) fn held_out(&self) -> Option<HeldOut> {
-        self.cells().iter().find_map(|cell| self.of(cell).held_out())
+        let for_rates = self.tries_rates().then_some(self.base.choose);
+        for_rates.or_else(|| self.cells().iter().find_map(|cell| self.of(cell).held_out()))
     }
 
-    /// The settings of one cell, as a run has them.
+    /// Whether several learning rates are tried for each cell.
+    pub(crate) fn tries_rates(&self) -> bool {
+        self.learning_rates.len() > 1
+    }
+
+    /// Each learning rate that is tried; `None` for the training's own.
+    pub(crate) fn rates(&self) -> Vec<Option<f64>> {
+        match self.tries_rates() {
+            true => self.learning_rates.iter().copied().map(Some).collect(),
+            false => vec![None],
+        }
+    }
+
+    /// The settings of one cell at a learning rate; its training's own if none is given.
+    pub(crate) fn at_rate(&self, cell: &Cell, rate: Option<f64>) -> RunSettings {
+        let mut settings = self.of(cell);
+        if let Some(rate) = rate {
+            settings.training.learning_rate = rate;
+        }
+        settings
+    }
+
+    /// The settings of one cell, as a run has them, at its training's own learning rate.
     pub(crate) fn of(&self, cell: &Cell) -> RunSettings {
         let mut settings =
             RunSettings { finetune: cell.finetune, seed: cell.seed, ..self.base.clone() };
