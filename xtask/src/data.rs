@@ -175,7 +175,7 @@ const MOST_TEST: usize = 1000;
 /// A benchmark: its name, its two official splits in the package, and what a document asks.
 type Benchmark = (&'static str, [&'static str; 2], fn(&Value) -> Option<String>);
 
-const BENCHMARKS: [Benchmark; 4] = [
+const BENCHMARKS: [Benchmark; 7] = [
     ("piqa", ["train", "val"], |doc| {
         let (goal, label) = (doc["goal"].as_str()?, doc["gold"].as_u64()? as usize);
         question(&format!("Give a way to reach this goal.\nGoal: {goal}"), &doc["choices"], label)
@@ -185,11 +185,10 @@ const BENCHMARKS: [Benchmark; 4] = [
         let user = format!("Write the most plausible continuation of this text.\n\n{text}");
         question(&user, &doc["choices"], label)
     }),
-    ("arc_easy", ["train", "test"], |doc| {
-        let text = doc["query"].as_str()?.strip_prefix("Question: ")?.strip_suffix("\nAnswer:")?;
-        let label = doc["gold"].as_u64()? as usize;
-        question(&format!("Answer this science question.\n{text}"), &doc["choices"], label)
-    }),
+    ("arc_easy", ["train", "test"], |doc| asked("Answer this science question.", doc)),
+    ("arc_challenge", ["train", "test"], |doc| asked("Answer this science question.", doc)),
+    ("openbookqa", ["train", "test"], |doc| asked("Answer this question.", doc)),
+    ("socialiqa", ["train", "val"], |doc| asked("Answer this question.", doc)),
     ("winogrande", ["train", "val"], |doc| {
         let (sentence, answer) = (doc["sentence"].as_str()?, doc["answer"].as_str()?);
         let label = answer.parse::<usize>().ok()?.checked_sub(1)?;
@@ -197,6 +196,12 @@ const BENCHMARKS: [Benchmark; 4] = [
         question(&user, &json!([doc["option1"], doc["option2"]]), label)
     }),
 ];
+
+/// A document that is a question with an answer to choose, after what is to be done with it.
+fn asked(instruction: &str, doc: &Value) -> Option<String> {
+    let text = doc["query"].as_str()?.strip_prefix("Question: ")?.strip_suffix("\nAnswer:")?;
+    question(&format!("{instruction}\n{text}"), &doc["choices"], doc["gold"].as_u64()? as usize)
+}
 
 fn question(user: &str, choices: &Value, label: usize) -> Option<String> {
     let clean =
@@ -206,7 +211,7 @@ fn question(user: &str, choices: &Value, label: usize) -> Option<String> {
     Some(row(user, choices, &answer))
 }
 
-/// PIQA, HellaSwag, ARC-Easy and WinoGrande, in their official splits.
+/// The benchmarks in their official splits.
 fn olmo() -> Result<()> {
     let missing: Vec<_> =
         BENCHMARKS.iter().filter(|(name, ..)| !cache("data").join(name).exists()).collect();
