@@ -100,12 +100,13 @@ pub fn compare(
     }
     let (mut made, mut seconds_made) = (0_u32, 0.0);
     let mut left = LeftModels::new(runner.store(), settings.keep_models);
-    let mut longest = 0.0_f64;
+    // The next one may take as long as the longer of the last two; the first collects steps for all.
+    let mut recent = [0.0_f64; 2];
     for (number, cell) in cells.iter().enumerate() {
         let elapsed = started.elapsed().as_secs_f64();
         // What is there costs nothing, so it is never left out, nor is the first: nothing is known yet of how long
         // one takes.
-        if settings.budget_seconds.is_some_and(|budget| elapsed + longest > budget)
+        if settings.budget_seconds.is_some_and(|budget| elapsed + recent[0].max(recent[1]) > budget)
             && !found.cells.is_empty()
             && !there[number]
         {
@@ -116,8 +117,8 @@ pub fn compare(
         let begun = Instant::now();
         let result = runner.run(cell, observe)?;
         let took = begun.elapsed().as_secs_f64();
-        longest = longest.max(took);
         if !there[number] {
+            recent = [recent[1], took];
             made += 1;
             seconds_made += took;
         }
