@@ -75,6 +75,7 @@ impl Stages<'_> {
         max_drop: MaxDrop,
         observe: &mut dyn FnMut(Event),
     ) -> Result<Amount> {
+        observe(Event::Started(Stage::DenseFinetune));
         let dense = self.trial(&self.dense(), collected, Until::End, observe)?;
         let most = self.settings.prune.layers_of(self.num_layers)?;
         let mut tried = Vec::new();

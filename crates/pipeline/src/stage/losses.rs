@@ -18,7 +18,7 @@ pub struct LossesOf<'a> {
     pub adapters: Option<StateOf<'a>>,
 }
 
-/// Rows that losses are computed on, if none are held out for them.
+/// Rows that losses are computed on, if none are held out for them; and that repairs are judged on at most.
 pub(crate) const LOSS_ROWS: usize = HeldOut::MOST;
 
 /// Hands losses with layers skipped to `choose` (method.md §3): of the dense model, on the rows held out, or, if
@@ -33,7 +33,7 @@ pub fn with_losses<T>(
     observe: &mut dyn FnMut(Event),
     choose: impl FnOnce(&mut dyn LossProbe) -> Result<T>,
 ) -> Result<T> {
-    with_dense(context, of, observe, |model, rows| {
+    with_dense(context, of, usize::MAX, observe, |model, rows| {
         choose(&mut SkipProbe::new(model, rows, BATCH_TOKENS)?)
     })
 }
@@ -69,7 +69,7 @@ impl Judge<'_> {
     }
 }
 
-/// Hands a judge of pruned models to `judge` (method.md §8).
+/// Hands a judge of pruned models to `judge` (method.md §8), on 128 of the rows of [`with_losses`] at most.
 ///
 /// # Errors
 ///
@@ -81,16 +81,18 @@ pub fn with_judge<T>(
     judge: impl FnOnce(&Judge<'_>) -> Result<T>,
 ) -> Result<T> {
     let compute = context.compute;
-    with_dense(context, of, observe, |model, rows| {
+    // Whether a repair helps is seen on few rows.
+    with_dense(context, of, LOSS_ROWS, observe, |model, rows| {
         let rule = Discrepancy::new(model, rows, BATCH_TOKENS)?;
         judge(&Judge { rule, compute })
     })
 }
 
-/// Hands the dense model and the rows that losses are computed on to `with`.
+/// Hands the dense model and the rows that losses are computed on to `with`, at most so many.
 fn with_dense<T>(
     context: StageContext<'_>,
     of: LossesOf<'_>,
+    most: usize,
     observe: &mut dyn FnMut(Event),
     with: impl FnOnce(&Model, &[&Example]) -> Result<T>,
 ) -> Result<T> {
@@ -99,8 +101,8 @@ fn with_dense<T>(
     let encoder = read_encoder(context.model)?;
     let trained_on = encoder.examples(&train, max_tokens)?;
     let (of_held_out, most) = match held_out.is_empty() {
-        true => (None, LOSS_ROWS),
-        false => (Some(encoder.examples(&held_out, max_tokens)?), usize::MAX),
+        true => (None, most.min(LOSS_ROWS)),
+        false => (Some(encoder.examples(&held_out, max_tokens)?), most),
     };
     let examples = &of_held_out.as_ref().unwrap_or(&trained_on).examples;
     // From the end, since what repairs are fitted on comes from the beginning.
