@@ -1,6 +1,5 @@
 //! All rows of a file as tokens, and what became of them.
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::{DatasetError, Encoder, Example, Place, Result, Row};
@@ -67,10 +66,8 @@ impl Encoder {
     pub fn examples(&self, rows: &[Row], max_tokens: usize) -> Result<Encoded> {
         let mut encoded =
             Encoded { examples: Vec::new(), places: Vec::new(), counts: RowCounts::default() };
-        let all: Vec<_> = rows.par_iter().map(|row| self.examples_of(row, max_tokens)).collect();
-        // In the rows' order, so that of several errors it is the first row's.
-        for (row, examples) in rows.iter().zip(all) {
-            let examples = examples?;
+        for row in rows {
+            let examples = self.examples_of(row, max_tokens)?;
             encoded.counts.add(&examples);
             for example in examples.into_iter().filter(|example| example.learned() > 0) {
                 encoded.examples.push(example);

@@ -85,6 +85,7 @@ impl Stages<'_> {
             let within = self.on_trial(&settings, scratch);
             let decision = within.decide(collected, observe)?;
             let base = within.prune(collected, &within.plan_of(&decision.selection)?, observe)?;
+            observe(Event::Started(Stage::Finetune));
             let trial = within.trial(&base, collected, Until::End, observe)?;
             let lost = MaxDrop::lost(&dense, &trial);
             let is_within = lost.is_some_and(|lost| lost <= max_drop.share());
