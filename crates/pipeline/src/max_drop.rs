@@ -14,8 +14,13 @@ pub struct MaxDrop(f64);
 
 impl MaxDrop {
     /// As a share.
-    pub fn share(self) -> f64 {
+    fn share(self) -> f64 {
         self.0 / 100.0
+    }
+
+    /// Whether so much may be lost. A share of rows is a rounded number, and exactly as much as may be lost may be.
+    pub(crate) fn allows(self, lost: f64) -> bool {
+        lost <= self.share() + 1e-9
     }
 
     /// What a pruned model has lost; `None` if it is not finite.
@@ -62,6 +67,9 @@ mod tests {
         }
         let lost = MaxDrop::lost(&trial(Some(0.9), None), &trial(Some(0.875), Some(1.0))).unwrap();
         assert!((lost - 0.025).abs() < 1e-12);
+        // 276 and 270 of 300 rows: 0.02 and a little more in floating point.
+        let two: MaxDrop = "2%".parse().unwrap();
+        assert!(two.allows(0.92 - 0.9) && !two.allows(0.0201) && two.allows(-0.5));
         let lost = MaxDrop::lost(&trial(None, Some(2.0)), &trial(None, Some(2.0 + 1.02_f64.ln())));
         assert!((lost.unwrap() - 0.02).abs() < 1e-12);
         assert_eq!(MaxDrop::lost(&trial(None, Some(2.0)), &trial(None, None)), None);

@@ -88,7 +88,7 @@ impl Stages<'_> {
             observe(Event::Started(Stage::Finetune));
             let trial = within.trial(&base, collected, Until::End, observe)?;
             let lost = MaxDrop::lost(&dense, &trial);
-            let is_within = lost.is_some_and(|lost| lost <= max_drop.share());
+            let is_within = lost.is_some_and(|lost| max_drop.allows(lost));
             let found = TriedAmount { layers, trial, lost, within: is_within };
             observe(Event::TriedAmount(found));
             tried.push(found);
