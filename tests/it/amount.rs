@@ -1,7 +1,5 @@
 //! As many layers as may go: `run --max-drop`.
 
-use std::process::Stdio;
-
 use crate::support::{CHEAP, Desk};
 
 fn run(rest: &str, out: &str) -> String {
@@ -60,22 +58,7 @@ fn a_killed_search_goes_on() {
     desk.run(&command("whole"));
     for mark in ["amounts/trial-", "amounts/pruned-", "amount.json", "plan.json", "adapter"] {
         let out = format!("at-{}", mark.replace(['/', '.'], "-"));
-        let mut child = desk
-            .command(&command(&out))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the program starts");
-        let (folder, start) = mark.rsplit_once('/').unwrap_or((".", mark));
-        let there = || {
-            let Ok(entries) = fs_err::read_dir(desk.at(&out).join(folder)) else { return false };
-            entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with(start))
-        };
-        while !there() && child.try_wait().unwrap().is_none() {
-            std::thread::yield_now();
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
+        desk.kill_when(&command(&out), || desk.has_like(&format!("{out}/{mark}")));
         desk.run(&command(&out));
         assert!(adapter(&desk, &out) == adapter(&desk, "whole"), "killed at {mark}");
         assert!(!desk.at(&out).join("amounts").exists());

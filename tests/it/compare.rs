@@ -1,7 +1,5 @@
 //! `gradpruner compare`: cells that share what they have in common, and go on after being killed.
 
-use std::process::Stdio;
-
 use serde_json::Value;
 
 use crate::support::{CHEAP, Desk, text};
@@ -218,24 +216,7 @@ fn a_killed_comparison_goes_on() {
     for mark in [".record-", "collected-", "maps-", ".pruned-", "adapter-", "evaluations-", "cell-"]
     {
         fs_err::remove_dir_all(desk.at("c")).unwrap();
-        let mut child = desk
-            .command(&arguments)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the program starts");
-        let is_there = || {
-            let Ok(entries) = fs_err::read_dir(desk.at("c/store")) else { return false };
-            entries.flatten().any(|entry| {
-                let name = entry.file_name().to_string_lossy().into_owned();
-                name.starts_with(mark) && !name.contains(".recipe.")
-            })
-        };
-        while !is_there() && child.try_wait().unwrap().is_none() {
-            std::thread::yield_now();
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
+        desk.kill_when(&arguments, || desk.has_like(&format!("c/store/{mark}")));
         assert_eq!(figures(&desk.json(&arguments)), expected, "{mark}");
     }
 }
@@ -366,13 +347,17 @@ fn learning_rates_are_chosen_on_held_out_rows() {
     let after = |found: &Value, at: usize| {
         found["cells"][at]["evaluations"][0]["after"]["perplexity"].as_f64().unwrap()
     };
-    for (at, cell) in cells.iter().take(2).enumerate() {
-        assert_eq!(cell["rates"][0]["learning_rate"], 3e-3);
+    // The paper's form has no guard, three steps of its own, and merges; it comes before the others.
+    assert_eq!(cells[1]["cell"]["way"]["paper"], true);
+    for at in [0, 2] {
+        assert_eq!(cells[at]["rates"][0]["learning_rate"], 3e-3);
         assert_eq!(after(&found, at), after(&one, at));
     }
-    // The paper's form has no guard, three steps of its own, and merges; its figures are another cell's.
-    assert_eq!(cells[2]["cell"]["way"]["paper"], true);
     assert!(fs_err::read_to_string(desk.at("c/compare.md")).unwrap().contains("the paper's form"));
     let csv = fs_err::read_to_string(desk.at("c/compare.csv")).unwrap();
     assert!(csv.lines().nth(1).unwrap().ends_with(",0.003"), "{csv}");
+    let failure = desk.failure(
+        "compare --model model --train train.jsonl --eval test.jsonl --prune 2 --learning-rates 1e-3 --out x",
+    );
+    assert!(failure.contains("takes two or more to choose from"), "{failure}");
 }

@@ -1,7 +1,5 @@
 //! Races of several criteria's choices, in a run and in a comparison.
 
-use std::process::Stdio;
-
 use crate::support::{CHEAP, Desk, text};
 
 /// Nine steps after the three collected ones.
@@ -82,22 +80,7 @@ fn a_killed_race_goes_on() {
         ["race", "race/adapter-", "race/trial-", "race.json", "pruned", "adapter.state", "adapter"]
     {
         let out = format!("at-{}", mark.replace(['/', '.'], "-"));
-        let mut child = desk
-            .command(&command(&out))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the program starts");
-        let (folder, start) = mark.rsplit_once('/').unwrap_or((".", mark));
-        let there = || {
-            let Ok(entries) = fs_err::read_dir(desk.at(&out).join(folder)) else { return false };
-            entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with(start))
-        };
-        while !there() && child.try_wait().unwrap().is_none() {
-            std::thread::yield_now();
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
+        desk.kill_when(&command(&out), || desk.has_like(&format!("{out}/{mark}")));
         desk.run(&command(&out));
         assert!(adapter(&desk, &out) == adapter(&desk, "whole"), "killed at {mark}");
         assert!(!desk.at(&out).join("race").exists());

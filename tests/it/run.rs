@@ -142,17 +142,7 @@ fn a_plan_that_was_edited_in_the_middle_of_the_training() {
             .replace("--merge 1 --density 0.5", "--repair drop")
             .replace("--epochs 1", "--epochs 3")
     };
-    let mut child = desk
-        .command(&command("a"))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("the program starts");
-    while !desk.at("a/adapter.state/step-000005").exists() && child.try_wait().unwrap().is_none() {
-        std::thread::yield_now();
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
+    desk.kill_when(&command("a"), || desk.at("a/adapter.state/step-000005").exists());
     assert!(!desk.at("a/adapter").exists(), "it was too late");
     edited("a");
     desk.run(&command("a"));
@@ -292,17 +282,7 @@ fn killed_and_going_on(command: &dyn Fn(&str) -> String) {
     ];
     for mark in marks {
         let out = format!("killed-at-{}", mark.trim_start_matches('.').replace(['.', '/'], "-"));
-        let mut child = desk
-            .command(&command(&out))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the program starts");
-        while !desk.at(&out).join(mark).exists() && child.try_wait().unwrap().is_none() {
-            std::thread::yield_now();
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
+        desk.kill_when(&command(&out), || desk.at(&out).join(mark).exists());
         desk.run(&command(&out));
         let found = contents(&desk.at(&out));
         assert!(found.keys().eq(expected.keys()), "{mark}: {:?}", found.keys());

@@ -1,7 +1,7 @@
 //! A folder to run the program in.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use testkit::{temporary_folder, tiny_checkpoint, tiny_rows};
 
@@ -59,6 +59,25 @@ impl Desk {
         let code = output.status.code().map_or("killed".into(), |code| format!("exit {code}"));
         assert!(output.stdout.is_empty(), "an error prints no result");
         format!("{code}\n{}", text(&output.stderr))
+    }
+
+    /// Begins a command and kills it as soon as something is there, unless it has ended by then.
+    pub(crate) fn kill_when(&self, arguments: &str, is_there: impl Fn() -> bool) {
+        let mut command = self.command(arguments);
+        let quiet = command.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = quiet.spawn().expect("the program starts");
+        while !is_there() && child.try_wait().expect("it is ours").is_none() {
+            std::thread::yield_now();
+        }
+        child.kill().expect("it is ours");
+        child.wait().expect("it is ours");
+    }
+
+    /// Whether a file or folder lies here whose path begins so.
+    pub(crate) fn has_like(&self, start: &str) -> bool {
+        let (folder, start) = start.rsplit_once('/').unwrap_or((".", start));
+        let Ok(entries) = fs_err::read_dir(self.at(folder)) else { return false };
+        entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with(start))
     }
 
     /// What lies here, hidden files included.

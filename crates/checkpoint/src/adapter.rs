@@ -10,8 +10,7 @@ use ndarray::Array2;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-use crate::json::read_json;
-use crate::json::write_json;
+use crate::json::{read_json, write_json};
 use crate::names::pair_names;
 use crate::writer::start;
 use crate::{CheckpointError, Dtype, Module, Result, TensorSpec, Weights, narrow};

@@ -10,8 +10,7 @@ use ndarray::{Array2, ArrayView2, CowArray, Ix2};
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Hashing;
-use crate::json::read_json;
-use crate::json::write_json;
+use crate::json::{read_json, write_json};
 use crate::names::{PairNames, pair_names};
 use crate::writer::header;
 use crate::{

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use dataset::{Encoder, Example};
-use evidence::Evidence;
+use evidence::{Evidence, LossProbe};
 use gradpruner_finetune::{
     ComputeChoice, ComputeType, DeviceChoice, Discrepancy, FinetuneError, MapSettings, Model,
     SkipProbe, fit_linear_maps,
@@ -80,7 +80,7 @@ fn losses(folder: &Path, data: &Path) -> Outcome<Value> {
     let computed = probe.layers_computed();
     let mut sorted = removed.clone();
     sorted.sort_unstable();
-    let lost = evidence::LossProbe::loss(&mut probe, &sorted)?;
+    let lost = probe.loss(&sorted)?;
     Ok(json!({
         "rows": examples.len(), "forward_seconds": median(passes), "loss_seconds": median(losses),
         "greedy_seconds": took, "greedy_passes": computed as f64 / num_layers as f64,

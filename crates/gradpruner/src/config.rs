@@ -29,8 +29,13 @@ const PAPER: [&str; 9] = [
 /// The command line with the settings of the run.toml that it names, if it names one, and those of `--paper` written out as
 /// flags. They stand before what was typed, and of a flag that stands there twice the later wins.
 pub(crate) fn expanded(typed: Vec<OsString>) -> anyhow::Result<Vec<OsString>> {
-    let is_command = |word: &OsString| word == "run" || word == "estimate";
-    let Some(command) = typed.iter().position(is_command) else { return Ok(typed) };
+    // The command is the first word that is no flag, after the program; no flag before it takes a value. What follows may be
+    // called the same: `--out run`.
+    let is_flag = |word: &OsString| word.to_string_lossy().starts_with('-');
+    let Some(command) = (1..typed.len()).find(|&at| !is_flag(&typed[at])) else { return Ok(typed) };
+    if typed[command] != "run" && typed[command] != "estimate" {
+        return Ok(typed);
+    }
     let (before, after) = typed.split_at(command + 1);
     let mut settings = Vec::new();
     if let Some(path) = config_of(after).filter(|_| typed[command] == "run") {
@@ -333,6 +338,11 @@ mod tests {
         assert_eq!(parsed(expanded(typed("--keep first:2 --paper")).unwrap()), expected);
         let estimate = expanded(words("gradpruner estimate --model m --paper --epochs 1")).unwrap();
         assert!(Cli::try_parse_from(estimate).is_ok());
+        // Another command's flag of that name stands for itself, whatever its folders are called.
+        let compare = words(
+            "gradpruner -q compare --model run --train t --eval e --prune 4 --out run --paper",
+        );
+        assert_eq!(expanded(compare.clone()).unwrap(), compare);
     }
 
     #[test]

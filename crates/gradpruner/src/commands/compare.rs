@@ -110,6 +110,10 @@ impl CompareArgs {
                 "`--steps auto` follows one criterion's choice, and here are several; give a number"
             );
         }
+        let learning_rates = without_repeats(learning_rates);
+        if learning_rates.len() == 1 {
+            bail!("`--learning-rates` takes two or more to choose from; one is given by `--lr`");
+        }
         let trained = without_repeats(finetune);
         let training = cell.training.clone();
         let base = cell.settings(CellInputs {
@@ -133,7 +137,7 @@ impl CompareArgs {
                 .into_iter()
                 .map(|method| (method, training.clone().settings(method)))
                 .collect(),
-            learning_rates: without_repeats(learning_rates),
+            learning_rates,
             seeds,
             keep_models,
             budget_seconds: budget,

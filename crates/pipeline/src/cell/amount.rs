@@ -157,9 +157,13 @@ fn largest(most: usize, is_within: &mut dyn FnMut(usize) -> Result<bool>) -> Res
 /// That even the fewest layers lose too much.
 fn nothing_goes(max_drop: MaxDrop, tried: &[TriedAmount]) -> String {
     let text = |tried: &TriedAmount| {
+        let of = match tried.trial.acc {
+            Some(_) => "points of accuracy",
+            None => "% of perplexity",
+        };
         let lost = tried.lost.map_or_else(
             || "are not finite".to_owned(),
-            |lost| format!("lose {:.1} %", 100.0 * lost),
+            |lost| format!("lose {:.1} {of}", 100.0 * lost),
         );
         format!("{} {lost}", tried.layers)
     };

@@ -41,7 +41,7 @@ pub struct CompareSettings {
 
 impl CompareSettings {
     /// Every cell, in the order that makes the table useful whenever it stops: a seed after the other, the dense model
-    /// first, baselines next, then the ratios.
+    /// first, baselines next, then the ratios, the paper's form of each before the others.
     pub fn cells(&self) -> Vec<Cell> {
         let mut cells = Vec::new();
         for seed in self.base.seed..self.base.seed + self.seeds {
@@ -55,6 +55,11 @@ impl CompareSettings {
                 }
             }
             for &prune in &self.prunes {
+                for &(finetune, _) in self.trainings.iter().filter(|_| self.paper) {
+                    let criterion = Choosing::By(Criterion::IGIA);
+                    let way = Some(Way { prune, criterion, repair: Repair::SameSign, paper: true });
+                    cells.push(Cell { way, baseline: None, finetune, seed });
+                }
                 for &repair in &self.repairs {
                     for criterion in &self.criteria {
                         for &(finetune, _) in &self.trainings {
@@ -63,11 +68,6 @@ impl CompareSettings {
                             cells.push(Cell { way, baseline: None, finetune, seed });
                         }
                     }
-                }
-                for &(finetune, _) in self.trainings.iter().filter(|_| self.paper) {
-                    let criterion = Choosing::By(Criterion::IGIA);
-                    let way = Some(Way { prune, criterion, repair: Repair::SameSign, paper: true });
-                    cells.push(Cell { way, baseline: None, finetune, seed });
                 }
             }
         }
