@@ -149,7 +149,10 @@ impl CompareArgs {
 pub(crate) fn run(args: CompareArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
     interrupt::stop_after_the_step();
     let (settings, out) = args.settings()?;
-    let context = || format!("the comparison in `{}` stopped", out.display());
+    let context = || match out.join("store").exists() {
+        true => format!("the comparison in `{}` stopped", out.display()),
+        false => format!("the comparison in `{}` did not begin", out.display()),
+    };
     let found =
         compare(&settings, &out, &mut |event| printer.stage_event(event)).with_context(context)?;
     for (name, text) in [

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use checkpoint::{ModelConfig, locate_configuration};
+use clap::builder::ArgPredicate;
 use pipeline::{
     Choosing, Estimate, FinetuneMethod, MaxDrop, RunSettings, Sample, estimate, read_data,
     read_encoder,
@@ -38,7 +39,11 @@ pub(crate) struct EstimateArgs {
     #[arg(long, default_value_t = 1000, value_parser = positive)]
     rows: usize,
     /// Layers to prune: a number, or a share such as 40%
-    #[arg(long, default_value = "40%")]
+    #[arg(
+        long,
+        default_value = "40%",
+        default_value_if("max_drop", ArgPredicate::IsPresent, "50%")
+    )]
     prune: Share,
     /// As in `run`: prune as many layers as lose no more, --prune at most
     #[arg(long)]
