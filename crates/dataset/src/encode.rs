@@ -1,7 +1,7 @@
 //! Chats to token ids, with the tokens marked that count for the loss.
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -82,6 +82,18 @@ impl Encoder {
         let mut encoder = Self { tokenizer, template, begin: Vec::new(), end };
         encoder.begin = encoder.added_before()?;
         Ok(encoder)
+    }
+
+    /// The files of a model folder that [`Encoder::read`] reads, those that are there.
+    ///
+    /// # Errors
+    ///
+    /// If a folder of templates cannot be listed.
+    pub fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+        let mut files = vec![folder.join("tokenizer.json")];
+        files.append(&mut ChatTemplate::files(folder)?);
+        files.retain(|file| file.exists());
+        Ok(files)
     }
 
     /// The tokens that the tokenizer's post-processor puts before a text.

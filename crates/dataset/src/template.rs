@@ -14,6 +14,8 @@ const PLAIN: &str = "{% for message in messages %}{{ message.content }}\
     {% if message.role == 'assistant' %}{{ eos_token }}{% else %}{{ '\\n' }}{% endif %}\
     {% endfor %}";
 
+/// Where the special tokens stand, and in the first the templates that have no files of their own.
+const CONFIGS: [&str; 2] = ["tokenizer_config.json", "special_tokens_map.json"];
 /// The special tokens that transformers hands to templates.
 const SPECIAL_TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
@@ -56,18 +58,24 @@ impl ChatTemplate {
     ///
     /// If a file is broken or a template does not parse.
     pub fn read(folder: &Path) -> Result<Self> {
-        let path = folder.join("tokenizer_config.json");
+        let [path, map] = CONFIGS.map(|name| folder.join(name));
         let config = read_json(&path)?;
         let mut sources = template_files(folder)?;
         if sources.is_empty() {
             sources = config_templates(&config["chat_template"], &path);
         }
-        let map = read_json(&folder.join("special_tokens_map.json"))?;
+        let map = read_json(&map)?;
         let tokens = SPECIAL_TOKENS.into_iter().filter_map(|name| {
             let text = token_text(&config[name]).or_else(|| token_text(&map[name]))?;
             Some((name.to_owned(), Value::from(text)))
         });
         Self::parse(sources, tokens.collect())
+    }
+
+    /// The files that [`ChatTemplate::read`] reads, whether or not they are there.
+    pub(crate) fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+        let own = named_files(folder)?.into_iter().map(|(_, path)| path);
+        Ok(CONFIGS.map(|name| folder.join(name)).into_iter().chain(own).collect())
     }
 
     /// Parses a template.
@@ -169,15 +177,19 @@ fn template_error(template: &str, fault: Fault) -> DatasetError {
 }
 
 fn template_files(folder: &Path) -> Result<Vec<Source>> {
-    let mut found = Vec::new();
-    let mut add = |name: String, path: PathBuf| -> Result<()> {
+    let source = |(name, path): (String, PathBuf)| {
         let text = read_text(&path, MOST_BYTES)?;
-        found.push(Source { name, origin: path.display().to_string(), text });
-        Ok(())
+        Ok(Source { name, origin: path.display().to_string(), text })
     };
+    named_files(folder)?.into_iter().map(source).collect()
+}
+
+/// The names of the templates that have files of their own, and the files.
+fn named_files(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let mut found = Vec::new();
     let default = folder.join("chat_template.jinja");
     if default.exists() {
-        add("default".into(), default)?;
+        found.push(("default".into(), default));
     }
     for folder in FOLDERS.map(|name| folder.join(name)) {
         if !folder.is_dir() {
@@ -187,7 +199,7 @@ fn template_files(folder: &Path) -> Result<Vec<Source>> {
             let path = entry?.path();
             let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             if path.extension().is_some_and(|extension| extension == "jinja") {
-                add(name, path)?;
+                found.push((name, path));
             }
         }
     }

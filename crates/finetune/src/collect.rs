@@ -1,6 +1,7 @@
 //! The first steps of a LoRA fine-tune, for their gradients (method.md §1).
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use checkpoint::Activations;
 use dataset::Encoded;
@@ -62,7 +63,7 @@ pub struct Listeners<'a> {
 pub fn collect(
     model: Model,
     settings: &CollectSettings,
-    data: Encoded,
+    data: impl Into<Arc<Encoded>>,
     listeners: Listeners<'_>,
 ) -> Result<Collected> {
     let Listeners { sink, observe } = listeners;

@@ -50,10 +50,10 @@ pub use settings::{
 };
 pub use stability::Stability;
 pub use stage::{
-    CollectTargets, Collected, CutOf, FinetuneSettings, FinetuneTarget, FitTarget, Fitted, Judge,
-    Judged, LossesOf, StageContext, StateOf, TeacherOf, Verdict, collect_record, evaluate_model,
-    finetune_model, fit_name, fit_repair, judge_repair, load_adapted, read_encoder, with_judge,
-    with_losses,
+    CollectTargets, Collected, CutOf, EncodedRows, FinetuneSettings, FinetuneTarget, FitTarget,
+    Fitted, Judge, Judged, LossesOf, StageContext, StateOf, TeacherOf, Verdict, collect_record,
+    evaluate_model, finetune_model, fit_name, fit_repair, judge_repair, load_adapted, read_encoder,
+    with_judge, with_losses,
 };
 pub use stage::{Trial, TrialTarget, Until, trial};
 pub use timing::{StageTime, read_timings};

@@ -19,7 +19,7 @@ use crate::estimate::require_disk;
 use crate::lock::RunLock;
 use crate::log::{LogTargets, LoggedStep, read_steps};
 use crate::run_file::{Inputs, RunFile};
-use crate::stage::{StageContext, read_encoder};
+use crate::stage::{EncodedRows, StageContext, read_encoder};
 use crate::store::{Slot, Store};
 use crate::timing::{StageTime, read_timings};
 use crate::{
@@ -169,7 +169,11 @@ fn in_force(settings: &RunSettings, folder: &Path) -> Result<(RunSettings, Compu
 
 impl RunSettings {
     /// A model and the rows it is trained on.
-    pub(crate) fn context<'a>(&'a self, model: &'a Path) -> StageContext<'a> {
+    pub(crate) fn context<'a>(
+        &'a self,
+        model: &'a Path,
+        encoded: &'a EncodedRows,
+    ) -> StageContext<'a> {
         StageContext {
             model,
             data: &self.train,
@@ -177,6 +181,7 @@ impl RunSettings {
             held_out: self.held_out(),
             compute: &self.compute,
             seed: self.seed,
+            encoded,
         }
     }
 }
@@ -205,6 +210,7 @@ struct Run {
     digests: Digests,
     /// Whether the training is looked at a quarter in.
     is_watched: bool,
+    encoded: EncodedRows,
     _lock: RunLock,
 }
 
@@ -276,14 +282,24 @@ impl Run {
         }
         let (store, num_layers) = (Store::of_one(folder), config.num_layers);
         let folder = folder.to_owned();
-        Ok(Self { settings, folder, store, model, num_layers, digests, is_watched, _lock: lock })
+        Ok(Self {
+            settings,
+            folder,
+            store,
+            model,
+            num_layers,
+            digests,
+            is_watched,
+            encoded: EncodedRows::default(),
+            _lock: lock,
+        })
     }
 
     fn stages<'a>(&'a self, log: LogTargets<'a>) -> Stages<'a> {
-        let Self { settings, store, model, num_layers, digests, .. } = self;
+        let Self { settings, store, model, num_layers, digests, encoded, .. } = self;
         let held_out = settings.held_out();
         let num_layers = *num_layers;
-        Stages { settings, store, home: store, model, num_layers, digests, held_out, log }
+        Stages { settings, store, home: store, model, num_layers, digests, held_out, log, encoded }
     }
 
     fn at(&self, name: &str) -> PathBuf {

@@ -36,7 +36,7 @@ pub use settings::{LoraAndLayers, Method, TrainSettings};
 pub struct Trainer {
     model: Model,
     settings: TrainSettings,
-    data: Encoded,
+    data: Arc<Encoded>,
     sampler: Sampler,
     adamw: AdamW,
     /// What a saved state must agree with to be taken up again.
@@ -57,7 +57,12 @@ impl Trainer {
     /// # Errors
     ///
     /// If the settings cannot be used or memory runs out.
-    pub fn new(mut model: Model, settings: TrainSettings, data: Encoded) -> Result<Self> {
+    pub fn new(
+        mut model: Model,
+        settings: TrainSettings,
+        data: impl Into<Arc<Encoded>>,
+    ) -> Result<Self> {
+        let data = data.into();
         let batch = settings.batch_rows * settings.accumulate;
         let norm = settings.max_grad_norm;
         if batch == 0 || settings.epochs <= 0.0 || norm <= 0.0 || settings.save_every == Some(0) {

@@ -6,8 +6,8 @@ use anyhow::Context;
 use checkpoint::{Checkpoint, locate};
 use evidence::Evidence;
 use pipeline::{
-    Choice, CollectTargets, Event, LogTargets, Named, Stage, StageContext, check_outputs,
-    collect_record,
+    Choice, CollectTargets, EncodedRows, Event, LogTargets, Named, Stage, StageContext,
+    check_outputs, collect_record,
 };
 use selection::{Refine, Share};
 use serde_json::json;
@@ -92,6 +92,7 @@ pub(crate) fn run(args: CollectArgs, printer: &mut Printer) -> anyhow::Result<Ou
         held_out: None,
         compute: &compute,
         seed,
+        encoded: &EncodedRows::default(),
     };
     let observe = &mut |event| printer.event(event);
     let found = collect_record(stage, &collecting.settings(max_length), targets, observe)

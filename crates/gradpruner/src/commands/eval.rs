@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use ::finetune::{EvalReport, Evaluated};
 use anyhow::Context;
 use checkpoint::{Staging, locate};
-use pipeline::{Event, Named, Stage, StageContext, check_outputs, evaluate_model};
+use pipeline::{EncodedRows, Event, Named, Stage, StageContext, check_outputs, evaluate_model};
 
 use crate::arguments::{ComputeArgs, DataArgs, EvaluationArgs, length};
 use crate::interrupt;
@@ -78,6 +78,7 @@ pub(crate) fn run(args: EvalArgs, printer: &mut Printer) -> anyhow::Result<Outco
         held_out: None,
         compute: &compute,
         seed: 0,
+        encoded: &EncodedRows::default(),
     };
     let settings = evaluation.settings(max_length);
     let observe = &mut |event| printer.event(event);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use checkpoint::locate;
 use pipeline::{
-    Event, FinetuneMethod, FinetuneSettings, FinetuneTarget, LogTargets, Named, Stage,
+    EncodedRows, Event, FinetuneMethod, FinetuneSettings, FinetuneTarget, LogTargets, Named, Stage,
     StageContext, TeacherOf, TeacherSettings, check_outputs, finetune_model,
 };
 use serde_json::json;
@@ -102,6 +102,7 @@ pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<O
         held_out: None,
         compute: &compute,
         seed,
+        encoded: &EncodedRows::default(),
     };
     let teacher = training.teacher.as_ref().map(|TeacherSettings { model, adapter }| {
         let model = locate(model).with_context(context)?;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow, bail};
 use checkpoint::{Checkpoint, Record, locate};
 use evidence::LossProbe;
-use pipeline::{Choice, LossesOf, Named, StageContext, check_outputs, with_losses};
+use pipeline::{Choice, EncodedRows, LossesOf, Named, StageContext, check_outputs, with_losses};
 use selection::{Criterion, Keep, Plan, Refine, Scores, Share};
 
 use crate::arguments::{ComputeArgs, DataArgs, RepairArgs, criterion, length};
@@ -104,6 +104,7 @@ pub(crate) fn run(args: PlanArgs, printer: &mut Printer) -> anyhow::Result<Outco
                 held_out: None,
                 compute: &compute,
                 seed,
+                encoded: &EncodedRows::default(),
             };
             let of = LossesOf { max_tokens: max_length, adapters: None };
             let observe = &mut |event| printer.event(event);

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use checkpoint::{CheckpointError, Record, locate, remove_if_there};
 use pipeline::{
-    Done, Event, FitTarget, Judged, LossesOf, Named, Stage, StageContext, beside, check_outputs,
-    digest_data, fit_name, fit_repair, judge_repair,
+    Done, EncodedRows, Event, FitTarget, Judged, LossesOf, Named, Stage, StageContext, beside,
+    check_outputs, digest_data, fit_name, fit_repair, judge_repair,
 };
 use repair::{PruneReport, PruneSettings, RepairError, apply};
 use selection::{Plan, Repair, RepairNeed};
@@ -103,6 +103,7 @@ pub(crate) fn run(args: PruneArgs, printer: &mut Printer) -> anyhow::Result<Outc
     };
     let train = train.or_else(|| rows_of(record.as_deref()));
     let compute = compute.settings();
+    let encoded = EncodedRows::default();
     let on_rows = train.as_deref().map(|data| StageContext {
         model: &folder,
         data,
@@ -110,6 +111,7 @@ pub(crate) fn run(args: PruneArgs, printer: &mut Printer) -> anyhow::Result<Outc
         held_out: None,
         compute: &compute,
         seed,
+        encoded: &encoded,
     });
     let fitted = match plan.repair() {
         repair if repair.needs(RepairNeed::Fit) => {

@@ -45,8 +45,11 @@ impl Stages<'_> {
             Some(slot) => (base.folder.as_path(), Some(slot.path.as_path())),
             None => (base.folder.as_path(), None),
         };
-        let context =
-            StageContext { data: data.path, held_out: None, ..self.settings.context(model) };
+        let context = StageContext {
+            data: data.path,
+            held_out: None,
+            ..self.settings.context(model, self.encoded)
+        };
         let found = slot.make(|| {
             let found = evaluate_model(context, adapter, evaluation, observe)?;
             slot.write(&found)?;

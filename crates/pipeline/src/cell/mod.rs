@@ -29,7 +29,7 @@ pub use race::{Candidate, Race};
 pub(crate) use race::{DecidedIn, Decision};
 
 use crate::log::LogTargets;
-use crate::stage::{StageContext, StateOf};
+use crate::stage::{EncodedRows, StageContext, StateOf};
 use crate::store::{Slot, Store};
 use crate::{
     Event, HeldOut, Result, RunSettings, Stage, TeacherSettings, TrainingSettings, Verdict,
@@ -54,6 +54,8 @@ pub(crate) struct Stages<'a> {
     pub(crate) held_out: Option<HeldOut>,
     /// Where steps are logged.
     pub(crate) log: LogTargets<'a>,
+    /// Rows that were made tokens.
+    pub(crate) encoded: &'a EncodedRows,
 }
 
 /// What stands for the inputs in recipes.
@@ -96,7 +98,7 @@ impl Stages<'_> {
 
     /// A model and the rows it is trained on.
     fn context<'b>(&'b self, model: &'b Path) -> StageContext<'b> {
-        StageContext { held_out: self.held_out, ..self.settings.context(model) }
+        StageContext { held_out: self.held_out, ..self.settings.context(model, self.encoded) }
     }
 
     /// What every recipe depends on.

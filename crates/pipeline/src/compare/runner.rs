@@ -14,7 +14,7 @@ use super::{Cell, CellResult, CompareSettings, EvaluatedOn, TriedRate};
 use crate::cell::{Base, CollectedSlots, DecidedIn, Decision, Stages, Subject, TestSet, lasting};
 use crate::lock::RunLock;
 use crate::log::LogTargets;
-use crate::stage::Until;
+use crate::stage::{EncodedRows, Until};
 use crate::store::{Slot, Store};
 use crate::{Event, FinetuneMethod, LoraLayers, Result, RunSettings};
 
@@ -27,6 +27,7 @@ pub(super) struct CellRunner<'a> {
     store: Store,
     inputs: Inputs,
     dtype: ComputeChoice,
+    encoded: EncodedRows,
     _lock: RunLock,
 }
 
@@ -38,7 +39,7 @@ impl<'a> CellRunner<'a> {
         let store = Store::of_many(&folder.join("store"))?;
         store.sweep()?;
         let dtype = dtype_of(&settings.base, &folder.join("store/dtype"))?;
-        Ok(Self { settings, store, inputs, dtype, _lock: lock })
+        Ok(Self { settings, store, inputs, dtype, encoded: EncodedRows::default(), _lock: lock })
     }
 
     /// The settings of one cell, the type of the products decided.
@@ -71,6 +72,7 @@ impl<'a> CellRunner<'a> {
             digests,
             held_out: self.inputs.held_out,
             log: LogTargets::default(),
+            encoded: &self.encoded,
         }
     }
 

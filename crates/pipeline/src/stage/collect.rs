@@ -10,7 +10,7 @@ use ::finetune::{
 use checkpoint::{Activations, Dtype, Manifest, ModelConfig, StepReport};
 use evidence::{Evidence, GradientNorms, Hidden, Sensitivity};
 
-use super::{StageContext, read_encoder};
+use super::StageContext;
 use crate::estimate::fit;
 use crate::log::{Log, LogTargets};
 use crate::stability::StabilityMeter;
@@ -64,14 +64,12 @@ pub fn collect_record(
     observe: &mut dyn FnMut(Event),
 ) -> Result<Collected> {
     let StageContext { model, compute, seed, .. } = context;
-    let (rows, _) = context.rows()?;
     let config = ModelConfig::read(model)?;
     let meter = match targets.choice {
         Some(choice) => StabilityMeter::new(choice.criterion, choice.request(config.num_layers)?),
         None => StabilityMeter::of_nothing(config.num_layers),
     };
-    let (encoder, num_rows) = (read_encoder(model)?, rows.len());
-    let examples = encoder.examples(&rows, settings.training.max_tokens)?;
+    let examples = context.training_examples(settings.training.max_tokens)?;
     let mut train_settings = settings.training.parse(FinetuneMethod::Lora, seed)?;
     fit(&config, &mut train_settings, compute, &examples.examples)?;
     let auto = settings.auto;
@@ -83,7 +81,7 @@ pub fn collect_record(
     let loaded = context.load()?;
     observe(Event::Computing(compute.computing()?));
     observe(Event::Encoded(examples.counts));
-    let num_examples = examples.examples.len();
+    let (num_rows, num_examples) = (examples.counts.rows, examples.counts.examples);
     let record = match targets.record {
         Some(target) => Some(RecordSink::create(target, Dtype::F32)?),
         None => None,

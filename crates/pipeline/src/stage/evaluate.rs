@@ -4,7 +4,7 @@ use std::path::Path;
 
 use ::finetune::{EvalData, Evaluated, evaluate};
 
-use super::{StageContext, load_adapted, read_encoder};
+use super::{StageContext, load_adapted};
 use crate::{EvaluationSettings, Event, Result};
 
 /// Evaluates a model folder, with an adapter on it if one is given, on data.
@@ -20,7 +20,7 @@ pub fn evaluate_model(
 ) -> Result<Evaluated> {
     let mut rows = context.all_rows()?;
     rows.truncate(settings.max_rows.unwrap_or(usize::MAX));
-    let encoder = read_encoder(context.model)?;
+    let encoder = context.encoder()?;
     let loaded = load_adapted(context.model, adapter, context.compute)?;
     observe(Event::Computing(context.compute.computing()?));
     let total = rows.len();

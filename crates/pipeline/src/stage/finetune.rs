@@ -10,7 +10,7 @@ use checkpoint::{CheckpointError, ModelConfig, require_companions};
 
 use selection::beside_cuts;
 
-use super::{StageContext, load_adapted, read_encoder};
+use super::{StageContext, load_adapted};
 use crate::estimate::fit;
 use crate::log::{Log, LogTargets};
 use crate::{Event, FinetuneMethod, PipelineError, Result, Stage, TrainingSettings};
@@ -145,8 +145,7 @@ pub(super) fn trainer(
 ) -> Result<Trainer> {
     let StageContext { model, compute, seed, .. } = context;
     let FinetuneSettings { training, teacher, .. } = settings;
-    let encoder = read_encoder(model)?;
-    let examples = encoder.examples(&context.rows()?.0, training.max_tokens)?;
+    let examples = context.training_examples(training.max_tokens)?;
     let mut train_settings = settings.parse(seed)?;
     fit(&ModelConfig::read(model)?, &mut train_settings, compute, &examples.examples)?;
     let loaded = context.load()?;

@@ -14,7 +14,7 @@ use repair::{
 };
 use selection::{Plan, Repair, RepairNeed};
 
-use super::{BATCH_TOKENS, StageContext, StateOf, read_encoder};
+use super::{BATCH_TOKENS, StageContext, StateOf};
 use crate::{Event, LinearMapSettings, PipelineError, Result};
 
 /// Steps that a layer is retrained for.
@@ -64,12 +64,11 @@ pub fn fit_repair(
 ) -> Result<Fitted> {
     let FitTarget { plan, model_name, max_tokens, adapters, target } = target;
     plan.require_layers(ModelConfig::read(context.model)?.num_layers)?;
-    let (rows, _) = context.rows()?;
-    let examples = read_encoder(context.model)?.examples(&rows, max_tokens)?;
-    let loaded = context.load_dense(adapters, &examples)?;
+    let examples = context.training_examples(max_tokens)?;
+    let loaded = context.load_dense(adapters)?;
     observe(Event::Computing(context.compute.computing()?));
     observe(Event::Encoded(examples.counts));
-    let (model, data) = context.sources(model_name, rows.len())?;
+    let (model, data) = context.sources(model_name, examples.counts.rows)?;
     if let Some((None, run)) = plan.runs().first()
         && plan.repair() != Repair::Scale
     {

@@ -6,7 +6,7 @@ use ::finetune::{Discrepancy, FinetuneError, Model, Origin, SkipProbe};
 use dataset::{Example, Sampler};
 use evidence::LossProbe;
 
-use super::{BATCH_TOKENS, StageContext, StateOf, load, read_encoder};
+use super::{BATCH_TOKENS, StageContext, StateOf, load};
 use crate::{ComputeSettings, Event, HeldOut, Result};
 
 /// What losses are computed of.
@@ -97,19 +97,16 @@ fn with_dense<T>(
     with: impl FnOnce(&Model, &[&Example]) -> Result<T>,
 ) -> Result<T> {
     let LossesOf { max_tokens, adapters } = of;
-    let (train, held_out) = context.rows()?;
-    let encoder = read_encoder(context.model)?;
-    let trained_on = encoder.examples(&train, max_tokens)?;
-    let (of_held_out, most) = match held_out.is_empty() {
-        true => (None, most.min(LOSS_ROWS)),
-        false => (Some(encoder.examples(&held_out, max_tokens)?), most),
+    let (rows, most) = match context.held_out_examples(max_tokens)? {
+        Some(held_out) => (held_out, most),
+        None => (context.training_examples(max_tokens)?, most.min(LOSS_ROWS)),
     };
-    let examples = &of_held_out.as_ref().unwrap_or(&trained_on).examples;
+    let examples = &rows.examples;
     // From the end, since what repairs are fitted on comes from the beginning.
     let order = Sampler::new(examples.len(), examples.len(), context.seed).epoch(0);
     let rows: Vec<&Example> =
         order.into_iter().rev().take(most).map(|number| &examples[number]).collect();
-    let model = context.load_dense(adapters, &trained_on)?;
+    let model = context.load_dense(adapters)?;
     observe(Event::Computing(context.compute.computing()?));
     with(&model, &rows)
 }

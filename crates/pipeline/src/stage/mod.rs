@@ -6,13 +6,14 @@ mod finetune;
 mod fit;
 mod judge;
 mod losses;
+mod rows;
 mod trial;
 
 use std::path::Path;
 
 use ::finetune::{Continuation, Model, Trainer};
-use checkpoint::{Adapter, DataSource, ModelConfig, ModelSource, sha256_file};
-use dataset::{Encoded, Encoder, Row};
+use checkpoint::{Adapter, DataSource, ModelSource, sha256_file};
+use dataset::Row;
 
 pub use collect::{CollectTargets, Collected, collect_record};
 pub use evaluate::evaluate_model;
@@ -23,10 +24,11 @@ pub(crate) use judge::scales_of;
 pub use judge::{Judged, Verdict, judge_repair};
 pub(crate) use losses::LOSS_ROWS;
 pub use losses::{Judge, LossesOf, with_judge, with_losses};
+pub use rows::{EncodedRows, read_encoder};
 pub use trial::{Trial, TrialTarget, Until, trial};
 
 use crate::data::{digest_data, read_data};
-use crate::{ComputeSettings, FinetuneMethod, HeldOut, PipelineError, Result, TrainingSettings};
+use crate::{ComputeSettings, FinetuneMethod, HeldOut, Result, TrainingSettings};
 
 /// Tokens of a forward pass in which nothing is kept for a backward one.
 pub(crate) const BATCH_TOKENS: usize = 2048;
@@ -46,6 +48,8 @@ pub struct StageContext<'a> {
     pub compute: &'a ComputeSettings,
     /// Decides the rows' order, which of them are held out, and the initial adapters.
     pub seed: u64,
+    /// Rows that a stage before may have made tokens.
+    pub encoded: &'a EncodedRows,
 }
 
 impl StageContext<'_> {
@@ -67,12 +71,13 @@ impl StageContext<'_> {
     }
 
     /// The dense model with the adapters it has by then.
-    fn load_dense(&self, adapters: Option<StateOf<'_>>, examples: &Encoded) -> Result<Model> {
+    fn load_dense(&self, adapters: Option<StateOf<'_>>) -> Result<Model> {
         let loaded = self.load()?;
         let Some(StateOf { folder, training }) = adapters else { return Ok(loaded) };
         let num_layers = loaded.config().num_layers;
         let train = training.parse(FinetuneMethod::Lora, self.seed)?;
-        let mut trainer = Trainer::new(loaded, train, examples.clone())?;
+        let examples = self.training_examples(training.max_tokens)?;
+        let mut trainer = Trainer::new(loaded, train, examples)?;
         let (folder, origin) = (folder.to_owned(), (0..num_layers).collect());
         trainer.go_on(&Continuation { folder, num_layers, origin, scales: Vec::new() })?;
         Ok(trainer.into_model())
@@ -94,23 +99,6 @@ pub struct StateOf<'a> {
     pub folder: &'a Path,
     /// Its settings.
     pub training: &'a TrainingSettings,
-}
-
-/// Reads a model folder's tokenizer and chat template.
-///
-/// # Errors
-///
-/// If either cannot be used, or the tokenizer has ids that the model's embedding does not have. An
-/// embedding with more is padded, and fine.
-pub fn read_encoder(model: &Path) -> Result<Encoder> {
-    let embedding = ModelConfig::read(model)?.vocab_size;
-    let encoder = Encoder::read(model)?;
-    let tokens = encoder.largest_id() as usize + 1;
-    if tokens > embedding {
-        let path = model.join("tokenizer.json");
-        return Err(PipelineError::Tokenizer { path, tokens, embedding });
-    }
-    Ok(encoder)
 }
 
 /// Loads a model folder, and an adapter onto it if one is given.

@@ -9,7 +9,7 @@ use metrics::Interval;
 use serde::{Deserialize, Serialize};
 
 use super::finetune::trainer;
-use super::{FinetuneSettings, StageContext, read_encoder};
+use super::{FinetuneSettings, StageContext};
 use crate::log::{Log, LogTargets};
 use crate::{EvaluationSettings, Event, HeldOut, Result, Stage};
 
@@ -141,7 +141,7 @@ pub fn trial(
         Err(FinetuneError::NotFinite { .. }) => return Ok(Trial::lost(step)),
         Err(error) => return Err(error.into()),
     }
-    let encoder = read_encoder(context.model)?;
+    let encoder = context.encoder()?;
     let mut rows = rows_to_try(context)?;
     rows.truncate(target.until.most_rows());
     let total = rows.len();
