@@ -124,7 +124,10 @@ fn write(shape: &Shape, folder: &Path, scale: f64) -> Outcome {
                 let (rows, columns) = config.linear_shape(module);
                 let first = (step * 1000 + (layer * 8 + module as usize) as u64) << 24;
                 let a = gradients(first, RANK, columns);
-                ((layer, module), StepGradients { a, b: gradients(first + (1 << 23), rows, RANK) })
+                (
+                    (layer, module.into()),
+                    StepGradients { a, b: gradients(first + (1 << 23), rows, RANK) },
+                )
             })
             .collect();
         let report = StepReport { loss: 1.0, grad_norm: 1.0, learning_rate: 1e-4, tokens: 1 };

@@ -386,3 +386,48 @@ fn a_template_that_cannot_be_rendered_is_named() {
     "#]]
     .assert_eq(&desk.failure("inspect train.jsonl --model ./model"));
 }
+
+/// A family that is not trained here: everything but training works on its layers, and what needs training says so.
+#[test]
+fn a_decoder_of_another_family() {
+    let desk = Desk::new();
+    testkit::made_up_decoder("gpt2", &desk.at("gpt2"));
+    let seen = desk.run("inspect gpt2");
+    assert!(seen.contains("gpt2, 6 layers at `transformer.h`"), "{seen}");
+    assert!(seen.contains("attn.c_attn") && seen.contains("trained elsewhere"), "{seen}");
+    write_record(&desk, 6);
+    let scores = desk.json("score record --out scores.json");
+    assert_eq!(scores["layers"][3]["modules"].as_object().unwrap().len(), 1);
+    let magnitude = desk.json("score record --criterion magnitude --model gpt2");
+    assert_eq!(magnitude["layers"][0]["modules"].as_object().unwrap().len(), 4);
+    desk.run(
+        "plan scores.json --prune 2 --merge 1 --density 0.5 --repair same-sign --out plan.json",
+    );
+    let report =
+        desk.json("prune --model gpt2 --plan plan.json --record record --out pruned --verify");
+    assert_eq!(report["after"]["num_layers"], 4);
+    assert_eq!(testkit::json(&desk.at("pruned/config.json"))["n_layer"], 4);
+    let error = desk.failure("run --model gpt2 --train train.jsonl --prune 2 --out run");
+    assert!(
+        error.contains("`model_type` is `gpt2`; llama, mistral, qwen2 and qwen3 are trained here"),
+        "{error}"
+    );
+    assert!(!desk.at("run").exists());
+}
+
+/// A record as PEFT's names make one, of one weight a layer.
+fn write_record(desk: &Desk, num_layers: usize) {
+    fs_err::create_dir(desk.at("record")).unwrap();
+    for step in 1..=3 {
+        let tensors: Vec<_> = (0..num_layers)
+            .flat_map(|layer| {
+                let name = format!("base_model.model.transformer.h.{layer}.attn.c_attn");
+                [("A", vec![2, 32]), ("B", vec![96, 2])].map(|(side, shape)| {
+                    let name = format!("{name}.lora_{side}.default.weight");
+                    (name, shape, 100 * step + layer)
+                })
+            })
+            .collect();
+        testkit::write_made_up(&desk.at(&format!("record/step-{step:05}.safetensors")), &tensors);
+    }
+}

@@ -24,11 +24,11 @@ fn edit(desk: &Desk, file: &str, change: impl FnOnce(&mut Value)) {
     desk.write(file, &value.to_string());
 }
 
-/// What `inspect` says of the tiny model with one key of its configuration set.
-fn with_key(key: &str, value: Value) -> String {
+/// What a command says of the tiny model with one key of its configuration set.
+fn with_key(command: &str, key: &str, value: Value) -> String {
     let desk = Desk::new();
     edit(&desk, "model/config.json", |config| config[key] = value);
-    failures(&desk, &["inspect ./model"])
+    failures(&desk, &[command])
 }
 
 #[test]
@@ -43,32 +43,34 @@ fn models_of_another_kind() {
         ("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0})),
         ("partial_rotary_factor", json!(0.5)),
     ]
-    .map(|(key, value)| with_key(key, value))
+    .map(|(key, value)| {
+        with_key("collect --model ./model --train train.jsonl --out record", key, value)
+    })
     .concat();
     expect![[r#"
         exit 1
-        error: cannot inspect `./model`
-          because: ./model/config.json: `model_type` is `gpt2`; llama, mistral, qwen2 and qwen3 are supported
+        error: cannot collect gradients of `./model` on `train.jsonl`
+          because: ./model/config.json: `model_type` is `gpt2`; llama, mistral, qwen2 and qwen3 are trained here; for other decoders `score`, `plan` and `prune` work with gradients that your own trainer recorded
         exit 1
-        error: cannot inspect `./model`
+        error: cannot collect gradients of `./model` on `train.jsonl`
           because: ./model/config.json: the checkpoint is quantised (`quantization_config`, fp8); use the model's original in BF16, F16 or F32
         exit 1
-        error: cannot inspect `./model`
-          because: ./model/config.json: the model is multimodal (`vision_config`) and only text models are supported; save its language model as a checkpoint of its own and use that
+        error: cannot collect gradients of `./model` on `train.jsonl`
+          because: ./model/config.json: the model is multimodal (`vision_config`) and only text models are trained here; `score`, `plan` and `prune` work with gradients that your own trainer recorded
         exit 1
-        error: cannot inspect `./model`
-          because: ./model/config.json: the model is multimodal (`text_config`) and only text models are supported; save its language model as a checkpoint of its own and use that
+        error: cannot collect gradients of `./model` on `train.jsonl`
+          because: ./model/config.json: the model is multimodal (`text_config`) and only text models are trained here; `score`, `plan` and `prune` work with gradients that your own trainer recorded
         exit 1
-        error: cannot inspect `./model`
-          because: ./model/config.json: the model is a Mixture-of-Experts (`num_local_experts` is 8); only dense models are supported
+        error: cannot collect gradients of `./model` on `train.jsonl`
+          because: ./model/config.json: the model is a Mixture-of-Experts (`num_local_experts` is 8) and only dense models are trained here; `score`, `plan` and `prune` work with gradients that your own trainer recorded
         exit 1
-        error: cannot inspect `./model`
+        error: cannot collect gradients of `./model` on `train.jsonl`
           because: ./model/config.json: `architectures` is LlamaForSequenceClassification, and only causal language models (…ForCausalLM) are supported
         exit 1
-        error: cannot inspect `./model`
+        error: cannot collect gradients of `./model` on `train.jsonl`
           because: ./model/config.json: rope type `yarn` is not supported; default, linear and llama3 are
         exit 1
-        error: cannot inspect `./model`
+        error: cannot collect gradients of `./model` on `train.jsonl`
           because: ./model/config.json: `partial_rotary_factor` is 0.5; only 1 is supported
     "#]].assert_eq(&said);
 }
@@ -91,7 +93,7 @@ fn numbers_no_model_has() {
             });
             failures(&desk, &["inspect ./model"])
         }
-        _ => with_key(key, value),
+        _ => with_key("inspect ./model", key, value),
     })
     .concat();
     expect![[r#"

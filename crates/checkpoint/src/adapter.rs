@@ -170,7 +170,13 @@ impl Adapter {
                 .map_err(|_| fail(format!("`{name}` has another size than its shape")))
         };
         let mut pairs = BTreeMap::new();
-        for (&(layer, module), (a, b)) in &names {
+        for ((layer, name), (a, b)) in &names {
+            let (layer, known) = (*layer, name.known());
+            let module = known.ok_or_else(|| {
+                fail(format!(
+                    "layer {layer} {name} is no linear weight of the families that are trained"
+                ))
+            })?;
             config.require_named(layer, module).map_err(fail)?;
             let (pair, rank) =
                 (AdapterPair { a: matrix(a)?, b: matrix(b)? }, config.rank(layer, module));

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use self::keys::Keys;
 use crate::json::read_json;
 use crate::other_formats::without_config;
-use crate::{CheckpointError, Dtype, Module, Result};
+use crate::{CheckpointError, Dtype, Module, Outline, Result};
 
 // Far more than any model has. Counts in files stay within these, so that their products fit and a
 // slip in a file does not fill the memory.
@@ -71,8 +71,7 @@ pub enum RopeScaling {
 
 /// What `config.json` says of a decoder.
 ///
-/// The parsed file itself is kept, so that a pruned checkpoint's config differs from its source
-/// only where layers are counted or listed.
+/// The parsed file itself is kept.
 #[derive(Debug, Clone)]
 #[expect(missing_docs, reason = "the fields are config.json's keys")]
 pub struct ModelConfig {
@@ -127,8 +126,11 @@ impl ModelConfig {
     ///
     /// If a key is missing, of another type or out of bounds, or the model is not supported.
     pub fn from_json(raw: Map<String, Value>, path: &Path) -> Result<Self> {
-        if let Some(reason) = refused::reason_against(&raw) {
+        if let Some(reason) = refused::quantised(&raw) {
             return Err(CheckpointError::config(path, reason));
+        }
+        if let Some(reason) = refused::reason_against(&raw) {
+            return Err(CheckpointError::untrained(path, reason));
         }
         let keys = Keys { raw: &raw, path };
         let family = keys.family()?;
@@ -173,36 +175,14 @@ impl ModelConfig {
         Ok(config)
     }
 
-    /// `config.json` for the same model with only the layers `retained`, in that order.
+    /// The same model with only the layers `retained`, ascending.
     ///
-    /// The layer count and every list with one entry a layer follow; all else is as it was.
-    pub fn with_layers(&self, retained: &[usize]) -> Map<String, Value> {
-        let mut raw = self.raw.clone();
-        raw.insert("num_hidden_layers".into(), retained.len().into());
-        // Qwen2 counts its full-attention layers from the front.
-        if let Some(full) = raw.get("max_window_layers").and_then(Value::as_u64) {
-            let kept = retained.iter().filter(|&&layer| (layer as u64) < full).count();
-            raw.insert("max_window_layers".into(), kept.into());
-        }
-        for (key, value) in &mut raw {
-            match value {
-                // Lists of layer numbers are renumbered.
-                Value::Array(numbers) if key == "mlp_only_layers" => {
-                    *numbers = numbers
-                        .iter()
-                        .filter_map(Value::as_u64)
-                        .filter_map(|old| retained.iter().position(|&layer| layer as u64 == old))
-                        .map(Value::from)
-                        .collect();
-                }
-                // Lists with an entry for each layer keep the entries of the layers kept.
-                Value::Array(entries) if is_per_layer(key) && entries.len() == self.num_layers => {
-                    *entries = retained.iter().map(|&layer| entries[layer].clone()).collect();
-                }
-                _ => {}
-            }
-        }
-        raw
+    /// # Errors
+    ///
+    /// As [`Outline::with_layers`].
+    pub fn with_layers(&self, retained: &[usize]) -> Result<Self> {
+        let path = Path::new("config.json");
+        Self::from_json(Outline::of(self, path).with_layers(retained)?, path)
     }
 
     /// The parsed file.
@@ -321,11 +301,6 @@ fn token_ids(value: &Value) -> Vec<u32> {
     }
 }
 
-fn is_per_layer(key: &str) -> bool {
-    key.contains("layer")
-        || matches!(key, "block_types" | "attention_types" | "sliding_window_pattern")
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -359,24 +334,11 @@ mod tests {
     }
 
     #[test]
-    fn per_layer_lists_follow() {
-        let mut raw = qwen2();
-        raw["layer_types"] =
-            json!(["full_attention", "full_attention", "sliding_attention", "sliding_attention"]);
-        raw["mlp_only_layers"] = json!([1, 3]);
-        let pruned = parse(raw).unwrap().with_layers(&[0, 3]);
-        assert_eq!(pruned["num_hidden_layers"], 2);
-        assert_eq!(pruned["layer_types"], json!(["full_attention", "sliding_attention"]));
-        assert_eq!(pruned["max_window_layers"], 1);
-        assert_eq!(pruned["mlp_only_layers"], json!([1]));
-        assert_eq!(parse(Value::Object(pruned)).unwrap().windows, [None, Some(8)]);
-    }
-
-    #[test]
-    fn windows_of_all_layers_and_of_none() {
-        let pruned = parse(qwen2()).unwrap().with_layers(&[2, 3]);
-        assert_eq!(pruned["max_window_layers"], 0);
-        assert_eq!(parse(Value::Object(pruned)).unwrap().windows, [Some(8); 2]);
+    fn windows_follow_layers() {
+        let windows =
+            |retained: &[usize]| parse(qwen2()).unwrap().with_layers(retained).unwrap().windows;
+        assert_eq!(windows(&[0, 3]), [None, Some(8)]);
+        assert_eq!(windows(&[2, 3]), [Some(8); 2]);
         let mut raw = qwen2();
         raw["sliding_window"] = json!(0);
         assert_eq!(parse(raw).unwrap().windows, [None; 4]);

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 pub enum CheckpointError {
     #[error(transparent)]
     Io(#[from] io::Error), // From `fs_err`, which names the file.
-    #[error("{}: not valid JSON; was it cut off or edited by hand?", path.display())]
+    #[error("{}: {}", path.display(), json_trouble(source))]
     Json { path: PathBuf, source: serde_json::Error },
     #[error("{}: gives two values for one name; remove one of them", path.display())]
     KeyTwice { path: PathBuf, source: serde_json::Error },
@@ -83,6 +83,9 @@ pub enum CheckpointError {
     Dtype { path: PathBuf, name: String, found: String },
     #[error("{}: {what}", path.display())]
     Config { path: PathBuf, what: String },
+    /// A model that can be scored and pruned, and that the engine does not train.
+    #[error("{}: {what}", path.display())]
+    Untrained { path: PathBuf, what: String },
     #[error("{}: not a usable GGUF file: {what}", path.display())]
     Gguf { path: PathBuf, what: String },
     #[error("{}: not a usable gradient record: {what}", path.display())]
@@ -120,6 +123,14 @@ pub enum CheckpointError {
     HubData { name: String, what: String },
 }
 
+/// Whether a text is no JSON, or JSON of something else.
+fn json_trouble(error: &serde_json::Error) -> &'static str {
+    match error.is_data() {
+        true => "it is JSON, and not as this file must be; is it another one, or edited by hand?",
+        false => "not valid JSON; was it cut off or edited by hand?",
+    }
+}
+
 impl CheckpointError {
     /// Whether asking the hub again may help.
     pub(crate) fn is_passing(&self) -> bool {
@@ -128,6 +139,10 @@ impl CheckpointError {
 
     pub(crate) fn config(path: &Path, what: impl Into<String>) -> Self {
         Self::Config { path: path.to_owned(), what: what.into() }
+    }
+
+    pub(crate) fn untrained(path: &Path, what: impl Into<String>) -> Self {
+        Self::Untrained { path: path.to_owned(), what: what.into() }
     }
 
     pub(crate) fn gguf(path: &Path, what: impl Into<String>) -> Self {

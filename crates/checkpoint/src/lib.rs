@@ -5,6 +5,7 @@
 //! written aside first and renamed when it is complete ([`Staging`]).
 
 mod adapter;
+mod checkpoint;
 mod companions;
 mod config;
 mod copying;
@@ -18,6 +19,7 @@ mod json;
 mod mmap;
 mod names;
 mod other_formats;
+mod outline;
 mod record;
 mod staging;
 mod unused;
@@ -25,6 +27,7 @@ mod weights;
 mod writer;
 
 pub use adapter::{Adapter, AdapterConfig, AdapterPair, write_adapter};
+pub use checkpoint::{Checkpoint, LinearView};
 pub use companions::{copy_companions, require_companions};
 pub use config::{Family, MOST_LAYERS, MOST_WIDTH, ModelConfig, Rope, RopeScaling};
 pub use digest::{sha256_bytes, sha256_file};
@@ -34,13 +37,14 @@ pub use error::CheckpointError;
 pub use hub::{locate, locate_configuration, locate_data};
 pub use json::{read_json, write_json};
 pub use mmap::MappedFile;
-pub use names::{LayerTensor, Module, tensor_name};
+pub use names::{LayerTensor, Module, ModuleName, tensor_name};
+pub use outline::Outline;
 pub use record::{
     Activations, DataSource, LoraSettings, Manifest, ModelSource, Record, RecordWriter,
     RecordedPair, StepEntry, StepGradients, StepReport,
 };
 pub use staging::{Staging, remove_if_there};
-pub use weights::{Checkpoint, TensorReader, TensorView, Weights};
+pub use weights::{TensorReader, TensorView, Weights};
 pub use writer::{CheckpointWriter, TensorSpec};
 
 /// What every function here returns.

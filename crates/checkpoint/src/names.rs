@@ -1,12 +1,14 @@
-//! How the seven linear weights of a decoder layer are named, here and by PEFT.
+//! How the linear weights of a decoder layer are named, here and by PEFT.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::MOST_LAYERS;
+use crate::outline::{is_of_another_part, layer_and_rest, numbered};
 
 /// A linear weight of a decoder layer, as Llama, Mistral and Qwen have them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,7 +87,67 @@ impl<'de> Deserialize<'de> for Module {
     }
 }
 
-/// A checkpoint tensor that belongs to a decoder layer: `model.layers.{layer}.{rest}`.
+/// The name of a linear weight within its layer, in any family: what the checkpoint's name has between the layer's number
+/// and `.weight`, such as `self_attn.q_proj`, `attn.c_attn` or `mlp.experts.3.w1`.
+///
+/// Those that [`Module`] knows come first, in its order; the others by their text.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ModuleName {
+    /// Where [`Module`] has it, or behind all of these.
+    place: usize,
+    text: Arc<str>,
+}
+
+impl ModuleName {
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// The weight of the families that the engine trains, if it is one of these.
+    pub fn known(&self) -> Option<Module> {
+        Module::ALL.get(self.place).copied()
+    }
+}
+
+impl From<&str> for ModuleName {
+    fn from(text: &str) -> Self {
+        let place = Module::ALL.iter().position(|known| known.name() == text);
+        Self { place: place.unwrap_or(Module::ALL.len()), text: text.into() }
+    }
+}
+
+impl From<Module> for ModuleName {
+    fn from(module: Module) -> Self {
+        module.name().into()
+    }
+}
+
+impl PartialEq<Module> for ModuleName {
+    fn eq(&self, other: &Module) -> bool {
+        self.known() == Some(*other)
+    }
+}
+
+impl fmt::Display for ModuleName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl Serialize for ModuleName {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.text)
+    }
+}
+
+impl<'de> Deserialize<'de> for ModuleName {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(String::deserialize(deserializer)?.as_str().into())
+    }
+}
+
+/// A checkpoint tensor that belongs to a decoder layer: `model.layers.{layer}.{rest}`, or as another family has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerTensor<'a> {
     /// The layer, counted from 0.
@@ -95,12 +157,10 @@ pub struct LayerTensor<'a> {
 }
 
 impl<'a> LayerTensor<'a> {
-    /// Takes a tensor's name apart; `None` for what stands outside the layers.
+    /// Takes the name of a tensor apart that is spelt as Llama spells it; `None` for what stands outside the layers.
     pub fn parse(name: &'a str) -> Option<Self> {
-        let (text, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
-        let layer: usize = text.parse().ok()?;
-        // `01` is no layer: with another name it would be a second tensor of that name.
-        (layer.to_string() == text).then_some(Self { layer, rest })
+        let (layer, rest) = layer_and_rest(name.strip_prefix("model.layers.")?)?;
+        Some(Self { layer, rest })
     }
 
     /// The linear weight this is, if it is one.
@@ -115,34 +175,25 @@ pub fn tensor_name(layer: usize, module: Module) -> String {
     format!("model.layers.{layer}.{module}.weight")
 }
 
-/// What may stand before a parameter's own name: PEFT's wrappers, and those of training loops.
-const WRAPPERS: [&str; 5] = ["base_model", "model", "module", "_orig_mod", "_fsdp_wrapped_module"];
-
 /// Takes the name of a LoRA matrix apart, in a record's spelling or in PEFT's:
 /// `layers.0.self_attn.q_proj.lora_A` or
-/// `base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight`.
-pub(crate) fn parse_lora_name(name: &str) -> Option<(usize, Module, char)> {
-    let from = name.find("layers.")?;
-    let (head, rest) = name.split_at(from);
+/// `base_model.model.transformer.h.0.attn.c_attn.lora_A.default.weight`.
+pub(crate) fn parse_lora_name(name: &str) -> Option<(usize, ModuleName, char)> {
+    let (path, side) = name.rsplit_once(".lora_")?;
+    let (container, layer, module) = numbered(path)?;
     // Another part's layers, such as an image encoder's, are not the decoder's.
-    if !head.split_terminator('.').all(|part| WRAPPERS.contains(&part)) {
+    if is_of_another_part(container) || layer >= MOST_LAYERS {
         return None;
     }
-    let (number, rest) = rest.strip_prefix("layers.")?.split_once('.')?;
-    let layer: usize = number.parse().ok()?;
-    let (module, side) = rest.split_once(".lora_")?;
     let (side, tail) = side.split_at_checked(1)?;
     // PEFT puts the adapter's name in between: `.default.weight`.
     let known_tail = tail.is_empty() || (tail.starts_with('.') && tail.ends_with(".weight"));
-    if !known_tail || layer >= MOST_LAYERS || layer.to_string() != number {
-        return None;
-    }
-    let module = Module::ALL.into_iter().find(|known| known.name() == module)?;
-    Some((layer, module, side.chars().next()?)).filter(|(.., side)| "AB".contains(*side))
+    let side = side.chars().next().filter(|side| known_tail && "AB".contains(*side))?;
+    Some((layer, module.into(), side))
 }
 
 /// The stored name of each matrix by layer and weight, A and B of a pair together.
-pub(crate) type PairNames = BTreeMap<(usize, Module), (String, String)>;
+pub(crate) type PairNames = BTreeMap<(usize, ModuleName), (String, String)>;
 
 /// The names of the two matrices of each weight, in a file of LoRA matrices and nothing else.
 ///
@@ -151,7 +202,7 @@ pub(crate) type PairNames = BTreeMap<(usize, Module), (String, String)>;
 /// What is wrong with the first name that is none of a LoRA matrix, names a matrix that another has
 /// named, or has no other side.
 pub(crate) fn pair_names<'a>(names: impl Iterator<Item = &'a str>) -> Result<PairNames, String> {
-    let mut sides: BTreeMap<(usize, Module), [Option<&str>; 2]> = BTreeMap::new();
+    let mut sides: BTreeMap<(usize, ModuleName), [Option<&str>; 2]> = BTreeMap::new();
     for name in names {
         let Some((layer, module, side)) = parse_lora_name(name) else {
             return Err(format!("`{name}` is no LoRA matrix of a decoder layer"));
@@ -161,7 +212,7 @@ pub(crate) fn pair_names<'a>(names: impl Iterator<Item = &'a str>) -> Result<Pai
             return Err(format!("`{other}` and `{name}` are two spellings of one matrix"));
         }
     }
-    let pair = |((layer, module), sides): ((usize, Module), [Option<&str>; 2])| match sides {
+    let pair = |((layer, module), sides): ((usize, ModuleName), [Option<&str>; 2])| match sides {
         [Some(a), Some(b)] => Ok(((layer, module), (a.to_owned(), b.to_owned()))),
         _ => Err(format!("layer {layer} {module} has only one of lora_A and lora_B")),
     };
@@ -174,12 +225,14 @@ mod tests {
 
     #[test]
     fn lora_names_of_records_and_of_peft() {
-        let expected = Some((3, Module::QProj, 'A'));
+        let expected = Some((3, Module::QProj.into(), 'A'));
         assert_eq!(parse_lora_name("layers.3.self_attn.q_proj.lora_A"), expected);
         for suffix in ["lora_A.weight", "lora_A.default.weight"] {
             let name = format!("base_model.model.model.layers.3.self_attn.q_proj.{suffix}");
             assert_eq!(parse_lora_name(&name), expected, "{name}");
         }
+        let other = "base_model.model.transformer.h.7.attn.c_attn.lora_B.default.weight";
+        assert_eq!(parse_lora_name(other), Some((7, "attn.c_attn".into(), 'B')));
         for name in [
             "layers.x.self_attn.q_proj.lora_A",
             "layers.03.self_attn.q_proj.lora_A",
@@ -207,6 +260,20 @@ mod tests {
             let error = check(names).unwrap_err();
             assert!(error.contains(reason), "{error}");
         }
+    }
+
+    #[test]
+    fn names_of_weights_are_in_the_order_of_their_use() {
+        let mut names: Vec<ModuleName> =
+            ["mlp.a", "attn.b", "mlp.up_proj", "self_attn.v_proj"].map(Into::into).into();
+        names.sort();
+        assert_eq!(
+            names.iter().map(ModuleName::as_str).collect::<Vec<_>>(),
+            ["self_attn.v_proj", "mlp.up_proj", "attn.b", "mlp.a"]
+        );
+        assert!(names[0] == Module::VProj && names[2].known().is_none());
+        let text = serde_json::to_string(&names).unwrap();
+        assert_eq!(serde_json::from_str::<Vec<ModuleName>>(&text).unwrap(), names);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::json::{read_json, write_json};
 use crate::names::{PairNames, pair_names};
 use crate::writer::header;
 use crate::{
-    CheckpointError, Dtype, MOST_LAYERS, MOST_WIDTH, Module, Result, Staging, TensorSpec,
+    CheckpointError, Dtype, MOST_LAYERS, MOST_WIDTH, ModuleName, Result, Staging, TensorSpec,
     TensorView, Weights, sha256_file,
 };
 
@@ -213,11 +213,11 @@ impl Record {
         for step in rest {
             step.require_like(first)?;
         }
-        let Some(&(last_layer, _)) = first.pairs.keys().next_back() else {
+        let Some((last_layer, _)) = first.pairs.keys().next_back() else {
             return fail(format!("{} holds no LoRA gradients", first.path.display()));
         };
         let num_layers = manifest.as_ref().map_or(last_layer + 1, |manifest| manifest.num_layers);
-        if last_layer >= num_layers {
+        if *last_layer >= num_layers {
             return fail(format!("it has gradients of layer {last_layer} of {num_layers}"));
         }
         if let Some(found) = &activations
@@ -283,12 +283,12 @@ impl Record {
     }
 
     /// The weights it has gradients of.
-    pub fn pairs(&self) -> impl Iterator<Item = (usize, Module)> {
-        self.steps.iter().take(1).flat_map(|step| step.pairs.keys().copied())
+    pub fn pairs(&self) -> impl Iterator<Item = (usize, ModuleName)> {
+        self.steps.iter().take(1).flat_map(|step| step.pairs.keys().cloned())
     }
 
     /// `(out, in)` of a recorded weight; `None` if it is not recorded.
-    pub fn shape(&self, layer: usize, module: Module) -> Option<(usize, usize)> {
+    pub fn shape(&self, layer: usize, module: &ModuleName) -> Option<(usize, usize)> {
         let step = self.steps.first()?;
         let (a, b) = step.views(layer, module)?;
         Some((*b.shape().first()?, *a.shape().last()?))
@@ -299,7 +299,12 @@ impl Record {
     /// # Errors
     ///
     /// If the weight is not recorded or its gradients are no floats.
-    pub fn gradients(&self, step: usize, layer: usize, module: Module) -> Result<RecordedPair<'_>> {
+    pub fn gradients(
+        &self,
+        step: usize,
+        layer: usize,
+        module: &ModuleName,
+    ) -> Result<RecordedPair<'_>> {
         let step = &self.steps[step];
         let Some((a, b)) = step.views(layer, module) else {
             let what = format!("it has no gradients of layer {layer} {module}");
@@ -320,18 +325,18 @@ impl Step {
         let pairs = pair_names(weights.iter().map(|view| view.name()))
             .map_err(|what| CheckpointError::record(path, what))?;
         let step = Self { path: path.to_owned(), weights, pairs };
-        for &(layer, module) in step.pairs.keys() {
-            step.require_pair(layer, module)?;
+        for (layer, module) in step.pairs.keys() {
+            step.require_pair(*layer, module)?;
         }
         Ok(step)
     }
 
-    fn views(&self, layer: usize, module: Module) -> Option<(TensorView<'_>, TensorView<'_>)> {
-        let (a, b) = self.pairs.get(&(layer, module))?;
+    fn views(&self, layer: usize, module: &ModuleName) -> Option<(TensorView<'_>, TensorView<'_>)> {
+        let (a, b) = self.pairs.get(&(layer, module.clone()))?;
         Some((self.weights.get(a)?, self.weights.get(b)?))
     }
 
-    fn require_pair(&self, layer: usize, module: Module) -> Result<()> {
+    fn require_pair(&self, layer: usize, module: &ModuleName) -> Result<()> {
         let shapes = self.views(layer, module).map(|(a, b)| (a.shape(), b.shape()));
         match shapes {
             Some((&[rank, columns], &[rows, of_b]))
@@ -352,9 +357,9 @@ impl Step {
         if !self.pairs.keys().eq(first.pairs.keys()) {
             return fail(format!("it holds other weights than {}", first.path.display()));
         }
-        for &(layer, module) in self.pairs.keys() {
+        for (layer, module) in self.pairs.keys() {
             let shapes = |step: &Self| {
-                step.views(layer, module).map(|(a, b)| (a.shape().to_vec(), b.shape().to_vec()))
+                step.views(*layer, module).map(|(a, b)| (a.shape().to_vec(), b.shape().to_vec()))
             };
             if shapes(self) != shapes(first) {
                 return fail(format!(
@@ -435,7 +440,7 @@ impl RecordWriter {
     pub fn step(
         &mut self,
         report: StepReport,
-        gradients: &[((usize, Module), StepGradients)],
+        gradients: &[((usize, ModuleName), StepGradients)],
     ) -> Result<()> {
         let step = self.steps.len() + 1;
         let file = format!("step-{step:05}.safetensors");
@@ -513,12 +518,13 @@ mod tests {
     use ndarray::array;
 
     use super::*;
+    use crate::Module;
 
     fn write(folder: &Path, steps: &[StepGradients]) {
         let mut writer = RecordWriter::create(folder, Dtype::F32).unwrap();
         for pair in steps {
             let report = StepReport { loss: 1.0, grad_norm: 2.0, learning_rate: 0.1, tokens: 3 };
-            writer.step(report, &[((0, Module::QProj), pair.clone())]).unwrap();
+            writer.step(report, &[((0, Module::QProj.into()), pair.clone())]).unwrap();
         }
         let lora = LoraSettings { rank: 1, alpha: 2.0, targets: vec!["q_proj".into()] };
         let model = ModelSource { name: "m".into(), config_sha256: "0".into() };
@@ -536,8 +542,8 @@ mod tests {
         let record = Record::open(&path).unwrap();
         record.verify().unwrap();
         assert_eq!((record.num_steps(), record.num_layers()), (2, 1));
-        assert_eq!(record.shape(0, Module::QProj), Some((2, 3)));
-        let found = record.gradients(1, 0, Module::QProj).unwrap();
+        assert_eq!(record.shape(0, &Module::QProj.into()), Some((2, 3)));
+        let found = record.gradients(1, 0, &Module::QProj.into()).unwrap();
         assert!(found.a == pair.a && found.b == pair.b);
         assert_eq!(record.activations().unwrap().block_influence, [0.5]);
 

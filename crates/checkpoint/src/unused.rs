@@ -41,11 +41,7 @@ pub(crate) fn require_used(
         .collect();
     // That a checkpoint is quantised says more than that a name is not known.
     if let Some(view) = unused.iter().find(|view| is_of_a_quantiser(view.name())) {
-        return Err(CheckpointError::Quantised {
-            path: view.path().to_owned(),
-            name: view.name().to_owned(),
-            found: format!("{:?}", view.stored_dtype()),
-        });
+        return Err(quantised_error(view));
     }
     match unused.first() {
         None => Ok(()),
@@ -54,6 +50,20 @@ pub(crate) fn require_used(
             name: view.name().to_owned(),
             family: config.family.name(),
         }),
+    }
+}
+
+/// Refuses weights that a quantiser has left, of any model.
+pub(crate) fn require_floats(weights: &Weights) -> Result<()> {
+    let quantised = weights.iter().find(|view| is_of_a_quantiser(view.name()));
+    quantised.map_or(Ok(()), |view| Err(quantised_error(&view)))
+}
+
+fn quantised_error(view: &TensorView<'_>) -> CheckpointError {
+    CheckpointError::Quantised {
+        path: view.path().to_owned(),
+        name: view.name().to_owned(),
+        found: format!("{:?}", view.stored_dtype()),
     }
 }
 

@@ -12,8 +12,7 @@ use serde::de::IgnoredAny;
 
 use crate::json::{parse_json, read_json};
 use crate::other_formats::without_weights;
-use crate::unused::require_used;
-use crate::{CheckpointError, Dtype, MappedFile, ModelConfig, Result, widen};
+use crate::{CheckpointError, Dtype, MappedFile, Result, widen};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -272,70 +271,6 @@ fn require_unique_names(bytes: &[u8], path: &Path) -> Result<()> {
         .and_then(|(length, rest)| rest.get(..usize::try_from(u64::from_le_bytes(*length)).ok()?));
     let header = String::from_utf8_lossy(header.unwrap_or_default());
     parse_json::<IgnoredAny>(&header, path).map(|_| ())
-}
-
-/// A folder in Hugging Face layout: its configuration and its mapped weights, checked against
-/// each other.
-#[derive(Debug, Clone)]
-pub struct Checkpoint {
-    folder: PathBuf,
-    config: ModelConfig,
-    weights: Weights,
-}
-
-impl Checkpoint {
-    /// Opens a model folder and checks that every tensor the configuration implies is there, in
-    /// its shape, as floats, and that there is no other that would matter.
-    ///
-    /// # Errors
-    ///
-    /// Whatever [`ModelConfig::read`] and [`Weights::open`] refuse; a missing tensor; a shape or
-    /// type that contradicts the configuration; a tensor that the model does not use; weights that
-    /// are quantised.
-    pub fn open(folder: &Path) -> Result<Self> {
-        let config = ModelConfig::read(folder)?;
-        let weights = Weights::open(folder)?;
-        let tensors = config.tensors();
-        require_used(&config, &weights, &tensors)?;
-        for (name, expected) in tensors {
-            let Some(view) = weights.get(&name) else {
-                return Err(CheckpointError::MissingTensor { path: folder.to_owned(), name });
-            };
-            view.dtype()?;
-            if view.shape() != expected {
-                let (path, found) = (view.path().to_owned(), view.shape().to_vec());
-                return Err(CheckpointError::Shape { path, name, found, expected });
-            }
-        }
-        Ok(Self { folder: folder.to_owned(), config, weights })
-    }
-
-    /// Where it is.
-    pub fn folder(&self) -> &Path {
-        &self.folder
-    }
-
-    /// What it is made of.
-    pub fn config(&self) -> &ModelConfig {
-        &self.config
-    }
-
-    /// Its tensors.
-    pub fn weights(&self) -> &Weights {
-        &self.weights
-    }
-
-    /// A tensor that [`Checkpoint::open`] has found.
-    ///
-    /// # Errors
-    ///
-    /// [`CheckpointError::MissingTensor`] for any other name.
-    pub fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
-        self.weights.get(name).ok_or_else(|| CheckpointError::MissingTensor {
-            path: self.folder.clone(),
-            name: name.to_owned(),
-        })
-    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use checkpoint::{Module, Record, RecordedPair, StepGradients};
+use checkpoint::{ModuleName, Record, RecordedPair, StepGradients};
 use igia::{ScoreError, StepPair, product_bound, product_norm_squared};
 use rayon::prelude::*;
 
@@ -11,7 +11,7 @@ use crate::{EvidenceError, Result};
 /// `‖G_i‖²_F` of each weight's simulated gradient `G_i = ∇B_i·∇A_i` at each step `i`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct GradientNorms {
-    weights: BTreeMap<(usize, Module), WeightNorms>,
+    weights: BTreeMap<(usize, ModuleName), WeightNorms>,
 }
 
 /// One linear weight's.
@@ -33,22 +33,23 @@ impl GradientNorms {
     ///
     /// If the record lacks a layer's gradients, or one is not finite.
     pub fn of_record(record: &Record) -> Result<Self> {
-        let pairs: Vec<(usize, Module)> = record.pairs().collect();
+        let pairs: Vec<(usize, ModuleName)> = record.pairs().collect();
         let steps = record.num_steps();
         let squares: Vec<f64> = (0..pairs.len() * steps)
             .into_par_iter()
             // Step by step, as the files lie on the disk.
-            .map(|at| Ok(scored(record, at / pairs.len(), pairs[at % pairs.len()])?.1))
+            .map(|at| Ok(scored(record, at / pairs.len(), &pairs[at % pairs.len()])?.1))
             .collect::<Result<_>>()?;
-        let weights = pairs.iter().enumerate().map(|(number, &(layer, module))| {
+        let weights = pairs.iter().enumerate().map(|(number, place)| {
             let squares = squares.iter().skip(number).step_by(pairs.len()).copied().collect();
-            let elements = record.shape(layer, module).map_or(0, |(rows, columns)| rows * columns);
-            ((layer, module), WeightNorms { squares, elements })
+            let shape = record.shape(place.0, &place.1);
+            let elements = shape.map_or(0, |(rows, columns)| rows * columns);
+            (place.clone(), WeightNorms { squares, elements })
         });
         let found = Self { weights: weights.collect() };
         record.require_unchanged()?;
         for layer in 0..record.num_layers() {
-            if !found.weights.keys().any(|&(found, _)| found == layer) {
+            if !found.weights.keys().any(|(found, _)| *found == layer) {
                 let path = record.folder().to_owned();
                 return Err(EvidenceError::NoLayer { path, layer });
             }
@@ -61,7 +62,7 @@ impl GradientNorms {
     /// # Errors
     ///
     /// [`EvidenceError::Step`] if one is not finite.
-    pub fn add(&mut self, step: &[((usize, Module), StepGradients)]) -> Result<()> {
+    pub fn add(&mut self, step: &[((usize, ModuleName), StepGradients)]) -> Result<()> {
         let squares: Vec<f64> = step
             .par_iter()
             .map(|((layer, module), pair)| {
@@ -71,17 +72,17 @@ impl GradientNorms {
                 })
             })
             .collect::<Result<_>>()?;
-        for (&(place, ref pair), square) in step.iter().zip(squares) {
+        for ((place, pair), square) in step.iter().zip(squares) {
             let elements = pair.b.nrows() * pair.a.ncols();
             let weight = WeightNorms { squares: Vec::new(), elements };
-            self.weights.entry(place).or_insert(weight).squares.push(square);
+            self.weights.entry(place.clone()).or_insert(weight).squares.push(square);
         }
         Ok(())
     }
 
     /// Every weight, in layer order.
-    pub fn weights(&self) -> impl Iterator<Item = ((usize, Module), &WeightNorms)> {
-        self.weights.iter().map(|(&place, weight)| (place, weight))
+    pub fn weights(&self) -> impl Iterator<Item = ((usize, ModuleName), &WeightNorms)> {
+        self.weights.iter().map(|(place, weight)| (place.clone(), weight))
     }
 
     /// How many steps there are.
@@ -99,31 +100,32 @@ impl GradientNorms {
                 .collect(),
             elements: weight.elements,
         };
-        let weights = self.weights.iter().map(|(&place, weight)| (place, part(weight)));
+        let weights = self.weights.iter().map(|(place, weight)| (place.clone(), part(weight)));
         Self { weights: weights.collect() }
     }
 }
 
 /// One weight's gradients at one step, counted from 0, and their `‖G‖²`.
-fn scored(
-    record: &Record,
+fn scored<'a>(
+    record: &'a Record,
     step: usize,
-    (layer, module): (usize, Module),
-) -> Result<(RecordedPair<'_>, f64)> {
-    let pair = record.gradients(step, layer, module)?;
+    place: &(usize, ModuleName),
+) -> Result<(RecordedPair<'a>, f64)> {
+    let (layer, module) = place;
+    let pair = record.gradients(step, *layer, module)?;
     let square = product_norm_squared(&pair.b, &pair.a)
-        .map_err(|source| not_scored(record, step, (layer, module), source))?;
+        .map_err(|source| not_scored(record, step, place, source))?;
     Ok((pair, square))
 }
 
 fn not_scored(
     record: &Record,
     step: usize,
-    (layer, module): (usize, Module),
+    (layer, module): &(usize, ModuleName),
     source: ScoreError,
 ) -> EvidenceError {
     let (path, module) = (record.step_path(step).to_owned(), module.to_string());
-    EvidenceError::Score { path, step: step + 1, layer, module, source }
+    EvidenceError::Score { path, step: step + 1, layer: *layer, module, source }
 }
 
 /// Refuses gradients that are not finite, whose squares might overflow f32, or whose squares are on
@@ -132,8 +134,8 @@ fn not_scored(
 /// # Errors
 ///
 /// [`EvidenceError::Score`] with the step that is to blame.
-pub fn require_single_precision(record: &Record, layer: usize, module: Module) -> Result<()> {
-    let at = (layer, module);
+pub fn require_single_precision(record: &Record, layer: usize, module: &ModuleName) -> Result<()> {
+    let at = &(layer, module.clone());
     // The square of each step, and what no element's exceeds while it is summed.
     let squares: Vec<(f64, f64)> = (0..record.num_steps())
         .into_par_iter()
@@ -169,7 +171,7 @@ pub fn step_pairs<'a>(gradients: &'a [RecordedPair<'_>]) -> Vec<StepPair<'a>> {
 mod tests {
     use std::path::Path;
 
-    use checkpoint::{DataSource, Dtype, ModelSource, RecordWriter};
+    use checkpoint::{DataSource, Dtype, ModelSource, Module, RecordWriter};
 
     use super::*;
 
@@ -191,9 +193,9 @@ mod tests {
         writer.finish(manifest.num_layers, manifest.lora, 0, sources, None).unwrap();
     }
 
-    fn step_of(record: &Record, step: usize) -> Vec<((usize, Module), StepGradients)> {
+    fn step_of(record: &Record, step: usize) -> Vec<((usize, ModuleName), StepGradients)> {
         let pairs = record.pairs().map(|(layer, module)| {
-            let pair = record.gradients(step, layer, module).unwrap();
+            let pair = record.gradients(step, layer, &module).unwrap();
             let (a, b) = (pair.a.into_owned(), pair.b.into_owned());
             ((layer, module), StepGradients { a, b })
         });
@@ -224,7 +226,7 @@ mod tests {
         let rounded = |x: f32| half::bf16::from_f32(x).to_f32();
         for ((layer, module), found) in GradientNorms::of_record(&short).unwrap().weights() {
             for (step, found) in found.squares.iter().enumerate() {
-                let pair = whole.gradients(step, layer, module).unwrap();
+                let pair = whole.gradients(step, layer, &module).unwrap();
                 let (b, a) = (pair.b.mapv(rounded), pair.a.mapv(rounded));
                 let pair = StepPair { b: b.view(), a: a.view() };
                 let expected = igia::reference::product_norm_squared(&pair);
@@ -241,7 +243,7 @@ mod tests {
             let path = folder.path().join(name);
             rewrite(&whole, &path, Dtype::F32, change);
             let record = Record::open(&path).unwrap();
-            match require_single_precision(&record, 1, Module::UpProj) {
+            match require_single_precision(&record, 1, &Module::UpProj.into()) {
                 Err(EvidenceError::Score { layer: 1, source, .. }) => Some(source),
                 other => other.map(|()| None).unwrap(),
             }

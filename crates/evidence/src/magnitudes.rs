@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use checkpoint::{Checkpoint, Module, tensor_name};
+use checkpoint::{Checkpoint, LinearView, ModuleName};
 use rayon::prelude::*;
 
 use crate::Result;
@@ -18,12 +18,10 @@ const PART: usize = 1 << 16;
 /// # Errors
 ///
 /// If a weight is missing or its elements are no floats.
-pub fn magnitudes(model: &Checkpoint) -> Result<BTreeMap<(usize, Module), f64>> {
-    let places = (0..model.config().num_layers)
-        .flat_map(|layer| Module::ALL.into_iter().map(move |module| (layer, module)));
-    places
-        .map(|(layer, module)| {
-            let view = model.tensor(&tensor_name(layer, module))?;
+pub fn magnitudes(model: &Checkpoint) -> Result<BTreeMap<(usize, ModuleName), f64>> {
+    model
+        .linears()
+        .map(|(layer, module, LinearView { view, .. })| {
             let dtype = view.dtype()?;
             let sums: Vec<f64> = view
                 .bytes()
@@ -37,6 +35,8 @@ pub fn magnitudes(model: &Checkpoint) -> Result<BTreeMap<(usize, Module), f64>> 
 
 #[cfg(test)]
 mod tests {
+    use checkpoint::Module;
+
     use super::*;
 
     /// Against a plain loop over the weights as f32.
@@ -45,9 +45,9 @@ mod tests {
         for name in testkit::GOLDEN {
             let model = Checkpoint::open(&testkit::fixture(&format!("{name}/model"))).unwrap();
             let found = magnitudes(&model).unwrap();
-            assert_eq!(found.len(), model.config().num_layers * Module::ALL.len());
-            for (&(layer, module), found) in &found {
-                let weight = model.tensor(&tensor_name(layer, module)).unwrap().to_f32().unwrap();
+            assert_eq!(found.len(), model.num_layers() * Module::ALL.len());
+            for ((layer, module), found) in &found {
+                let weight = model.linear(*layer, module).unwrap().view.to_f32().unwrap();
                 let mut expected = 0.0;
                 for x in weight {
                     expected += f64::from(x.abs());

@@ -109,7 +109,10 @@ mod tests {
 
     fn gradients(step: usize) -> Arc<Gradients> {
         let matrix = |rows, columns| Array2::from_elem((rows, columns), step as f32 + 0.5);
-        Arc::new(vec![((0, Module::QProj), StepGradients { a: matrix(2, 5), b: matrix(3, 2) })])
+        Arc::new(vec![(
+            (0, Module::QProj.into()),
+            StepGradients { a: matrix(2, 5), b: matrix(3, 2) },
+        )])
     }
 
     #[test]
@@ -158,7 +161,7 @@ mod tests {
             assert_eq!(Sensitivity::read(&target).unwrap(), Some(found.sensitivity));
             let pairs: BTreeSet<_> = record.pairs().collect();
             assert_eq!((record.num_steps(), pairs.len()), (5, 1));
-            assert_eq!(record.gradients(4, 0, Module::QProj).unwrap().b[(2, 1)], 4.5);
+            assert_eq!(record.gradients(4, 0, &Module::QProj.into()).unwrap().b[(2, 1)], 4.5);
         }
     }
 

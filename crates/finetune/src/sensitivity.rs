@@ -239,7 +239,7 @@ mod tests {
             let (shape, a) = testkit::tensor_f32(&file, &format!("layers.{layer}.{module}.lora_A"));
             let scale = self.clipped * self.settings["lora_alpha"].as_f64().unwrap()
                 / self.settings["lora_rank"].as_f64().unwrap();
-            let expected = self.record.gradients(0, layer, module).unwrap().b;
+            let expected = self.record.gradients(0, layer, &module.into()).unwrap().b;
             let (mut found, mut reference) = (Vec::new(), Vec::new());
             for out in 0..delta.ncols() {
                 // A row of δᵀX, in f64.

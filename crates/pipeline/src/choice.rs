@@ -49,7 +49,7 @@ impl Choice {
         mut losses: Option<&mut dyn LossProbe>,
     ) -> Result<Selection> {
         let num_layers = record.num_layers();
-        if let Some(found) = model.map(|model| model.config().num_layers)
+        if let Some(found) = model.map(Checkpoint::num_layers)
             && found != num_layers
         {
             return Err(PipelineError::Settings(format!(

@@ -240,7 +240,7 @@ impl Run {
         ];
         check_outputs(&[Named::of("--out", folder)], &inputs)?;
         // What would fail late is looked at early.
-        let config = Checkpoint::open(&model)?.config().clone();
+        let config = Checkpoint::open(&model)?.config()?.clone();
         settings.check(config.num_layers)?;
         require_companions(&model)?;
         let read = |path: &Path| read_data(path, &settings.ignore_fields);
@@ -374,7 +374,7 @@ impl Run {
         }
         let size = |folder: &Path| -> Result<Size> {
             let checkpoint = Checkpoint::open(folder)?;
-            Ok(Size::of(checkpoint.config(), checkpoint.weights()))
+            Ok(Size::of(&checkpoint))
         };
         let mut found = Evaluations {
             format: "gradpruner-evaluations".into(),

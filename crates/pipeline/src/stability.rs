@@ -140,7 +140,7 @@ mod tests {
                 .enumerate()
                 .map(|(layer, square)| {
                     let a = array![[square.sqrt() as f32]];
-                    ((layer, Module::QProj), StepGradients { a, b: array![[1.0]] })
+                    ((layer, Module::QProj.into()), StepGradients { a, b: array![[1.0]] })
                 })
                 .collect();
             meter.add(&gradients).unwrap();
@@ -178,7 +178,7 @@ mod tests {
             for _ in 0..count {
                 let a = array![[1.0]];
                 let pair = StepGradients { a, b: array![[1.0]] };
-                meter.add(&vec![((0, Module::QProj), pair)]).unwrap();
+                meter.add(&vec![((0, Module::QProj.into()), pair)]).unwrap();
             }
             meter
         };

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread::available_parallelism;
 
 use checkpoint::{
-    Checkpoint, CheckpointWriter, LayerTensor, Staging, TensorSpec, TensorView, copy_companions,
+    Checkpoint, CheckpointWriter, Staging, TensorSpec, TensorView, copy_companions,
     require_companions,
 };
 use rayon::prelude::*;
@@ -76,15 +76,14 @@ pub fn apply(
     plan.check()?;
     let source = Checkpoint::open(model)?;
     require_companions(model)?;
-    let config = source.config();
-    plan.require_layers(config.num_layers)?;
-    let inputs = Inputs { plan, config, record: record.as_ref(), fitted: fitted.as_ref() };
+    plan.require_layers(source.num_layers())?;
+    let inputs = Inputs { plan, source: &source, record: record.as_ref(), fitted: fitted.as_ref() };
     let repair = repairs::open(&inputs)?;
 
     let work = Work::new(&source, plan, &*repair);
     let staging = Staging::folder(target)?;
     copy_companions(model, staging.path())?;
-    let raw = serde_json::Value::Object(config.with_layers(&plan.retained()));
+    let raw = serde_json::Value::Object(source.outline().with_layers(&plan.retained())?);
     let text = format!("{raw:#}\n");
     fs_err::write(staging.path().join("config.json"), text)
         .map_err(checkpoint::CheckpointError::from)?;
@@ -106,8 +105,8 @@ pub fn apply(
         merges: plan.merges.clone(),
         repair: plan.repair(),
         step: plan.step(),
-        before: Size::of(config, source.weights()),
-        after: Size::of(pruned.config(), pruned.weights()),
+        before: Size::of(&source),
+        after: Size::of(&pruned),
         verified_tensors,
     })
 }
@@ -129,11 +128,11 @@ impl<'a> Work<'a> {
     fn new(source: &'a Checkpoint, plan: &'a Plan, repair: &'a dyn Opened) -> Self {
         let (copied, edited, specs) = (Vec::new(), Vec::new(), Vec::new());
         let mut work = Self { source, plan, repair, copied, edited, specs };
-        let (retained, edits) = (plan.retained(), work.edits());
+        let (retained, edits, outline) = (plan.retained(), work.edits(), source.outline());
         for view in source.weights().iter() {
-            let Some(name) = new_name(view.name(), &retained) else { continue };
+            let Some(name) = outline.name_among(view.name(), &retained) else { continue };
             work.specs.push(TensorSpec::like(&view, &name));
-            match Place::of(&view).filter(|&place| edits.change(place)) {
+            match Place::of(outline, &view).filter(|place| edits.change(place)) {
                 Some(place) => work.edited.push((view, name, place)),
                 None => work.copied.push((view, name)),
             }
@@ -184,7 +183,7 @@ impl<'a> Work<'a> {
                 let Place { layer, module, .. } = place;
                 tracing::info!(layer, %module, repair = %self.plan.repair(), "changing");
                 let mut take = |offset, part: &[u8]| Ok(writer.write_part(name, offset, part)?);
-                step(edits.write(view, *place, &mut take), &done)?;
+                step(edits.write(view, place, &mut take), &done)?;
             }
             Ok(())
         };
@@ -239,7 +238,7 @@ impl<'a> Work<'a> {
                     _ => Err(differs(name)),
                 }
             };
-            edits.write(view, *place, &mut compare)?;
+            edits.write(view, place, &mut compare)?;
             done += 1;
             observe(done, total);
         }
@@ -253,15 +252,6 @@ const COMPARED: usize = 1 << 22;
 fn same_bytes(found: &[u8], expected: &[u8]) -> bool {
     found.len() == expected.len()
         && found.par_chunks(COMPARED).zip(expected.par_chunks(COMPARED)).all(|(x, y)| x == y)
-}
-
-/// The name a tensor has in the pruned checkpoint; `None` if its layer is pruned.
-fn new_name(name: &str, retained: &[usize]) -> Option<String> {
-    let Some(LayerTensor { layer, rest }) = LayerTensor::parse(name) else {
-        return Some(name.to_owned());
-    };
-    let position = retained.iter().position(|&kept| kept == layer)?;
-    Some(format!("model.layers.{position}.{rest}"))
 }
 
 #[cfg(test)]
@@ -295,7 +285,7 @@ pub(crate) mod tests {
         let retained = settings.plan.retained();
         let mut changed = Vec::new();
         for view in source.weights().iter() {
-            let Some(name) = new_name(view.name(), &retained) else { continue };
+            let Some(name) = source.outline().name_among(view.name(), &retained) else { continue };
             if found.tensor(&name).unwrap().bytes() != view.bytes() {
                 changed.push(name);
             }
@@ -313,7 +303,7 @@ pub(crate) mod tests {
             assert!(report.after.parameters < report.before.parameters);
             let expected = Checkpoint::open(&testkit::fixture(&format!("{name}/pruned"))).unwrap();
             let found = Checkpoint::open(&target).unwrap();
-            assert_eq!(found.config().raw(), expected.config().raw(), "{name}");
+            assert_eq!(found.outline().raw(), expected.outline().raw(), "{name}");
             let names = |checkpoint: &Checkpoint| {
                 let mut names: Vec<String> =
                     checkpoint.weights().iter().map(|view| view.name().to_owned()).collect();
@@ -425,7 +415,7 @@ pub(crate) mod tests {
                 .pairs()
                 .filter(|(_, found)| *found != module)
                 .map(|(layer, module)| {
-                    let pair = record.gradients(step, layer, module).unwrap();
+                    let pair = record.gradients(step, layer, &module).unwrap();
                     let (a, b) = (pair.a.into_owned(), pair.b.into_owned());
                     ((layer, module), StepGradients { a, b })
                 })
@@ -462,7 +452,7 @@ pub(crate) mod tests {
         let source = Checkpoint::open(source).unwrap();
         let inputs = Inputs {
             plan: &settings.plan,
-            config: source.config(),
+            source: &source,
             record: settings.record.as_ref(),
             fitted: None,
         };

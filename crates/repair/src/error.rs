@@ -24,6 +24,11 @@ pub enum RepairError {
     Differs { name: String },
     #[error("{}: the {what} does not fit the model: {reason}", path.display())]
     OtherModel { path: PathBuf, what: &'static str, reason: String },
+    #[error(
+        "layer {donor} has no weight like `{receiver}`, so it cannot be merged into that layer; merge other layers, or \
+         take `--repair drop`"
+    )]
+    Unlike { donor: usize, receiver: String },
     #[error("{}: not usable {kind}: {what}", path.display())]
     Fit { path: PathBuf, kind: &'static str, what: String },
     #[error("no memory for the importance of a weight; close other programs, or merge no layers")]

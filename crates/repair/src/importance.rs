@@ -2,10 +2,11 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use checkpoint::{Module, Record};
+use checkpoint::{ModuleName, Record, RecordedPair};
 use evidence::{require_single_precision, step_pairs};
 use igia::{Buffer, ImportanceRows, Panels, mean_of_sums};
 use merge::{Mask, Scores, keep_share_of, keep_top, keep_top_of, kept_count};
+use ndarray::{CowArray, Ix2};
 use selection::Density;
 
 use crate::{RepairError, Result};
@@ -62,8 +63,8 @@ impl Room {
         }
         for begin in (0..steps).step_by(together) {
             let gradients = (begin..steps.min(begin + together))
-                .map(|step| weight.record.gradients(step, weight.layer, weight.module))
-                .collect::<Result<Vec<_>, _>>()?;
+                .map(|step| weight.gradients(step))
+                .collect::<Result<Vec<_>>>()?;
             let pairs = step_pairs(&gradients);
             let rows = ImportanceRows::new(&pairs, &mut self.panels);
             match together < steps {
@@ -79,13 +80,7 @@ impl Room {
 }
 
 /// Marks the most important elements of a weight, as many as the density says or as it takes (method.md §5).
-pub(crate) fn kept(
-    record: &Record,
-    (layer, module): (usize, Module),
-    density: Density,
-    room: &mut Room,
-) -> Result<Mask> {
-    let weight = Recorded::of(record, (layer, module))?;
+pub(crate) fn kept(weight: Recorded<'_>, density: Density, room: &mut Room) -> Result<Mask> {
     let Recorded { rows, columns, .. } = weight;
     if size_of::<f32>() * rows * columns > room.held_bytes {
         let parts = Parts { weight, room: Mutex::new(room) };
@@ -108,7 +103,9 @@ pub(crate) fn kept(
 pub(crate) struct Recorded<'a> {
     record: &'a Record,
     layer: usize,
-    module: Module,
+    module: ModuleName,
+    /// Whether the model stores it as `[in, out]`: rows and columns are those that are stored.
+    is_transposed: bool,
     pub(crate) rows: usize,
     pub(crate) columns: usize,
     /// Bytes of one step's gradients as f32.
@@ -117,14 +114,35 @@ pub(crate) struct Recorded<'a> {
 
 impl<'a> Recorded<'a> {
     /// Looks whether importance can be computed of its gradients.
-    pub(crate) fn of(record: &'a Record, (layer, module): (usize, Module)) -> Result<Self> {
+    pub(crate) fn of(
+        record: &'a Record,
+        layer: usize,
+        module: &ModuleName,
+        is_transposed: bool,
+    ) -> Result<Self> {
         require_single_precision(record, layer, module)?;
-        let (rows, rank, columns) = {
+        let (out, rank, inner) = {
             let first = record.gradients(0, layer, module)?;
             (first.b.nrows(), first.b.ncols(), first.a.ncols())
         };
+        let (rows, columns) = if is_transposed { (inner, out) } else { (out, inner) };
         let step_bytes = size_of::<f32>() * rank * (rows + columns);
-        Ok(Self { record, layer, module, rows, columns, step_bytes })
+        let module = module.clone();
+        Ok(Self { record, layer, module, is_transposed, rows, columns, step_bytes })
+    }
+
+    /// The two factors of a step's gradient as the weight is stored: `Gᵀ = Aᵀ·Bᵀ`.
+    fn gradients(&self, step: usize) -> Result<RecordedPair<'a>> {
+        let RecordedPair { a, b } = self.record.gradients(step, self.layer, &self.module)?;
+        Ok(match self.is_transposed {
+            true => {
+                let turned = |matrix: CowArray<'a, f32, Ix2>| {
+                    CowArray::from(matrix.t().as_standard_layout().into_owned())
+                };
+                RecordedPair { a: turned(b), b: turned(a) }
+            }
+            false => RecordedPair { a, b },
+        })
     }
 }
 
@@ -156,6 +174,8 @@ impl Scores for Parts<'_> {
 
 #[cfg(test)]
 mod tests {
+    use checkpoint::Module;
+
     use super::*;
 
     /// However much of the importance is held, the fewest elements with the share are those that a sort finds.
@@ -166,12 +186,13 @@ mod tests {
         for module in Module::ALL {
             let steps = 0..record.num_steps();
             let gradients: Vec<_> =
-                steps.map(|step| record.gradients(step, 3, module).unwrap()).collect();
+                steps.map(|step| record.gradients(step, 3, &module.into()).unwrap()).collect();
             let scores = igia::importance(&step_pairs(&gradients));
             // Sums of f32s are rounded in either order, but here no share falls between two roundings.
             let expected = merge::reference::keep_share(&scores, 0.8);
             for mut room in Room::of_all_sizes() {
-                let found = kept(&record, (3, module), Density::AUTO, &mut room).unwrap();
+                let recorded = Recorded::of(&record, 3, &module.into(), false).unwrap();
+                let found = kept(recorded, Density::AUTO, &mut room).unwrap();
                 assert_eq!(found, expected, "{module}");
             }
             counts.push(expected.count() as f64 / expected.len() as f64);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use checkpoint::{MOST_LAYERS, Module};
+use checkpoint::{MOST_LAYERS, ModuleName};
 use serde::{Deserialize, Serialize};
 
 use crate::{Criterion, Result, SelectionError};
@@ -31,7 +31,7 @@ pub struct LayerScore {
     pub score: f64,
     /// What each linear weight adds to it; empty for criteria of whole layers.
     #[serde(default)]
-    pub modules: BTreeMap<Module, f64>,
+    pub modules: BTreeMap<ModuleName, f64>,
 }
 
 impl Scores {
@@ -53,11 +53,11 @@ impl Scores {
     /// Scores that are the sums of what each linear weight adds to its layer's.
     pub fn of_weights(
         criterion: Criterion,
-        weights: impl Iterator<Item = ((usize, Module), f64)>,
+        weights: impl Iterator<Item = ((usize, impl Into<ModuleName>), f64)>,
     ) -> Self {
-        let mut layers: BTreeMap<usize, BTreeMap<Module, f64>> = BTreeMap::new();
+        let mut layers: BTreeMap<usize, BTreeMap<ModuleName, f64>> = BTreeMap::new();
         for ((layer, module), score) in weights {
-            layers.entry(layer).or_default().insert(module, score);
+            layers.entry(layer).or_default().insert(module.into(), score);
         }
         let layers = layers.into_iter().map(|(layer, modules)| LayerScore {
             layer,

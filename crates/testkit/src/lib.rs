@@ -183,3 +183,55 @@ pub fn tiny_rows(rows: std::ops::Range<usize>) -> String {
         })
         .collect()
 }
+
+/// A number for every element of every tensor of a made-up model, none of them 0.
+pub fn made_up(seed: usize, at: usize) -> f32 {
+    let mixed = (seed as u64 + 1).wrapping_mul(0x9e37_79b9).wrapping_add(at as u64 * 0x85eb_ca6b);
+    let mixed = (mixed ^ (mixed >> 15)).wrapping_mul(0x2c1b_3c6d);
+    ((mixed >> 8) % 2001) as f32 / 1000.0 - 1.0005
+}
+
+/// Writes tensors filled by [`made_up`], each with its name, shape and seed, as F32.
+///
+/// # Panics
+///
+/// If the file cannot be written.
+pub fn write_made_up(path: &Path, tensors: &[(String, Vec<usize>, usize)]) {
+    let bytes: Vec<Vec<u8>> = tensors
+        .iter()
+        .map(|(_, shape, seed)| {
+            let size = shape.iter().product();
+            (0..size).flat_map(|at| made_up(*seed, at).to_le_bytes()).collect()
+        })
+        .collect();
+    let views = tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
+        let dtype = safetensors::Dtype::F32;
+        let view = safetensors::tensor::TensorView::new(dtype, shape.clone(), bytes);
+        (name.as_str(), view.expect("as long as its shape"))
+    });
+    let content = safetensors::serialize(views, None).expect("a file");
+    fs_err::write(path, content).expect("writable");
+}
+
+/// Writes a model of one of the families in `fixtures/decoders`, its tensors in the order of their names filled by
+/// [`made_up`], and returns what the family's file says. Whole numbers and booleans become floats: their type does not
+/// matter where layers are pruned.
+///
+/// # Panics
+///
+/// If it cannot be written.
+pub fn made_up_decoder(family: &str, folder: &Path) -> serde_json::Value {
+    let found = json(&fixture(&format!("decoders/{family}.json")));
+    let tensors = found["tensors"].as_object().expect("an object").iter().enumerate();
+    let tensors: Vec<(String, Vec<usize>, usize)> = tensors
+        .map(|(seed, (name, tensor))| {
+            let sizes = tensor.as_array().expect("a type and sizes").iter().skip(1);
+            let sizes = sizes.map(|size| size.as_u64().expect("a size") as usize);
+            (name.clone(), sizes.collect(), seed)
+        })
+        .collect();
+    fs_err::create_dir_all(folder).expect("the folder can be made");
+    write_made_up(&folder.join("model.safetensors"), &tensors);
+    fs_err::write(folder.join("config.json"), found["config"].to_string()).expect("writable");
+    found
+}

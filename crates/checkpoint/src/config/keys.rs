@@ -27,6 +27,11 @@ impl Keys<'_> {
         Err(CheckpointError::config(self.path, what))
     }
 
+    /// Of a model that is not trained, and may be pruned.
+    pub(super) fn untrained<T>(&self, what: impl Into<String>) -> Result<T> {
+        Err(CheckpointError::untrained(self.path, what))
+    }
+
     /// A count that must be there, of at least one.
     pub(super) fn count(&self, key: &str, most: usize) -> Result<usize> {
         let Some(value) = self.get(key) else {
@@ -69,7 +74,7 @@ impl Keys<'_> {
             Some("qwen3") => Ok(Family::Qwen3),
             found => {
                 let found = found.unwrap_or("missing");
-                self.fail(format!("`model_type` is `{found}`; {SUPPORTED}"))
+                self.untrained(format!("`model_type` is `{found}`; {SUPPORTED}"))
             }
         }
     }
@@ -78,10 +83,10 @@ impl Keys<'_> {
         match self.get("hidden_act").map(|name| (name, name.as_str())) {
             None | Some((_, Some("silu" | "swish"))) => Ok(()),
             Some((_, Some(other))) => {
-                self.fail(format!("`hidden_act` is `{other}`; only silu is supported"))
+                self.untrained(format!("`hidden_act` is `{other}`; only silu is supported"))
             }
             Some((other, None)) => {
-                self.fail(format!("`hidden_act` is {other}; only silu is supported"))
+                self.untrained(format!("`hidden_act` is {other}; only silu is supported"))
             }
         }
     }
@@ -96,7 +101,7 @@ impl Keys<'_> {
         };
         let inner = Keys { raw: inner, path: self.path };
         if inner.raw.values().any(Value::is_object) {
-            return self.fail("rope parameters that differ by layer type are not supported");
+            return self.untrained("rope parameters that differ by layer type are not supported");
         }
         let theta = match inner.positive("rope_theta")? {
             Some(theta) => theta,
@@ -112,7 +117,7 @@ impl Keys<'_> {
                 original_context: inner.scale("original_max_position_embeddings")?,
             },
             Some(other) => {
-                return self.fail(format!(
+                return self.untrained(format!(
                     "rope type `{}` is not supported; default, linear and llama3 are",
                     other.unwrap_or("?")
                 ));
@@ -163,7 +168,7 @@ impl Keys<'_> {
             .map(|kind| match kind.as_str() {
                 Some("full_attention") => Ok(None),
                 Some("sliding_attention") => Ok(window),
-                _ => self.fail(format!("layer type {kind} is not supported")),
+                _ => self.untrained(format!("layer type {kind} is not supported")),
             })
             .collect()
     }

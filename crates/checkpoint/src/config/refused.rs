@@ -1,9 +1,10 @@
-//! Models that cannot be used, each refused in a sentence that says what can.
+//! Models that cannot be used, or not be trained, each refused in a sentence that says what can.
 
 use serde_json::{Map, Value};
 
 /// The families that are supported, as messages name them.
-pub(super) const SUPPORTED: &str = "llama, mistral, qwen2 and qwen3 are supported";
+pub(super) const SUPPORTED: &str = "llama, mistral, qwen2 and qwen3 are trained here; for other \
+     decoders `score`, `plan` and `prune` work with gradients that your own trainer recorded";
 
 /// Keys of wrappers around a language model.
 const PARTS: [&str; 8] = [
@@ -21,16 +22,16 @@ const PARTS: [&str; 8] = [
 const EXPERTS: [&str; 4] =
     ["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"];
 
-/// Why a model with this `config.json` cannot be used, if its kind says so.
+/// Why a model with this `config.json` cannot be trained, if its kind says so.
 pub(super) fn reason_against(raw: &Map<String, Value>) -> Option<String> {
-    quantised(raw)
-        .or_else(|| multimodal(raw))
+    multimodal(raw)
         .or_else(|| experts(raw))
         .or_else(|| without_head(raw))
         .or_else(|| partly_rotated(raw))
 }
 
-fn quantised(raw: &Map<String, Value>) -> Option<String> {
+/// Why its weights cannot be used.
+pub(super) fn quantised(raw: &Map<String, Value>) -> Option<String> {
     let (key, found) = ["quantization_config", "compression_config"]
         .iter()
         .find_map(|&key| Some((key, raw.get(key)?)).filter(|(_, found)| !found.is_null()))?;
@@ -44,8 +45,8 @@ fn quantised(raw: &Map<String, Value>) -> Option<String> {
 fn multimodal(raw: &Map<String, Value>) -> Option<String> {
     let key = PARTS.iter().find(|&&key| raw.get(key).is_some_and(Value::is_object))?;
     Some(format!(
-        "the model is multimodal (`{key}`) and only text models are supported; save its language \
-         model as a checkpoint of its own and use that"
+        "the model is multimodal (`{key}`) and only text models are trained here; `score`, `plan` and \
+         `prune` work with gradients that your own trainer recorded"
     ))
 }
 
@@ -55,7 +56,8 @@ fn experts(raw: &Map<String, Value>) -> Option<String> {
         (count.as_u64() != Some(0)).then_some((key, count))
     })?;
     Some(format!(
-        "the model is a Mixture-of-Experts (`{key}` is {count}); only dense models are supported"
+        "the model is a Mixture-of-Experts (`{key}` is {count}) and only dense models are trained here; \
+         `score`, `plan` and `prune` work with gradients that your own trainer recorded"
     ))
 }
 
@@ -63,7 +65,11 @@ fn experts(raw: &Map<String, Value>) -> Option<String> {
 fn without_head(raw: &Map<String, Value>) -> Option<String> {
     let names: Vec<&str> =
         raw.get("architectures")?.as_array()?.iter().filter_map(Value::as_str).collect();
-    let has_head = |name: &&str| name.to_lowercase().ends_with("forcausallm");
+    let heads = ["forcausallm", "lmheadmodel"];
+    let has_head = |name: &&str| {
+        let name = name.to_lowercase();
+        heads.iter().any(|head| name.ends_with(head))
+    };
     if names.is_empty() || names.iter().any(has_head) {
         return None;
     }

@@ -92,7 +92,7 @@ impl Model {
             Ok(Parameter::frozen(loaded.tensor))
         };
         let tensor = |name: &str| place(name, false);
-        let config = checkpoint.config().clone();
+        let config = checkpoint.config()?.clone();
         let norm = |weight: Parameter| Norm { weight, epsilon: config.rms_norm_eps };
         let embedding = tensor("model.embed_tokens.weight")?;
         let mut layers = Vec::new();

@@ -77,7 +77,7 @@ pub(crate) fn adapter_gradients(model: &Model) -> Result<Gradients> {
         for (&module, linear) in &layer.linears {
             if let Some(lora) = &linear.lora {
                 let (a, b) = (gradient(&lora.a)?, gradient(&lora.b)?);
-                found.push(((number, module), StepGradients { a, b }));
+                found.push(((number, module.into()), StepGradients { a, b }));
             }
         }
     }

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use checkpoint::{Module, StepGradients, StepReport};
+use checkpoint::{ModuleName, StepGradients, StepReport};
 use serde::{Deserialize, Serialize};
 
 use crate::{DistilTerms, Result};
 
 /// Every adapter's gradients at one step, in layer order.
-pub type Gradients = Vec<((usize, Module), StepGradients)>;
+pub type Gradients = Vec<((usize, ModuleName), StepGradients)>;
 
 /// Takes each step's adapter gradients, after clipping and before the optimizer's step.
 pub trait GradientSink {

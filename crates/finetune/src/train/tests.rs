@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use checkpoint::{Adapter, AdapterConfig, AdapterPair, Module, Weights};
+use checkpoint::{Adapter, AdapterConfig, AdapterPair, Module, ModuleName, Weights};
 use dataset::{Place, RowCounts};
 use igia::product_norm_squared;
 use ndarray::Array2;
@@ -123,7 +123,8 @@ fn finite_differences() {
         let passes = Passes { batch_rows: 8, keep: Keep::Activations, lesson: None };
         let loss = backward(&model, &examples, passes, &mut Nobody).unwrap().loss;
         let gradients = adapter_gradients(&model).unwrap();
-        let (_, pair) = gradients.into_iter().find(|(found, _)| *found == place).unwrap();
+        let of_place = |found: &(usize, ModuleName)| found.0 == place.0 && found.1 == place.1;
+        let (_, pair) = gradients.into_iter().find(|(found, _)| of_place(found)).unwrap();
         (loss, f64::from(pair.b[element]))
     };
     let step = 1e-2;

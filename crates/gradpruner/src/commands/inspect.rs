@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use checkpoint::gguf::GgufFile;
-use checkpoint::{Adapter, Checkpoint, Record, locate, read_json};
+use checkpoint::{Adapter, Checkpoint, ModelConfig, Record, locate, read_json};
 use repair::{LinearMaps, Reconstructed, Scales, Size};
 use selection::{Plan, Scores};
 use serde_json::{Value, json};
@@ -15,6 +15,9 @@ use crate::commands::ranking_text;
 use crate::printer::Outcome;
 use crate::stages::layer_strip;
 use crate::texts::{fitted_text, reconstructed_text, scaled_text};
+
+/// Weights of a layer that are named.
+const SHOWN_WEIGHTS: usize = 12;
 
 /// Show the contents of a model, record, adapter, scores, plan, GGUF or data file.
 ///
@@ -104,11 +107,25 @@ fn inspect(path: &Path) -> anyhow::Result<Outcome> {
 
 fn model(path: &Path) -> anyhow::Result<Outcome> {
     let checkpoint = Checkpoint::open(path)?;
-    let (config, weights) = (checkpoint.config(), checkpoint.weights());
-    let size = Size::of(config, weights);
+    let size = Size::of(&checkpoint);
+    let about = match checkpoint.trained_config() {
+        Some(config) => trained_text(config),
+        None => untrained_text(&checkpoint),
+    };
     let text = format!(
-        "{:?}, {} layers, hidden {}, {} heads of {} over {} key-value heads, FFN {}, vocabulary {}{}\n\
-         {:.1} M parameters, {:.1} M FLOPs/token, {:.0} MB in {} file(s)",
+        "{about}\n{:.1} M parameters, {:.1} M FLOPs/token, {:.0} MB in {} file(s)",
+        size.parameters as f64 / 1e6,
+        size.flops_per_token as f64 / 1e6,
+        size.size_bytes as f64 / 1e6,
+        checkpoint.weights().files().len(),
+    );
+    let raw = checkpoint.outline().raw();
+    Outcome::new(text, &json!({"kind": "model", "size": size, "config": raw}))
+}
+
+fn trained_text(config: &ModelConfig) -> String {
+    format!(
+        "{:?}, {} layers, hidden {}, {} heads of {} over {} key-value heads, FFN {}, vocabulary {}{}",
         config.family,
         config.num_layers,
         config.hidden_size,
@@ -118,12 +135,23 @@ fn model(path: &Path) -> anyhow::Result<Outcome> {
         config.intermediate_size,
         config.vocab_size,
         if config.tied_head { ", tied head" } else { "" },
-        size.parameters as f64 / 1e6,
-        size.flops_per_token as f64 / 1e6,
-        size.size_bytes as f64 / 1e6,
-        weights.files().len(),
-    );
-    Outcome::new(text, &json!({"kind": "model", "size": size, "config": config.raw()}))
+    )
+}
+
+/// What is known of a model of another family: its layers.
+fn untrained_text(checkpoint: &Checkpoint) -> String {
+    let outline = checkpoint.outline();
+    let of_first = checkpoint.linears().filter(|(layer, ..)| *layer == 0);
+    let names: Vec<String> = of_first.map(|(_, module, _)| module.to_string()).collect();
+    let (shown, more) = (names.len().min(SHOWN_WEIGHTS), names.len().saturating_sub(SHOWN_WEIGHTS));
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!(
+        "{}, {} layers at `{}`, whose linear weights are {}{more}; it can be scored and pruned, and is trained elsewhere",
+        outline.family(),
+        outline.num_layers(),
+        outline.container(),
+        names[..shown].join(", "),
+    )
 }
 
 fn maps(path: &Path) -> anyhow::Result<Outcome> {

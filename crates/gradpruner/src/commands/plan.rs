@@ -85,7 +85,7 @@ pub(crate) fn run(args: PlanArgs, printer: &mut Printer) -> anyhow::Result<Outco
     let source = Source::open(&evidence, criterion).with_context(context)?;
     let choice = Choice { criterion: source.criterion(), prune, keep, refine, seed };
     let num_layers = source.num_layers();
-    if let Some(found) = checkpoint.as_ref().map(|model| model.config().num_layers)
+    if let Some(found) = checkpoint.as_ref().map(Checkpoint::num_layers)
         && found != num_layers
     {
         return Err(anyhow!("it is of {num_layers} layers, and the model has {found}"))

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
-use checkpoint::{CheckpointError, Record, locate, remove_if_there};
+use anyhow::{Context, bail};
+use checkpoint::{Checkpoint, CheckpointError, Record, locate, remove_if_there};
 use pipeline::{
     Done, EncodedRows, Event, FitTarget, Judged, LossesOf, Named, Stage, StageContext, beside,
     check_outputs, digest_data, fit_name, fit_repair, judge_repair,
@@ -101,6 +101,7 @@ pub(crate) fn run(args: PruneArgs, printer: &mut Printer) -> anyhow::Result<Outc
         Some(repair) => read.with_repair(repair).with_context(context)?,
         None => read,
     };
+    require_runnable(&folder, plan.repair()).with_context(context)?;
     let train = train.or_else(|| rows_of(record.as_deref()));
     let compute = compute.settings();
     let encoded = EncodedRows::default();
@@ -134,41 +135,70 @@ pub(crate) fn run(args: PruneArgs, printer: &mut Printer) -> anyhow::Result<Outc
         }
         _ => None,
     };
-    let mut settings = PruneSettings {
+    let settings = PruneSettings {
         model: folder.clone(),
         plan,
         record,
         fitted: fitted.clone(),
-        target: out.clone(),
+        target: out,
         shard_bytes: shard_size,
         verify,
     };
-    let mut made = || -> anyhow::Result<PruneReport> {
-        if judge && settings.plan.repair() != Repair::Drop {
-            let on_rows = on_rows.context("--judge needs rows: give --train")?;
-            printer.event(Event::Started(Stage::Judge));
-            let aside = beside(&out, "candidate");
-            let judged = PruneSettings { target: aside.clone(), ..settings.clone() };
-            let of = LossesOf { max_tokens: max_length, adapters: None };
-            let observe = &mut |event| printer.event(event);
-            let Judged { verdict, written } = judge_repair(on_rows, of, &judged, false, observe)?;
-            settings.plan = verdict.plan.clone();
-            printer.event(Event::Done(Stage::Judge, Done::Judged(Box::new(verdict))));
-            if let Some(report) = written {
-                fs_err::rename(&aside, &out)?;
-                return Ok(PruneReport { target: out.clone(), ..report });
-            }
-        }
-        printer.event(Event::Started(Stage::Prune));
-        let mut tensors = |done, total| printer.event(Event::Tensors { done, total });
-        Ok(apply(&settings, &mut tensors)?)
-    };
-    let report = made().with_context(context);
+    let judging = judge.then_some(Judging { on_rows, max_length });
+    let report = carry_out(settings, judging, printer).with_context(context);
     if let Some(maps) = fitted {
         remove_if_there(&maps).with_context(context)?;
     }
     let report = report?;
     Outcome::new(text(&report), &report)
+}
+
+/// On what the plan's repair is judged.
+struct Judging<'a> {
+    on_rows: Option<StageContext<'a>>,
+    max_length: usize,
+}
+
+/// Writes the pruned checkpoint; with its repair, if that is judged, only if less is lost.
+fn carry_out(
+    mut settings: PruneSettings,
+    judging: Option<Judging<'_>>,
+    printer: &mut Printer,
+) -> anyhow::Result<PruneReport> {
+    let out = settings.target.clone();
+    if let Some(Judging { on_rows, max_length }) = judging
+        && settings.plan.repair() != Repair::Drop
+    {
+        let on_rows = on_rows.context("--judge needs rows: give --train")?;
+        printer.event(Event::Started(Stage::Judge));
+        let aside = beside(&out, "candidate");
+        let judged = PruneSettings { target: aside.clone(), ..settings.clone() };
+        let of = LossesOf { max_tokens: max_length, adapters: None };
+        let observe = &mut |event| printer.event(event);
+        let Judged { verdict, written } = judge_repair(on_rows, of, &judged, false, observe)?;
+        settings.plan = verdict.plan.clone();
+        printer.event(Event::Done(Stage::Judge, Done::Judged(Box::new(verdict))));
+        if let Some(report) = written {
+            fs_err::rename(&aside, &out)?;
+            return Ok(PruneReport { target: out, ..report });
+        }
+    }
+    printer.event(Event::Started(Stage::Prune));
+    let mut tensors = |done, total| printer.event(Event::Tensors { done, total });
+    Ok(apply(&settings, &mut tensors)?)
+}
+
+/// Refuses a repair that is fitted by running the model, if that cannot be run here.
+fn require_runnable(folder: &Path, repair: Repair) -> anyhow::Result<()> {
+    let model = Checkpoint::open(folder)?;
+    if repair.needs(RepairNeed::Fit) && model.trained_config().is_none() {
+        bail!(
+            "the plan repairs by `{repair}`, which is fitted by running the model, and a {} model cannot be run here; \
+             take `--repair drop`, or plan with same-sign, weighted or laco",
+            model.outline().family()
+        );
+    }
+    Ok(())
 }
 
 /// The rows that a record was collected on, if they are still the same.

@@ -62,7 +62,7 @@ impl Inputs {
         inputs.extend(baselines.iter().map(|folder| Named::of("--baseline", &**folder)));
         inputs.extend(evals.iter().map(|path| Named::of("--eval", &**path)));
         check_outputs(&[Named::of("--out", folder)], &inputs)?;
-        let config = Checkpoint::open(&model)?.config().clone();
+        let config = Checkpoint::open(&model)?.config()?.clone();
         for cell in settings.cells() {
             let of_cell = settings.of(&cell);
             of_cell.check(config.num_layers).map_err(unusable(|| flags(&cell)))?;
@@ -97,7 +97,7 @@ impl Inputs {
 impl Unpruned {
     /// A model's folder, which must be complete, and the rows as its tokenizer and chat template render them.
     fn read(folder: PathBuf, rows: &Rows, base: &RunSettings) -> Result<Self> {
-        let config = Checkpoint::open(&folder)?.config().clone();
+        let config = Checkpoint::open(&folder)?.config()?.clone();
         require_companions(&folder)?;
         let encoder: Encoder = read_encoder(&folder)?;
         let max_tokens = base.training.max_tokens;

@@ -313,7 +313,7 @@ impl<'a> CellRunner<'a> {
         }
         slot.make(|| {
             let checkpoint = Checkpoint::open(&base.folder)?;
-            let size = Size::of(checkpoint.config(), checkpoint.weights());
+            let size = Size::of(&checkpoint);
             slot.write(&size)?;
             Ok(size)
         })

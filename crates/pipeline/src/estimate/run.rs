@@ -1,7 +1,5 @@
 //! The stages of a run, one after the other.
 
-use std::path::Path;
-
 use checkpoint::{Dtype, ModelConfig, locate_configuration};
 use finetune::{LoraAndLayers, Method, SENSITIVITY_ROWS, TrainSettings};
 use selection::{Repair, RepairNeed, Share};
@@ -51,8 +49,7 @@ impl<'a> Foretold<'a> {
             share => share.layers_of(config.num_layers)?,
         };
         let retained: Vec<usize> = (0..config.num_layers - count).collect();
-        let pruned =
-            ModelConfig::from_json(config.with_layers(&retained), Path::new("config.json"))?;
+        let pruned = config.with_layers(&retained)?;
         let collecting = settings.collecting();
         let collect = collecting.training.parse(FinetuneMethod::Lora, settings.seed)?;
         let most = steps_of(&collect, train.count);

@@ -26,14 +26,14 @@ impl Opened for Nothing {
 }
 
 impl Edits for Nothing {
-    fn change(&self, _: Place) -> bool {
+    fn change(&self, _: &Place) -> bool {
         false
     }
 
     fn write(
         &mut self,
         tensor: &TensorView<'_>,
-        _: Place,
+        _: &Place,
         take: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
     ) -> Result<()> {
         take(0, tensor.bytes())

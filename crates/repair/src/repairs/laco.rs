@@ -1,10 +1,10 @@
 //! `laco`: what donors differ by from a receiver is added to it (`LaCo`, arXiv 2402.11187).
 
-use checkpoint::{Checkpoint, TensorView, narrow, tensor_name};
+use checkpoint::{Checkpoint, TensorView, narrow};
 use merge::add_differences;
 use selection::Plan;
 
-use super::{BLOCK, Edits, Inputs, Opened, Part, Place, read_f32};
+use super::{BLOCK, Edits, Inputs, Opened, Part, Place, donors, read_f32};
 use crate::Result;
 
 /// Needs nothing but the model.
@@ -33,22 +33,17 @@ struct Laco<'a> {
 }
 
 impl Edits for Laco<'_> {
-    fn change(&self, place: Place) -> bool {
+    fn change(&self, place: &Place) -> bool {
         place.part == Part::Weight && !self.plan.donors_of(place.layer).is_empty()
     }
 
     fn write(
         &mut self,
         receiver: &TensorView<'_>,
-        Place { layer, module, .. }: Place,
+        Place { layer, module, .. }: &Place,
         take: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
     ) -> Result<()> {
-        let donors = self
-            .plan
-            .donors_of(layer)
-            .iter()
-            .map(|&donor| self.source.tensor(&tensor_name(donor, module)))
-            .collect::<Result<Vec<_>, _>>()?;
+        let donors = donors(self.source, self.plan.donors_of(*layer), module, receiver)?;
         let (dtype, size) = (receiver.dtype()?, receiver.shape().iter().product::<usize>());
         for first in (0..size).step_by(BLOCK) {
             let count = BLOCK.min(size - first);
@@ -68,7 +63,7 @@ impl Edits for Laco<'_> {
 
 #[cfg(test)]
 mod tests {
-    use checkpoint::{Module, widen};
+    use checkpoint::{Module, tensor_name, widen};
     use selection::Repair;
 
     use crate::apply::tests::{changed_tensors, settings};

@@ -14,7 +14,7 @@ const PART_BYTES: usize = 32 << 20;
 pub(super) fn open(inputs: &Inputs<'_>) -> Result<Box<dyn Opened>> {
     let repair = inputs.plan.repair();
     let maps = LinearMaps::open(inputs.fitted.ok_or(RepairError::NoFit { repair })?)?;
-    maps.require_fit(inputs.plan, inputs.config)?;
+    maps.require_fit(inputs.plan, inputs.source.config()?)?;
     Ok(Box::new(maps))
 }
 
@@ -38,18 +38,19 @@ struct LinearMap<'a> {
 }
 
 impl Edits for LinearMap<'_> {
-    fn change(&self, Place { layer, module, part }: Place) -> bool {
-        (module, part) == (Module::DownProj, Part::Weight)
-            && self.maps.receivers().any(|receiver| receiver == layer)
+    fn change(&self, Place { layer, module, part }: &Place) -> bool {
+        *module == Module::DownProj
+            && *part == Part::Weight
+            && self.maps.receivers().any(|receiver| receiver == *layer)
     }
 
     fn write(
         &mut self,
         weight: &TensorView<'_>,
-        Place { layer, .. }: Place,
+        Place { layer, .. }: &Place,
         take: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
     ) -> Result<()> {
-        let map = self.maps.matrix(layer)?;
+        let map = self.maps.matrix(*layer)?;
         let (dtype, columns) =
             (weight.dtype()?, weight.shape().last().copied().unwrap_or(1).max(1));
         let values = widen(weight.bytes(), dtype);

@@ -10,7 +10,9 @@ mod weighted;
 
 use std::path::PathBuf;
 
-use checkpoint::{Checkpoint, LayerTensor, ModelConfig, Module, Record, TensorView, widen};
+use checkpoint::{
+    Checkpoint, LayerTensor, LinearView, ModuleName, Outline, Record, TensorView, widen,
+};
 use selection::{Plan, Repair};
 
 use crate::{RepairError, Result};
@@ -36,8 +38,8 @@ pub(crate) fn open(inputs: &Inputs<'_>) -> Result<Box<dyn Opened>> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Inputs<'a> {
     pub(crate) plan: &'a Plan,
-    /// The dense model's.
-    pub(crate) config: &'a ModelConfig,
+    /// The dense model.
+    pub(crate) source: &'a Checkpoint,
     /// Folder of the gradient record.
     pub(crate) record: Option<&'a PathBuf>,
     /// Folder of what was fitted.
@@ -56,7 +58,7 @@ pub(crate) trait Opened: Sync {
 /// Changes of the linear maps of retained layers, computed part by part.
 pub(crate) trait Edits: Send {
     /// Whether a retained tensor changes.
-    fn change(&self, place: Place) -> bool;
+    fn change(&self, place: &Place) -> bool;
 
     /// Hands on the bytes of a tensor that changes, part by part, each with its offset.
     ///
@@ -66,17 +68,17 @@ pub(crate) trait Edits: Send {
     fn write(
         &mut self,
         tensor: &TensorView<'_>,
-        place: Place,
+        place: &Place,
         take: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
     ) -> Result<()>;
 }
 
 /// Which tensor of a linear map this is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Place {
     /// In the dense model.
     pub(crate) layer: usize,
-    pub(crate) module: Module,
+    pub(crate) module: ModuleName,
     pub(crate) part: Part,
 }
 
@@ -89,15 +91,35 @@ pub(crate) enum Part {
 
 impl Place {
     /// `None` for what is of no linear map.
-    pub(crate) fn of(view: &TensorView<'_>) -> Option<Self> {
-        let LayerTensor { layer, rest } = LayerTensor::parse(view.name())?;
+    pub(crate) fn of(outline: &Outline, view: &TensorView<'_>) -> Option<Self> {
+        let LayerTensor { layer, rest } = outline.layer_tensor(view.name())?;
         let (name, part) = match rest.strip_suffix(".bias") {
             Some(name) => (name, Part::Bias),
             None => (rest.strip_suffix(".weight")?, Part::Weight),
         };
-        let module = Module::ALL.into_iter().find(|module| module.name() == name)?;
-        Some(Self { layer, module, part })
+        // Of a norm, a weight and a bias are vectors; a bias of a norm is never changed.
+        let is_linear = part == Part::Bias || view.shape().len() == 2;
+        is_linear.then(|| Self { layer, module: name.into(), part })
     }
+}
+
+/// The weights of other layers that go into one.
+///
+/// # Errors
+///
+/// [`RepairError::Unlike`] if a layer has none of this name and shape, as one with experts beside one without.
+pub(crate) fn donors<'a>(
+    source: &'a Checkpoint,
+    layers: &[usize],
+    module: &ModuleName,
+    receiver: &TensorView<'_>,
+) -> Result<Vec<TensorView<'a>>> {
+    let of = |&donor: &usize| {
+        let found = source.linear(donor, module).map(|LinearView { view, .. }| view);
+        let alike = found.ok().filter(|view| view.shape() == receiver.shape());
+        alike.ok_or_else(|| RepairError::Unlike { donor, receiver: receiver.name().to_owned() })
+    };
+    layers.iter().map(of).collect()
 }
 
 /// Elements of a weight that are worked on at a time.
@@ -136,6 +158,12 @@ impl Opened for ByRecord {
     }
 }
 
+/// Whether a weight is to be merged by the record: all that the engine's families have, and what else has gradients, as a
+/// router's weight has not.
+fn is_wanted(record: &Record, Place { layer, module, .. }: &Place) -> bool {
+    module.known().is_some() || record.shape(*layer, module).is_some()
+}
+
 /// Opens the gradient record.
 fn open_record(inputs: &Inputs<'_>) -> Result<Record> {
     let record = Record::open(inputs.record.ok_or(RepairError::NoRecord)?)?;
@@ -143,17 +171,19 @@ fn open_record(inputs: &Inputs<'_>) -> Result<Record> {
         let path = record.folder().to_owned();
         Err(RepairError::OtherModel { path, what: "record", reason })
     };
-    let config = inputs.config;
-    if record.num_layers() != config.num_layers {
+    let source = inputs.source;
+    if record.num_layers() != source.num_layers() {
         return fail(format!(
             "it has {} layers, the model {}",
             record.num_layers(),
-            config.num_layers
+            source.num_layers()
         ));
     }
     for (layer, module) in record.pairs() {
-        let expected = config.linear_shape(module);
-        if let Some(found) = record.shape(layer, module)
+        let Ok(LinearView { shape: expected, .. }) = source.linear(layer, &module) else {
+            return fail(format!("layer {layer} {module} is in it and not in the model"));
+        };
+        if let Some(found) = record.shape(layer, &module)
             && found != expected
         {
             return fail(format!(

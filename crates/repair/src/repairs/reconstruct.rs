@@ -10,7 +10,7 @@ use crate::{Reconstructed, RepairError, Result};
 pub(super) fn open(inputs: &Inputs<'_>) -> Result<Box<dyn Opened>> {
     let repair = inputs.plan.repair();
     let layers = Reconstructed::open(inputs.fitted.ok_or(RepairError::NoFit { repair })?)?;
-    layers.require_fit(inputs.plan, inputs.config)?;
+    layers.require_fit(inputs.plan, inputs.source.config()?)?;
     Ok(Box::new(layers))
 }
 
@@ -30,17 +30,20 @@ struct Replaced<'a> {
 }
 
 impl Edits for Replaced<'_> {
-    fn change(&self, Place { layer, part, .. }: Place) -> bool {
-        part == Part::Weight && self.layers.receivers().any(|receiver| receiver == layer)
+    fn change(&self, Place { layer, module, part }: &Place) -> bool {
+        module.known().is_some()
+            && *part == Part::Weight
+            && self.layers.receivers().any(|receiver| receiver == *layer)
     }
 
     fn write(
         &mut self,
         tensor: &TensorView<'_>,
-        Place { layer, module, .. }: Place,
+        Place { layer, module, .. }: &Place,
         take: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
     ) -> Result<()> {
-        let retrained = self.layers.weight(layer, module)?;
+        let Some(module) = module.known() else { return Ok(()) };
+        let retrained = self.layers.weight(*layer, module)?;
         let (dtype, size) = (tensor.dtype()?, tensor.shape().iter().product::<usize>());
         for first in (0..size).step_by(BLOCK) {
             let part = read_f32(&retrained, first, BLOCK.min(size - first))?;

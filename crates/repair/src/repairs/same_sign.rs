@@ -1,16 +1,14 @@
 //! `same-sign`: donors into a receiver, a weight at a time, a block of it in memory (method.md §5, §6).
 
-use checkpoint::{
-    Checkpoint, Dtype, Module, Record, TensorReader, TensorView, narrow, tensor_name,
-};
+use checkpoint::{Checkpoint, Dtype, ModuleName, Record, TensorReader, TensorView, narrow};
 use half::{bf16, f16};
 use merge::{Donor, Element, Mask, merge_part};
 
 use selection::Plan;
 
-use super::{BLOCK, ByRecord, Edits, Inputs, Opened, Part, Place, read_f32};
+use super::{BLOCK, ByRecord, Edits, Inputs, Opened, Part, Place, is_wanted, read_f32};
 use crate::Result;
-use crate::importance::{self, Room};
+use crate::importance::{self, Recorded, Room};
 
 /// Needs the record.
 pub(super) fn open(inputs: &Inputs<'_>) -> Result<Box<dyn Opened>> {
@@ -31,26 +29,30 @@ impl<'a> SameSign<'a> {
     }
 
     /// Which elements of a donor are kept: its most important ones (method.md §5).
-    fn kept(&mut self, donor: usize, module: Module) -> Result<Mask> {
-        importance::kept(self.record, (donor, module), self.plan.density, &mut self.room)
+    fn kept(&mut self, donor: usize, module: &ModuleName) -> Result<Mask> {
+        let is_transposed = self.source.outline().stores_transposed();
+        let recorded = Recorded::of(self.record, donor, module, is_transposed)?;
+        importance::kept(recorded, self.plan.density, &mut self.room)
     }
 }
 
 impl Edits for SameSign<'_> {
-    fn change(&self, place: Place) -> bool {
-        place.part == Part::Weight && !self.plan.donors_of(place.layer).is_empty()
+    fn change(&self, place: &Place) -> bool {
+        let receives = !self.plan.donors_of(place.layer).is_empty();
+        place.part == Part::Weight && receives && is_wanted(self.record, place)
     }
 
     fn write(
         &mut self,
         receiver: &TensorView<'_>,
-        Place { layer, module, .. }: Place,
+        Place { layer, module, .. }: &Place,
         take: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
     ) -> Result<()> {
         let (source, plan) = (self.source, self.plan);
+        let layers = plan.donors_of(*layer);
         let mut donors = Vec::new();
-        for &donor in plan.donors_of(layer) {
-            let weight = source.tensor(&tensor_name(donor, module))?;
+        for (&donor, weight) in layers.iter().zip(super::donors(source, layers, module, receiver)?)
+        {
             donors.push((weight, self.kept(donor, module)?));
         }
         let one_type =
@@ -121,7 +123,7 @@ fn merge_mixed(
 
 #[cfg(test)]
 mod tests {
-    use checkpoint::{CheckpointWriter, TensorSpec};
+    use checkpoint::{CheckpointWriter, Module, TensorSpec, tensor_name};
     use evidence::step_pairs;
 
     use super::*;
@@ -136,7 +138,7 @@ mod tests {
                 let (layer, module) = place(&tensor);
                 let steps = 0..record.num_steps();
                 let gradients: Vec<_> =
-                    steps.map(|step| record.gradients(step, layer, module).unwrap()).collect();
+                    steps.map(|step| record.gradients(step, layer, &module).unwrap()).collect();
                 let found = igia::importance(&step_pairs(&gradients));
                 let (_, expected) = testkit::tensor_f32(&file, &tensor);
                 assert!(testkit::relative_deviation(&found, &expected) < 1e-5, "{name} {tensor}");
@@ -150,7 +152,7 @@ mod tests {
                 let (_, expected) = testkit::tensor_bytes(&file, &tensor);
                 for room in Room::of_all_sizes() {
                     merging.room = room;
-                    let found = merging.kept(layer, module).unwrap();
+                    let found = merging.kept(layer, &module).unwrap();
                     assert!(found.iter().map(u8::from).eq(expected.clone()), "{name} {tensor}");
                 }
             }
@@ -191,14 +193,14 @@ mod tests {
             found[offset as usize..][..part.len()].copy_from_slice(part);
             Ok(())
         };
-        let place = Place { layer: receiver, module, part: Part::Weight };
-        merging.write(&view, place, &mut take).unwrap();
+        let place = Place { layer: receiver, module: module.into(), part: Part::Weight };
+        merging.write(&view, &place, &mut take).unwrap();
         let donors: Vec<(Vec<f32>, Mask)> = plan
             .donors_of(receiver)
             .iter()
             .map(|&donor| {
                 let weight = mixed.tensor(&tensor_name(donor, module)).unwrap();
-                (weight.to_f32().unwrap(), merging.kept(donor, module).unwrap())
+                (weight.to_f32().unwrap(), merging.kept(donor, &module.into()).unwrap())
             })
             .collect();
         let donors: Vec<Donor<'_, f32>> =
@@ -207,8 +209,8 @@ mod tests {
         assert_eq!(found, narrow(&expected, Dtype::F32));
     }
 
-    fn place(tensor: &str) -> (usize, Module) {
+    fn place(tensor: &str) -> (usize, ModuleName) {
         let (layer, module) = tensor.strip_prefix("layers.").unwrap().split_once('.').unwrap();
-        (layer.parse().unwrap(), module.parse().unwrap())
+        (layer.parse().unwrap(), module.into())
     }
 }

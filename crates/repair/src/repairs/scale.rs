@@ -12,7 +12,7 @@ pub(super) fn open(inputs: &Inputs<'_>) -> Result<Box<dyn Opened>> {
     let repair = inputs.plan.repair();
     let folder = inputs.fitted.ok_or(RepairError::NoFit { repair })?;
     let scales = Scales::open(folder)?;
-    scales.require_fit(folder, inputs.plan, inputs.config)?;
+    scales.require_fit(folder, inputs.plan, inputs.source.config()?)?;
     Ok(Box::new(scales))
 }
 
@@ -39,17 +39,18 @@ struct Scale<'a> {
 }
 
 impl Edits for Scale<'_> {
-    fn change(&self, Place { layer, module, .. }: Place) -> bool {
-        matches!(module, Module::OProj | Module::DownProj) && self.scales.before(layer) != 1.0
+    fn change(&self, Place { layer, module, .. }: &Place) -> bool {
+        let adds = matches!(module.known(), Some(Module::OProj | Module::DownProj));
+        adds && self.scales.before(*layer) != 1.0
     }
 
     fn write(
         &mut self,
         tensor: &TensorView<'_>,
-        Place { layer, .. }: Place,
+        Place { layer, .. }: &Place,
         take: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
     ) -> Result<()> {
-        let factor = self.scales.before(layer);
+        let factor = self.scales.before(*layer);
         let (dtype, size) = (tensor.dtype()?, tensor.shape().iter().product::<usize>());
         for first in (0..size).step_by(BLOCK) {
             let mut part = read_f32(tensor, first, BLOCK.min(size - first))?;

@@ -1,10 +1,10 @@
 //! `weighted`: as `same-sign`, each element by its share of importance and all by one step (method.md §8).
 
-use checkpoint::{Checkpoint, Record, TensorView, narrow, tensor_name};
+use checkpoint::{Checkpoint, Record, TensorView, narrow};
 use merge::{WeightedDonor, WeightedReceiver, add_weighted};
 use selection::Plan;
 
-use super::{BLOCK, ByRecord, Edits, Inputs, Opened, Part, Place, read_f32};
+use super::{BLOCK, ByRecord, Edits, Inputs, Opened, Part, Place, is_wanted, read_f32};
 use crate::Result;
 use crate::importance::{self, Recorded, Room};
 
@@ -38,26 +38,28 @@ impl<'a> Weighted<'a> {
 }
 
 impl Edits for Weighted<'_> {
-    fn change(&self, place: Place) -> bool {
+    fn change(&self, place: &Place) -> bool {
         let receives = !self.plan.donors_of(place.layer).is_empty();
-        place.part == Part::Weight && self.step > 0.0 && receives
+        place.part == Part::Weight && self.step > 0.0 && receives && is_wanted(self.record, place)
     }
 
     fn write(
         &mut self,
         receiver: &TensorView<'_>,
-        Place { layer, module, .. }: Place,
+        Place { layer, module, .. }: &Place,
         take: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
     ) -> Result<()> {
         let Self { source, record, plan, step, part, own, theirs } = self;
+        let is_transposed = source.outline().stores_transposed();
+        let layers = plan.donors_of(*layer);
         let mut donors = Vec::new();
-        for &donor in plan.donors_of(layer) {
-            let place = (donor, module);
-            let kept = importance::kept(record, place, plan.density, theirs)?;
-            let weight = source.tensor(&tensor_name(donor, module))?;
-            donors.push((weight, Recorded::of(record, place)?, kept));
+        for (&donor, weight) in layers.iter().zip(super::donors(source, layers, module, receiver)?)
+        {
+            let recorded = || Recorded::of(record, donor, module, is_transposed);
+            let kept = importance::kept(recorded()?, plan.density, theirs)?;
+            donors.push((weight, recorded()?, kept));
         }
-        let recorded = Recorded::of(record, (layer, module))?;
+        let recorded = Recorded::of(record, *layer, module, is_transposed)?;
         let (dtype, columns) = (receiver.dtype()?, recorded.columns);
         let together = (*part / columns).max(1);
         for first_row in (0..recorded.rows).step_by(together) {
@@ -82,7 +84,7 @@ impl Edits for Weighted<'_> {
 
 #[cfg(test)]
 mod tests {
-    use checkpoint::Module;
+    use checkpoint::{Module, tensor_name};
     use selection::{Merge, Repair};
 
     use crate::apply::tests::{changed_tensors, settings};
@@ -100,7 +102,7 @@ mod tests {
     fn importance_of(record: &Record, layer: usize, module: Module) -> Vec<f64> {
         let mut sums = Vec::new();
         for step in 0..record.num_steps() {
-            let pair = record.gradients(step, layer, module).unwrap();
+            let pair = record.gradients(step, layer, &module.into()).unwrap();
             let (rows, rank, columns) = (pair.b.nrows(), pair.b.ncols(), pair.a.ncols());
             sums.resize(rows * columns, 0.0);
             for o in 0..rows {
@@ -178,7 +180,7 @@ mod tests {
         let source = Checkpoint::open(&base.model).unwrap();
         let record = Record::open(base.record.as_ref().unwrap()).unwrap();
         let plan = plan();
-        let place = Place { layer: 1, module: Module::GateProj, part: Part::Weight };
+        let place = Place { layer: 1, module: Module::GateProj.into(), part: Part::Weight };
         let view = source.tensor(&tensor_name(1, Module::GateProj)).unwrap();
         let rooms = Room::of_all_sizes().into_iter().zip(Room::of_all_sizes());
         let all: Vec<Vec<u8>> = rooms
@@ -192,7 +194,7 @@ mod tests {
                     bytes.extend_from_slice(part);
                     Ok(())
                 };
-                edits.write(&view, place, &mut take).unwrap();
+                edits.write(&view, &place, &mut take).unwrap();
                 bytes
             })
             .collect();

@@ -35,7 +35,8 @@ impl Selector for IgiaMean {
         }
         let scores = gradients.weights().map(|(at, weight)| {
             let sum = WeightScores::of_steps(&weight.squares).igia;
-            (at, sum / elements[&at.0].max(1) as f64)
+            let elements = elements[&at.0].max(1) as f64;
+            (at, sum / elements)
         });
         Ok(Some(Scores::of_weights(Criterion::of(&Self), scores)))
     }
@@ -57,10 +58,10 @@ mod tests {
             for layer in &found.layers {
                 let (mut sum, mut count) = (0.0, 0);
                 for (_, module) in record.pairs().filter(|(found, _)| *found == layer.layer) {
-                    let (rows, columns) = record.shape(layer.layer, module).unwrap();
+                    let (rows, columns) = record.shape(layer.layer, &module).unwrap();
                     count += rows * columns;
                     for step in 0..record.num_steps() {
-                        let pair = record.gradients(step, layer.layer, module).unwrap();
+                        let pair = record.gradients(step, layer.layer, &module).unwrap();
                         for o in 0..rows {
                             for n in 0..columns {
                                 let mut element = 0.0;

@@ -230,7 +230,7 @@ mod tests {
         let pair = |layer: usize| {
             let matrix = |value| ndarray::Array2::from_elem((1, 1), value);
             let value = (num_layers - layer) as f32;
-            ((layer, Module::QProj), StepGradients { a: matrix(1.0), b: matrix(value) })
+            ((layer, Module::QProj.into()), StepGradients { a: matrix(1.0), b: matrix(value) })
         };
         let mut norms = GradientNorms::default();
         norms.add(&(0..num_layers).map(pair).collect::<Vec<_>>()).unwrap();

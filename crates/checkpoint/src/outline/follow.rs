@@ -1,0 +1,159 @@
+//! A configuration for fewer layers.
+
+use serde_json::{Map, Value};
+
+use super::COUNTS;
+use super::written_out::write_out;
+
+/// Keys that count layers from the front: those before have something, or lack it.
+const FROM_THE_FRONT: [&str; 5] = [
+    "max_window_layers",
+    "first_k_dense_replace",
+    "num_dense_layers",
+    "n_dense_layers",
+    "moe_layer_start_index",
+];
+/// Lists of layers' numbers whose names do not say that they are.
+const NUMBERS: [&str; 3] = ["mlp_only_layers", "moe_layers", "cross_attention_layers"];
+/// Words in the keys of lists that are not of layers, however long they are.
+const NOT_OF_LAYERS: [&str; 7] =
+    ["token", "architectures", "vision", "visual", "audio", "image", "label"];
+/// Endings of keys that give a period or a place in it.
+const PERIODS: [&str; 6] = ["_period", "_interval", "_freq", "_frequency", "_step", "_every"];
+/// Fewer layers than this are as many as a list of something else may have entries.
+const FEW_LAYERS: usize = 8;
+
+/// Changes an object that counts layers to one of the layers `retained`, out of `num_layers`; says what cannot be.
+pub(super) fn follow(
+    section: &mut Map<String, Value>,
+    retained: &[usize],
+    num_layers: usize,
+) -> Result<(), String> {
+    write_out(section, num_layers);
+    require_expressible(section, retained, num_layers)?;
+    for key in COUNTS {
+        if let Some(count) = section.get_mut(key)
+            && count.as_u64() == Some(num_layers as u64)
+        {
+            *count = retained.len().into();
+        }
+    }
+    for key in FROM_THE_FRONT {
+        if let Some(first) = section.get(key).and_then(Value::as_u64) {
+            let kept = retained.iter().filter(|&&layer| (layer as u64) < first).count();
+            section.insert(key.into(), kept.into());
+        }
+    }
+    // The last with experts; -1 is the last of all.
+    if let Some(last) = section.get("moe_layer_end_index").and_then(Value::as_u64) {
+        let kept = retained.iter().filter(|&&layer| layer as u64 <= last).count();
+        section.insert("moe_layer_end_index".into(), (kept as i64 - 1).into());
+    }
+    for (key, value) in section {
+        match value {
+            Value::Array(numbers) if lists_numbers(key, numbers, num_layers) => {
+                *numbers = numbers
+                    .iter()
+                    .filter_map(Value::as_u64)
+                    .filter_map(|old| retained.iter().position(|&layer| layer as u64 == old))
+                    .map(Value::from)
+                    .collect();
+            }
+            Value::Array(entries)
+                if entries.len() == num_layers && is_per_layer(key, num_layers) =>
+            {
+                *entries = retained.iter().map(|&layer| entries[layer].clone()).collect();
+            }
+            // Such as Nemotron-H's, a letter a layer.
+            Value::String(letters)
+                if key.ends_with("_pattern") && letters.chars().count() == num_layers =>
+            {
+                let all: Vec<char> = letters.chars().collect();
+                *letters = retained.iter().map(|&layer| all[layer]).collect();
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Whether a list has the numbers of some layers.
+fn lists_numbers(key: &str, entries: &[Value], num_layers: usize) -> bool {
+    let numbers: Option<Vec<u64>> = entries.iter().map(Value::as_u64).collect();
+    let Some(numbers) = numbers else { return false };
+    let are_layers = numbers.is_sorted_by(|x, y| x < y)
+        && numbers.last().is_none_or(|&last| last < num_layers as u64);
+    let may_be = key.contains("layer") || key.ends_with("_idxs") || key.ends_with("_indices");
+    are_layers && !is_other(key) && (NUMBERS.contains(&key) || (may_be && num_layers > 2))
+}
+
+/// Whether a list that has as many entries as there are layers has one for each.
+fn is_per_layer(key: &str, num_layers: usize) -> bool {
+    let says_so = key.contains("layer")
+        || key.contains("block")
+        || key.ends_with("_types")
+        || key.ends_with("_pattern");
+    !is_other(key) && (says_so || num_layers >= FEW_LAYERS)
+}
+
+fn is_other(key: &str) -> bool {
+    NOT_OF_LAYERS.iter().any(|word| key.contains(word))
+}
+
+/// Refuses what depends on a layer's number and no key can say, where a plan would change it.
+fn require_expressible(
+    section: &Map<String, Value>,
+    retained: &[usize],
+    num_layers: usize,
+) -> Result<(), String> {
+    let family = section.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    let moves = |period: usize| {
+        let moved = |(new, &old): (usize, &usize)| new % period != old % period;
+        retained.iter().enumerate().any(moved)
+    };
+    let by_number = family == "diffllama"
+        || section.get("scale_attn_by_inverse_layer_idx") == Some(&Value::Bool(true));
+    if by_number && moves(usize::MAX) {
+        return Err(format!(
+            "a {family} model's attention is scaled by the layer's number, so a layer that gets another is another; only \
+             the last layers can be pruned"
+        ));
+    }
+    let shared = section.get("num_kv_shared_layers").and_then(Value::as_u64).unwrap_or(0);
+    if shared > 0 && retained.len() < num_layers {
+        return Err(format!(
+            "its last {shared} layers use the keys and values of others (`num_kv_shared_layers`); such a model cannot be pruned"
+        ));
+    }
+    for (key, value) in section {
+        let period = value.as_u64().and_then(|period| usize::try_from(period).ok()).unwrap_or(0);
+        let is_period = (key.contains("layer") || key.contains("attn") || key.contains("moe"))
+            && PERIODS.iter().any(|ending| key.ends_with(ending));
+        // What is written out as a list is read from there.
+        let is_listed = key == "no_rope_layer_interval" && section.contains_key("no_rope_layers");
+        if is_period && !is_listed && period > 1 && moves(period) {
+            return Err(format!(
+                "`{key}` is {period}: what a layer is depends on its number, and this plan gives layers others; prune whole \
+                 periods of {period}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses to prune layers that an image's features are added to by their number.
+pub(super) fn require_seen_layers(
+    raw: &Map<String, Value>,
+    retained: &[usize],
+) -> Result<(), String> {
+    let vision = raw.get("vision_config");
+    let seen = vision.and_then(|vision| vision.get("deepstack_visual_indexes")?.as_array());
+    let seen = seen.map_or(0, Vec::len);
+    let stay = (0..seen).all(|layer| retained.get(layer) == Some(&layer));
+    if stay {
+        return Ok(());
+    }
+    Err(format!(
+        "the first {seen} layers take up an image's features (`deepstack_visual_indexes`); keep them: `--keep first:{seen}`"
+    ))
+}
