@@ -9,6 +9,7 @@ mod fuzz;
 mod layers;
 mod libtorch;
 mod models;
+mod python;
 mod root;
 mod test;
 
@@ -39,6 +40,8 @@ enum Task {
     Layers,
     /// Feed every reader of files with broken ones
     Fuzz(fuzz::FuzzArgs),
+    /// Test the Python package, and prune small decoders of many families
+    Python(python::PythonArgs),
     /// Run benchmarks
     Bench(bench::BenchArgs),
 }
@@ -53,6 +56,7 @@ fn main() -> Result<()> {
         Task::Test => test::run(),
         Task::Layers => layers::run(),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
+        Task::Python(arguments) => python::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
     }
 }

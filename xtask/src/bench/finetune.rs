@@ -9,9 +9,10 @@ use serde_json::{Value, json};
 
 use super::costs::{self, step_seconds};
 use super::machine::Machine;
-use super::measure::{Measured, measure, median, python};
+use super::measure::{Measured, measure, median};
 use crate::fetch::remove;
 use crate::models::{Build, fetch};
+use crate::python::environment;
 use crate::root::{cache, root, say};
 use crate::{data, libtorch};
 
@@ -47,7 +48,7 @@ pub(crate) fn run(repeats: usize, only: &str) -> Result<()> {
     let folder = cache("bench");
     fs_err::create_dir_all(&folder)?;
     let (here, avx2) = (Machine::here(&program)?, Machine::avx2(&program)?);
-    let (python, only) = (python()?, only.to_owned());
+    let (python, only) = (environment()?, only.to_owned());
     let mut benches = Benches { program, python, folder, repeats, only, lines: Vec::new() };
     let smollm2 = fetch("smollm2", Build::Release)?;
     let qwen = fetch("qwen2.5-coder-0.5b", Build::Release)?;

@@ -8,9 +8,10 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::measure::{Measured, drop_output, measure, median, python};
+use super::measure::{Measured, drop_output, measure, median};
 use crate::fetch::remove;
 use crate::models::Build;
+use crate::python::environment;
 use crate::root::{cache, cargo, root, run as run_command, say};
 
 /// Layers of the shape; the authors' way is timed on one.
@@ -40,7 +41,7 @@ pub(crate) fn run(scale: f64) -> Result<()> {
     let kernels = measure(Command::new(&stages).args(["kernels", &scale_text]))?.output;
     let script = root().join("benches/pytorch/kernels.py");
     let theirs =
-        measure(Command::new(python()?).arg(script).args(["--scale", &scale_text]))?.output;
+        measure(Command::new(environment()?).arg(script).args(["--scale", &scale_text]))?.output;
     let folder = written(&stages, "write", &scale_text)?;
     let mut lines = of_kernels(&kernels, &theirs)?;
     lines.push(score(&program, &folder, &theirs)?);

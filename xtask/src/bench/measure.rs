@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::root::{cache, root, run, say};
+use crate::root::say;
 
 /// What a command printed and took.
 #[derive(Debug)]
@@ -67,22 +67,6 @@ pub(crate) fn drop_output(command: &mut Command) -> Result<f64> {
     let status = status.with_context(|| format!("cannot run {shown}"))?;
     ensure!(status.success(), "failed: {shown}");
     Ok(started.elapsed().as_secs_f64())
-}
-
-/// Python with PyTorch, transformers, PEFT and lm-evaluation-harness, installed unless it is there.
-pub(crate) fn python() -> Result<PathBuf> {
-    let folder = cache("python");
-    let python = folder.join("bin/python");
-    let complete = folder.join("complete");
-    if !complete.exists() {
-        say("installing PyTorch, transformers, PEFT and lm-evaluation-harness");
-        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
-        let requirements = root().join("benches/pytorch/requirements.txt");
-        let mut pip = Command::new(&python);
-        run(pip.args(["-m", "pip", "install", "--quiet", "-r"]).arg(requirements))?;
-        fs_err::write(complete, "")?;
-    }
-    Ok(python)
 }
 
 /// The middle one.
