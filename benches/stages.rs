@@ -119,7 +119,7 @@ fn write(shape: &Shape, folder: &Path, scale: f64) -> Outcome {
     let mut writer = RecordWriter::create(&record, Dtype::F32)?;
     for step in 0..STEPS as u64 {
         let pairs: Vec<_> = (0..shape.layers)
-            .flat_map(|layer| Module::ALL.map(|module| (layer, module)))
+            .flat_map(|layer| Module::SPLIT.map(|module| (layer, module)))
             .map(|(layer, module)| {
                 let (rows, columns) = config.linear_shape(module);
                 let first = (step * 1000 + (layer * 8 + module as usize) as u64) << 24;

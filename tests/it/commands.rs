@@ -408,10 +408,7 @@ fn a_decoder_of_another_family() {
     assert_eq!(report["after"]["num_layers"], 4);
     assert_eq!(testkit::json(&desk.at("pruned/config.json"))["n_layer"], 4);
     let error = desk.failure("run --model gpt2 --train train.jsonl --prune 2 --out run");
-    assert!(
-        error.contains("`model_type` is `gpt2`; llama, mistral, qwen2 and qwen3 are trained here"),
-        "{error}"
-    );
+    assert!(error.contains("`model_type` is `gpt2`; llama, mistral, qwen2,"), "{error}");
     assert!(!desk.at("run").exists());
 }
 

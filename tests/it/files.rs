@@ -40,7 +40,7 @@ fn models_of_another_kind() {
         ("text_config", json!({"hidden_size": 64})),
         ("num_local_experts", json!(8)),
         ("architectures", json!(["LlamaForSequenceClassification"])),
-        ("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0})),
+        ("rope_scaling", json!({"rope_type": "dynamic", "factor": 4.0})),
         ("partial_rotary_factor", json!(0.5)),
     ]
     .map(|(key, value)| {
@@ -50,7 +50,7 @@ fn models_of_another_kind() {
     expect![[r#"
         exit 1
         error: cannot collect gradients of `./model` on `train.jsonl`
-          because: ./model/config.json: `model_type` is `gpt2`; llama, mistral, qwen2 and qwen3 are trained here; for other decoders `score`, `plan` and `prune` work with gradients that your own trainer recorded
+          because: ./model/config.json: `model_type` is `gpt2`; llama, mistral, qwen2, qwen3, gemma2, gemma3_text, phi3, olmo2, smollm3 and granite are trained here; for other decoders `score`, `plan` and `prune` work with gradients that your own trainer recorded
         exit 1
         error: cannot collect gradients of `./model` on `train.jsonl`
           because: ./model/config.json: the checkpoint is quantised (`quantization_config`, fp8); use the model's original in BF16, F16 or F32
@@ -68,7 +68,7 @@ fn models_of_another_kind() {
           because: ./model/config.json: `architectures` is LlamaForSequenceClassification, and only causal language models (…ForCausalLM) are supported
         exit 1
         error: cannot collect gradients of `./model` on `train.jsonl`
-          because: ./model/config.json: rope type `yarn` is not supported; default, linear and llama3 are
+          because: ./model/config.json: rope type `dynamic` is not supported; default, linear, llama3, yarn and longrope are
         exit 1
         error: cannot collect gradients of `./model` on `train.jsonl`
           because: ./model/config.json: `partial_rotary_factor` is 0.5; only 1 is supported

@@ -1,15 +1,23 @@
 //! `config.json`: what a model is made of, in transformers' spellings, old and new.
 
+mod design;
+mod families;
 mod keys;
 mod refused;
+mod rope;
 
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
+pub use self::design::{Activation, Design, LayerKind, NormNames, Norms, QkNorm};
+pub use self::families::Family;
+use self::families::{Described, Given};
 use self::keys::Keys;
+pub use self::rope::{Rope, RopeScaling};
 use crate::json::read_json;
 use crate::other_formats::without_config;
+use crate::outline::write_out;
 use crate::{CheckpointError, Dtype, Module, Outline, Result};
 
 // Far more than any model has. Counts in files stay within these, so that their products fit and a
@@ -25,49 +33,6 @@ const MOST_TOKENS: usize = 1 << 24;
 const MOST_POSITIONS: usize = 1 << 32;
 /// The most parameters.
 const MOST_PARAMETERS: u64 = 1 << 44;
-
-/// A model family whose decoder is the Llama decoder with small differences.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the variants are the families' names")]
-pub enum Family {
-    Llama,
-    Mistral,
-    Qwen2,
-    Qwen3,
-}
-
-impl Family {
-    /// Its name in `config.json`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Llama => "llama",
-            Self::Mistral => "mistral",
-            Self::Qwen2 => "qwen2",
-            Self::Qwen3 => "qwen3",
-        }
-    }
-}
-
-/// How positions turn into rotation angles.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Rope {
-    /// The base of the frequencies.
-    pub theta: f64,
-    /// What stretches them for longer contexts.
-    pub scaling: RopeScaling,
-}
-
-/// How `rope_scaling` (or `rope_parameters`) changes the rotation frequencies.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[expect(missing_docs, reason = "the fields are config.json's keys")]
-pub enum RopeScaling {
-    /// Not at all.
-    Default,
-    /// All frequencies divided by `factor`.
-    Linear { factor: f64 },
-    /// Llama 3.1: low frequencies divided by `factor`, high ones kept, a ramp between.
-    Llama3 { factor: f64, low_freq_factor: f64, high_freq_factor: f64, original_context: f64 },
-}
 
 /// What `config.json` says of a decoder.
 ///
@@ -85,16 +50,13 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     pub max_positions: usize,
     pub rms_norm_eps: f64,
-    pub rope: Rope,
+    /// How layers are built, and what stands around them.
+    pub design: Design,
+    /// What differs from layer to layer.
+    pub layers: Vec<LayerKind>,
+    /// The rotations that layers name.
+    pub ropes: Vec<Rope>,
     pub tied_head: bool,
-    /// Whether q, k and v (and, in Llama's own spelling, o) have biases.
-    pub qkv_bias: bool,
-    pub o_bias: bool,
-    pub mlp_bias: bool,
-    /// Whether queries and keys are normalised by head (Qwen3).
-    pub qk_norm: bool,
-    /// Each layer's sliding window in tokens; `None` attends to all before it.
-    pub windows: Vec<Option<usize>>,
     /// The type the weights are said to be stored in.
     pub dtype: Option<Dtype>,
     /// Tokens that end a reply.
@@ -134,11 +96,14 @@ impl ModelConfig {
         }
         let keys = Keys { raw: &raw, path };
         let family = keys.family()?;
-        keys.require_silu()?;
         let hidden_size = keys.count("hidden_size", MOST_WIDTH)?;
         let num_layers = keys.count("num_hidden_layers", MOST_LAYERS)?;
-        let (num_heads, num_kv_heads, head_dim) = heads(&keys, hidden_size)?;
-        let attention_bias = keys.flag("attention_bias", false)?;
+        let (num_heads, num_kv_heads, head_dim) = heads(&keys, family, hidden_size)?;
+        // What the family's code works out of a layer's number is read as a list.
+        let mut written_out = raw.clone();
+        write_out(&mut written_out, num_layers);
+        let given = Given { keys: Keys { raw: &written_out, path }, num_layers, head_dim };
+        let Described { design, layers, ropes, tied, epsilon } = family.describe(&given)?;
         let config = Self {
             family,
             hidden_size,
@@ -149,14 +114,11 @@ impl ModelConfig {
             intermediate_size: keys.count("intermediate_size", MOST_WIDTH)?,
             vocab_size: keys.count("vocab_size", MOST_TOKENS)?,
             max_positions: keys.count_or("max_position_embeddings", 2048, MOST_POSITIONS)?,
-            rms_norm_eps: keys.number("rms_norm_eps")?.unwrap_or(1e-6),
-            rope: keys.rope()?,
-            tied_head: keys.flag("tie_word_embeddings", false)?,
-            qkv_bias: attention_bias || family == Family::Qwen2,
-            o_bias: attention_bias,
-            mlp_bias: keys.flag("mlp_bias", false)?,
-            qk_norm: family == Family::Qwen3,
-            windows: keys.windows(family, num_layers)?,
+            rms_norm_eps: keys.number("rms_norm_eps")?.unwrap_or(epsilon),
+            design,
+            layers,
+            ropes,
+            tied_head: keys.flag("tie_word_embeddings", tied)?,
             dtype: keys
                 .either("dtype", "torch_dtype")
                 .and_then(Value::as_str)
@@ -190,6 +152,20 @@ impl ModelConfig {
         &self.raw
     }
 
+    /// The linear weights that a layer has, in the order it uses them.
+    pub fn modules(&self) -> &'static [Module] {
+        if self.design.is_fused { &Module::FUSED } else { &Module::SPLIT }
+    }
+
+    /// The width of a norm of queries and of one of keys, if they are normalised.
+    pub fn qk_norm_widths(&self) -> Option<(usize, usize)> {
+        let Self { num_heads, num_kv_heads, head_dim, .. } = *self;
+        self.design.qk_norm.map(|norm| match norm {
+            QkNorm::ByHead => (head_dim, head_dim),
+            QkNorm::Whole => (num_heads * head_dim, num_kv_heads * head_dim),
+        })
+    }
+
     /// `(out, in)` of a linear weight.
     pub fn linear_shape(&self, module: Module) -> (usize, usize) {
         let (hidden, ffn) = (self.hidden_size, self.intermediate_size);
@@ -200,15 +176,18 @@ impl ModelConfig {
             Module::OProj => (hidden, queries),
             Module::GateProj | Module::UpProj => (ffn, hidden),
             Module::DownProj => (hidden, ffn),
+            Module::QkvProj => (queries + 2 * keys, hidden),
+            Module::GateUpProj => (2 * ffn, hidden),
         }
     }
 
     /// Whether a linear weight has a bias.
     pub fn has_bias(&self, module: Module) -> bool {
+        let Design { qkv_bias, o_bias, mlp_bias, .. } = self.design;
         match module {
-            Module::QProj | Module::KProj | Module::VProj => self.qkv_bias,
-            Module::OProj => self.o_bias,
-            Module::GateProj | Module::UpProj | Module::DownProj => self.mlp_bias,
+            Module::QProj | Module::KProj | Module::VProj | Module::QkvProj => qkv_bias,
+            Module::OProj => o_bias,
+            Module::GateProj | Module::UpProj | Module::DownProj | Module::GateUpProj => mlp_bias,
         }
     }
 
@@ -220,13 +199,14 @@ impl ModelConfig {
             let mut add = |rest: &str, shape| {
                 tensors.push((format!("model.layers.{layer}.{rest}"), shape));
             };
-            add("input_layernorm.weight", vec![self.hidden_size]);
-            add("post_attention_layernorm.weight", vec![self.hidden_size]);
-            if self.qk_norm {
-                add("self_attn.q_norm.weight", vec![self.head_dim]);
-                add("self_attn.k_norm.weight", vec![self.head_dim]);
+            for norm in self.design.norms.names().all() {
+                add(&format!("{norm}.weight"), vec![self.hidden_size]);
             }
-            for module in Module::ALL {
+            if let Some((queries, keys)) = self.qk_norm_widths() {
+                add("self_attn.q_norm.weight", vec![queries]);
+                add("self_attn.k_norm.weight", vec![keys]);
+            }
+            for &module in self.modules() {
                 let (rows, columns) = self.linear_shape(module);
                 add(&format!("{module}.weight"), vec![rows, columns]);
                 if self.has_bias(module) {
@@ -255,7 +235,7 @@ impl ModelConfig {
             let (rows, columns) = self.linear_shape(module);
             (rows * columns) as u64
         };
-        let linears: u64 = Module::ALL.into_iter().map(weights).sum();
+        let linears: u64 = self.modules().iter().copied().map(weights).sum();
         let attention = 4 * (self.num_heads * self.head_dim * context) as u64;
         let head = 2 * (self.vocab_size * self.hidden_size) as u64;
         self.num_layers as u64 * (2 * linears + attention) + head
@@ -263,10 +243,14 @@ impl ModelConfig {
 }
 
 /// How many heads queries and keys have, and of what size.
-fn heads(keys: &Keys<'_>, hidden_size: usize) -> Result<(usize, usize, usize)> {
+fn heads(keys: &Keys<'_>, family: Family, hidden_size: usize) -> Result<(usize, usize, usize)> {
     let num_heads = keys.count("num_attention_heads", MOST_WIDTH)?;
     let num_kv_heads = keys.count_or("num_key_value_heads", num_heads, MOST_WIDTH)?;
-    let head_dim = keys.count_or("head_dim", hidden_size / num_heads, MOST_WIDTH)?;
+    let usual = match family {
+        Family::Gemma2 | Family::Gemma3 => 256,
+        _ => hidden_size / num_heads,
+    };
+    let head_dim = keys.count_or("head_dim", usual, MOST_WIDTH)?;
     if num_heads % num_kv_heads != 0 || head_dim == 0 || head_dim % 2 != 0 {
         return keys.fail(format!(
             "{num_heads} heads of {head_dim} over {num_kv_heads} key-value heads do not divide"
@@ -321,6 +305,10 @@ mod tests {
         })
     }
 
+    fn windows_of(config: &ModelConfig) -> Vec<Option<usize>> {
+        config.layers.iter().map(|kind| kind.window).collect()
+    }
+
     #[test]
     fn both_spellings_say_the_same() {
         let new = parse(qwen2()).unwrap();
@@ -329,19 +317,20 @@ mod tests {
         map.remove("rope_parameters");
         map.insert("rope_theta".into(), json!(1e6));
         let old = parse(old).unwrap();
-        assert_eq!(new.rope, old.rope);
-        assert_eq!(new.windows, [None, None, Some(8), Some(8)]);
+        assert_eq!(new.ropes, old.ropes);
+        assert_eq!(windows_of(&new), [None, None, Some(8), Some(8)]);
     }
 
     #[test]
     fn windows_follow_layers() {
-        let windows =
-            |retained: &[usize]| parse(qwen2()).unwrap().with_layers(retained).unwrap().windows;
+        let windows = |retained: &[usize]| {
+            windows_of(&parse(qwen2()).unwrap().with_layers(retained).unwrap())
+        };
         assert_eq!(windows(&[0, 3]), [None, Some(8)]);
         assert_eq!(windows(&[2, 3]), [Some(8); 2]);
         let mut raw = qwen2();
         raw["sliding_window"] = json!(0);
-        assert_eq!(parse(raw).unwrap().windows, [None; 4]);
+        assert_eq!(windows_of(&parse(raw).unwrap()), [None; 4]);
     }
 
     #[test]
@@ -372,7 +361,6 @@ mod tests {
             ("rope_parameters", json!({"rope_type": "linear", "factor": 0}), "must be above 0"),
             ("rope_parameters", json!({"full_attention": {}}), "differ by layer type"),
             ("rope_parameters", json!("yarn"), "the rope scaling is no object"),
-            ("partial_rotary_factor", json!(0.5), "`partial_rotary_factor` is 0.5"),
             (
                 "quantization_config",
                 json!({"quant_method": "gptq"}),
@@ -383,7 +371,8 @@ mod tests {
             ("architectures", json!(["Qwen2ForTokenClassification"]), "…ForCausalLM"),
             ("hidden_act", json!("gelu"), "`hidden_act` is `gelu`"),
             ("num_hidden_layers", json!(0), "`num_hidden_layers` must be"),
-            ("rope_parameters", json!({"rope_type": "yarn"}), "rope type `yarn`"),
+            ("rope_parameters", json!({"rope_type": "dynamic"}), "rope type `dynamic`"),
+            ("rope_parameters", json!({"rope_type": "yarn"}), "lacks `max_position_embeddings`"),
             ("layer_types", json!(["full_attention"]), "1 entries for 4 layers"),
         ] {
             let mut raw = qwen2();

@@ -29,7 +29,10 @@ mod writer;
 pub use adapter::{Adapter, AdapterConfig, AdapterPair, write_adapter};
 pub use checkpoint::{Checkpoint, LinearView};
 pub use companions::{copy_companions, require_companions};
-pub use config::{Family, MOST_LAYERS, MOST_WIDTH, ModelConfig, Rope, RopeScaling};
+pub use config::{
+    Activation, Design, Family, LayerKind, MOST_LAYERS, MOST_WIDTH, ModelConfig, NormNames, Norms,
+    QkNorm, Rope, RopeScaling,
+};
 pub use digest::{sha256_bytes, sha256_file};
 pub use disk::free_disk_bytes;
 pub use dtype::{Dtype, narrow, widen};

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::MOST_LAYERS;
 use crate::outline::{is_of_another_part, layer_and_rest, numbered};
 
-/// A linear weight of a decoder layer, as Llama, Mistral and Qwen have them.
+/// A linear weight of a decoder layer, in the families that the engine trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[expect(missing_docs, reason = "the variants are the checkpoint's own names")]
 pub enum Module {
@@ -21,11 +21,28 @@ pub enum Module {
     GateProj,
     UpProj,
     DownProj,
+    QkvProj,
+    GateUpProj,
 }
 
 impl Module {
-    /// All seven, in the order a layer uses them.
-    pub const ALL: [Self; 7] = [
+    /// All that some family has.
+    pub const ALL: [Self; 9] = [
+        Self::QProj,
+        Self::KProj,
+        Self::VProj,
+        Self::OProj,
+        Self::GateProj,
+        Self::UpProj,
+        Self::DownProj,
+        Self::QkvProj,
+        Self::GateUpProj,
+    ];
+    /// Those of a layer with queries, keys and values fused into one, and gate and up into another, in the order it uses
+    /// them.
+    pub const FUSED: [Self; 4] = [Self::QkvProj, Self::OProj, Self::GateUpProj, Self::DownProj];
+    /// Those of a layer with each by itself, in the order it uses them.
+    pub const SPLIT: [Self; 7] = [
         Self::QProj,
         Self::KProj,
         Self::VProj,
@@ -45,6 +62,8 @@ impl Module {
             Self::GateProj => "mlp.gate_proj",
             Self::UpProj => "mlp.up_proj",
             Self::DownProj => "mlp.down_proj",
+            Self::QkvProj => "self_attn.qkv_proj",
+            Self::GateUpProj => "mlp.gate_up_proj",
         }
     }
 

@@ -192,7 +192,7 @@ mod tests {
         testkit::copy_folder(&testkit::fixture("tiny_qwen2/record"), folder.path());
         let layer = LayerSensitivity {
             state_gradient: 0.0,
-            modules: checkpoint::Module::ALL
+            modules: checkpoint::Module::SPLIT
                 .map(|module| (module, WeightSensitivity::default()))
                 .into(),
         };

@@ -93,7 +93,9 @@ impl Sensitivity {
             return Some(format!("it is of {found} layers; 1 to {MOST_LAYERS} are supported"));
         }
         for (number, layer) in layers.iter().enumerate() {
-            let lacking = Module::ALL.iter().find(|module| !layer.modules.contains_key(module));
+            let is_fused = layer.modules.contains_key(&Module::QkvProj);
+            let all = if is_fused { &Module::FUSED[..] } else { &Module::SPLIT };
+            let lacking = all.iter().find(|module| !layer.modules.contains_key(module));
             if let Some(module) = lacking {
                 return Some(format!("layer {number} lacks `{module}`"));
             }
@@ -118,13 +120,13 @@ mod tests {
         let folder = testkit::temporary_folder();
         assert_eq!(Sensitivity::read(folder.path()).unwrap(), None);
         let weight = WeightSensitivity { gradient_squared: 0.5, weight_times_gradient: 2.0 };
-        let modules = Module::ALL.map(|module| (module, weight)).into();
+        let modules = Module::SPLIT.map(|module| (module, weight)).into();
         let layer = LayerSensitivity { state_gradient: 1e-3, modules };
         let good = Sensitivity::new(8, 2, vec![layer.clone(), layer]);
         let write = |text: &str| fs_err::write(folder.path().join(SENSITIVITY), text).unwrap();
         write(&serde_json::to_string(&good).unwrap());
         assert_eq!(Sensitivity::read(folder.path()).unwrap().unwrap(), good);
-        assert_eq!(good.weights().count(), 2 * Module::ALL.len());
+        assert_eq!(good.weights().count(), 2 * Module::SPLIT.len());
 
         let check = |change: &dyn Fn(&mut Sensitivity), expected: &str| {
             let mut other = good.clone();

@@ -290,7 +290,7 @@ mod tests {
     fn a_smaller_stream_is_compared_at_its_size() {
         let mut dense = adapted("tiny_llama");
         for layer in &mut dense.layers {
-            (layer.input_norm.epsilon, layer.post_norm.epsilon) = (0.0, 0.0);
+            layer.norms.all_mut().for_each(|norm| norm.epsilon = 0.0);
         }
         dense.norm.epsilon = 0.0;
         let data = rows("tiny_llama");
@@ -303,7 +303,7 @@ mod tests {
         let source = testkit::fixture("tiny_llama/model");
         let mut scaled = repaired(folder.path(), &source, (&plan, &measured));
         for layer in &mut scaled.layers {
-            (layer.input_norm.epsilon, layer.post_norm.epsilon) = (0.0, 0.0);
+            layer.norms.all_mut().for_each(|norm| norm.epsilon = 0.0);
         }
         scaled.norm.epsilon = 0.0;
         let rule = Discrepancy::new(&dense, &examples, 40).unwrap();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use checkpoint::{Dtype, ModelConfig, Module};
+use checkpoint::{Dtype, ModelConfig, Module, Norms};
 use dataset::{Example, Sampler};
 use serde::{Deserialize, Serialize};
 
@@ -141,8 +141,8 @@ impl Workload<'_> {
         let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
         // Of a layer's weights in another type than the products', so many bytes are converted at a
         // time; the head's are when the layers keep less.
-        let linears = Module::ALL.map(|module| config.linear_shape(module));
-        let widest = linears.into_iter().map(|(out, inner)| out * inner).max().unwrap_or(0) as u64;
+        let linears = config.modules().iter().map(|&module| config.linear_shape(module));
+        let widest = linears.map(|(out, inner)| out * inner).max().unwrap_or(0) as u64;
         let converted =
             if stored == size { 0 } else { (widest * size).min(MANY_TOKENS_BYTES as u64) };
         let layers = self.layers_in_backward();
@@ -204,14 +204,17 @@ impl Workload<'_> {
             hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim, ..
         } = self.config;
         let (queries, keys) = (num_heads * head_dim, num_kv_heads * head_dim);
-        let unnormed = if self.config.qk_norm { queries + keys } else { 0 };
+        let design = &self.config.design;
+        let unnormed = if design.qk_norm.is_some() { queries + keys } else { 0 };
+        // What is normalised before it is added is kept as it was.
+        let given = if design.norms == Norms::Before { 0 } else { 2 * hidden_size };
         let adapters = match &self.train.method {
             Method::Lora(lora) | Method::LoraAndLayers(LoraAndLayers { lora, .. }) => {
                 lora.rank * lora.targets.len()
             }
             _ => 0,
         };
-        let heads = 2 * queries + 2 * keys + unnormed;
+        let heads = 2 * queries + 2 * keys + unnormed + given;
         (2 * hidden_size + heads + 2 * intermediate_size + adapters) as u64
     }
 
@@ -274,8 +277,8 @@ impl Workload<'_> {
     fn layer_flops(&self, lengths: &[usize]) -> (f64, f64) {
         let config = self.config;
         let squares: f64 = lengths.iter().map(|&length| (length as f64).powi(2)).sum();
-        let shapes = Module::ALL.map(|module| config.linear_shape(module));
-        let weights: usize = shapes.iter().map(|(rows, columns)| rows * columns).sum();
+        let shapes = config.modules().iter().map(|&module| config.linear_shape(module));
+        let weights: usize = shapes.map(|(rows, columns)| rows * columns).sum();
         let tokens: usize = lengths.iter().sum();
         let attention = 4.0 * (config.num_heads * config.head_dim) as f64 * squares;
         (2.0 * weights as f64 * tokens as f64, attention)

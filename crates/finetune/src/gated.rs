@@ -76,7 +76,7 @@ impl GatedPass<'_> {
         }
         let head = walk.model.head();
         let (norm, weight) = (head.norm.untrained(), head.weight.untrained());
-        let head = Head { norm: &norm, weight: &weight };
+        let head = Head { norm: &norm, weight: &weight, ..head };
         let (sums, mut gradient) = head.loss(&x, &pack.rows, &CrossEntropy { scale })?;
         drop(x);
         for (place, &Gated { layer: number, gate }) in path.iter().enumerate().rev() {
@@ -94,7 +94,7 @@ impl GatedPass<'_> {
                 number,
                 input: &input,
                 saved: &saved,
-                rotation: &pack.rotation,
+                rotation: walk.rotation(pack, number),
                 attention: walk.attention(pack, number),
                 gradient: &into,
                 below: true,

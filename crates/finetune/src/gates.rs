@@ -210,7 +210,7 @@ mod tests {
         let mut rest = golden_model("tiny_llama");
         for layer in [4, 1] {
             rest.layers.remove(layer);
-            rest.config.windows.remove(layer);
+            rest.config.layers.remove(layer);
         }
         let batch = crate::pack::Packed::examples(&examples, Device::Cpu).unwrap();
         let hidden = rest.hidden(&batch, &mut Nobody).unwrap();

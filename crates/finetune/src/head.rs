@@ -16,6 +16,10 @@ pub(crate) const LOGIT_BYTES: i64 = 64 << 20;
 pub(crate) struct Head<'a> {
     pub(crate) norm: &'a Norm,
     pub(crate) weight: &'a Parameter,
+    /// What logits are multiplied by.
+    pub(crate) scale: f64,
+    /// `c`, where logits `z` are softened to `c · tanh(z / c)` (Gemma 2).
+    pub(crate) cap: Option<f64>,
 }
 
 impl Head<'_> {
@@ -39,9 +43,18 @@ impl Head<'_> {
         for (first, count) in self.chunks(batch)? {
             let targets = batch.targets.f_narrow(0, first, count)?.f_unsqueeze(-1)?;
             let own = normed.f_narrow(0, first, count)?;
-            let found = loss.of(self.product(&own)?, &Chunk { first, targets })?;
+            let logits = self.product(&own)?;
+            let slope = self.slope(&logits)?;
+            let found = loss.of(logits, &Chunk { first, targets })?;
             sums += found.sums;
-            let of_logits = found.of_logits.f_to_kind(kind)?;
+            let mut of_logits = found.of_logits;
+            if let Some(slope) = slope {
+                of_logits = of_logits.f_mul(&slope)?;
+            }
+            if self.scale != 1.0 {
+                of_logits = of_logits.f_mul_scalar(self.scale)?;
+            }
+            let of_logits = of_logits.f_to_kind(kind)?;
             self.weight
                 .gather(|| Ok(of_logits.f_numpy_t()?.f_mm(&own)?.f_to_kind(Kind::Float)?))?;
             gradients.push(add_product(None, &of_logits, &self.weight.value)?);
@@ -78,7 +91,21 @@ impl Head<'_> {
     }
 
     fn product(&self, normed: &Tensor) -> Result<Tensor> {
-        Ok(linear(normed, &self.weight.value, None)?.f_to_kind(Kind::Float)?)
+        let mut logits = linear(normed, &self.weight.value, None)?.f_to_kind(Kind::Float)?;
+        if self.scale != 1.0 {
+            logits = logits.f_mul_scalar_(self.scale)?;
+        }
+        if let Some(cap) = self.cap {
+            logits = logits.f_div_scalar_(cap)?.f_tanh()?.f_mul_scalar(cap)?;
+        }
+        Ok(logits)
+    }
+
+    /// By how much capped logits grow with what they were before, `1 − (z / c)²`; `None` if they are not capped.
+    fn slope(&self, logits: &Tensor) -> Result<Option<Tensor>> {
+        let Some(cap) = self.cap else { return Ok(None) };
+        let mut soft = logits.f_div_scalar(cap)?;
+        Ok(Some(soft.f_square_()?.f_neg_()?.f_add_scalar_(1.0)?))
     }
 
     /// First and count of the labelled positions of each chunk.

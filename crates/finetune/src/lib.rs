@@ -1,7 +1,7 @@
 //! Fine-tuning of Llama-family checkpoints with libtorch: weights and data to losses, gradients
 //! and tuned weights.
 //!
-//! One decoder serves Llama, Mistral and Qwen: a family is a difference of configuration. Rows are
+//! One decoder serves all families, each a description in its configuration. Rows are
 //! packed without padding, the head runs on labelled positions only, and after clipping each
 //! step's adapter gradients go to a [`GradientSink`].
 

@@ -18,21 +18,20 @@ pub(crate) struct Linear {
 }
 
 /// Linear maps of one input; all their `A` are one product.
-pub(crate) struct Siblings<'a, const N: usize>(pub(crate) [&'a Linear; N]);
+pub(crate) struct Siblings<'a>(pub(crate) Vec<&'a Linear>);
 
-impl<const N: usize> Siblings<'_, N> {
+impl Siblings<'_> {
     /// Each map's output of `x`, `[n, in]`, and the adapters' inner values side by side,
     /// `[n, Σ r]`, which the backward pass wants.
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<([Tensor; N], Option<Tensor>)> {
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<(Vec<Tensor>, Option<Tensor>)> {
         let kind = x.f_kind()?;
         let none: Option<&Tensor> = None;
         let inner = match self.stacked_a(kind)? {
             Some(a) => Some(x.f_linear(&a, none)?),
             None => None,
         };
-        let mut outputs = std::array::from_fn(|_| Tensor::new());
-        let mut first = 0;
-        for (place, linear) in outputs.iter_mut().zip(self.0) {
+        let (mut outputs, mut first) = (Vec::with_capacity(self.0.len()), 0);
+        for linear in &self.0 {
             let bias = match &linear.bias {
                 Some(bias) => Some(bias.as_kind(kind)?),
                 None => None,
@@ -43,7 +42,7 @@ impl<const N: usize> Siblings<'_, N> {
                 output = output.f_addmm_(&own, &lora.scaled_b(kind)?.f_numpy_t()?)?;
                 first += lora.rank();
             }
-            *place = output;
+            outputs.push(output);
         }
         Ok((outputs, inner))
     }
@@ -54,11 +53,11 @@ impl<const N: usize> Siblings<'_, N> {
         &self,
         x: &Tensor,
         inner: Option<&Tensor>,
-        gradients: &[Tensor; N],
+        gradients: &[Tensor],
     ) -> Result<Option<Tensor>> {
         let kind = x.f_kind()?;
         let (mut inner_gradients, mut first) = (Vec::new(), 0);
-        for (linear, gradient) in self.0.into_iter().zip(gradients) {
+        for (linear, gradient) in self.0.iter().zip(gradients) {
             linear.weight.gather(|| wide(&gradient.f_numpy_t()?.f_mm(x)?))?;
             if let Some(bias) = &linear.bias {
                 bias.gather(|| {
@@ -94,11 +93,11 @@ impl<const N: usize> Siblings<'_, N> {
     /// The gradient of the input from those of the outputs and of the inner values.
     pub(crate) fn input_gradient(
         &self,
-        gradients: &[Tensor; N],
+        gradients: &[Tensor],
         inner_gradient: Option<&Tensor>,
     ) -> Result<Tensor> {
         let mut sum: Option<Tensor> = None;
-        for (linear, gradient) in self.0.into_iter().zip(gradients) {
+        for (linear, gradient) in self.0.iter().zip(gradients) {
             sum = Some(product::add_product(sum, gradient, &linear.weight.value)?);
         }
         if let Some(inner) = inner_gradient
@@ -114,7 +113,7 @@ impl<const N: usize> Siblings<'_, N> {
         &self,
         x: &Tensor,
         inner: Option<&Tensor>,
-        gradients: &[Tensor; N],
+        gradients: &[Tensor],
     ) -> Result<Tensor> {
         let inner_gradient = self.gather(x, inner, gradients)?;
         self.input_gradient(gradients, inner_gradient.as_ref())

@@ -53,6 +53,15 @@ pub(crate) struct Lora {
     pub(crate) scale: f64,
 }
 
+/// Where in the random numbers a weight's adapter has its own: a stream of its own for each.
+fn stream_of(layer: usize, module: Module) -> u64 {
+    let (split, number) = (Module::SPLIT.len(), module as usize);
+    match number.checked_sub(split) {
+        None => (layer * split + number) as u64,
+        Some(fused) => (1 << 32) + (layer * (Module::ALL.len() - split) + fused) as u64,
+    }
+}
+
 impl Lora {
     /// A fresh adapter: `A` uniform in `±1/√in` (Kaiming with `a = √5`, PEFT's choice), `B` zero.
     ///
@@ -60,7 +69,7 @@ impl Lora {
     pub(crate) fn new(fresh: FreshLora, device: Device) -> Result<Self> {
         let FreshLora { out, columns, rank, alpha, seed, layer, module } = fresh;
         let mut random = ChaCha8Rng::seed_from_u64(seed);
-        random.set_stream((layer * Module::ALL.len() + module as usize) as u64);
+        random.set_stream(stream_of(layer, module));
         let bound = 1.0 / (columns as f32).sqrt();
         let values: Vec<f32> = (0..rank * columns)
             .map(|_| {

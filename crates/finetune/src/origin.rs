@@ -65,7 +65,7 @@ mod tests {
         let smaller = [1.0, 1.5, 1.5, 1.5, 1.5, 3.0, 3.0, 3.0, 0.75];
         for (layer, smaller) in smaller.into_iter().enumerate() {
             assert_eq!(origin.smaller_before(layer), smaller);
-            for module in Module::ALL {
+            for module in Module::SPLIT {
                 let adds = module == Module::OProj || module == Module::DownProj;
                 assert_eq!(origin.divisor(layer, module), if adds { smaller } else { 1.0 });
             }

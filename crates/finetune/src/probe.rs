@@ -197,7 +197,7 @@ mod tests {
         let (whole, mut rest) = (golden_model("tiny_llama"), golden_model("tiny_llama"));
         for &layer in without.iter().rev() {
             rest.layers.remove(layer);
-            rest.config.windows.remove(layer);
+            rest.config.layers.remove(layer);
         }
         let (mut divergence, mut answers, mut error, mut tokens) = (0.0, 0, 0.0, 0);
         for row in &rows("tiny_llama").examples {
@@ -266,7 +266,7 @@ mod tests {
             let mut rest = golden_model("tiny_qwen2");
             for &layer in without.iter().rev() {
                 rest.layers.remove(layer);
-                rest.config.windows.remove(layer);
+                rest.config.layers.remove(layer);
             }
             let _ = rest.embedding.value.set_requires_grad(true);
             let batch = Packed::examples(&examples, rest.device).unwrap();

@@ -209,7 +209,7 @@ impl<'a> Student<'a> {
             number: self.number,
             input,
             saved: &saved,
-            rotation: &pack.rotation,
+            rotation: self.walk.rotation(pack, self.number),
             attention: self.walk.attention(pack, self.number),
             gradient: &gradient,
             below: false,

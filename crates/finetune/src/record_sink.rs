@@ -146,7 +146,7 @@ mod tests {
             });
             let activations = Activations::new(1, vec![0.5]);
             let weight = |module| (module, WeightSensitivity::default());
-            let modules = Module::ALL.map(weight).into();
+            let modules = Module::SPLIT.map(weight).into();
             let layer = LayerSensitivity { state_gradient: 0.5, modules };
             let found = Collected {
                 activations,

@@ -1,7 +1,7 @@
 //! Rotary position embeddings (Su et al., `RoFormer`, arXiv 2104.09864), in the half-split layout of
 //! Hugging Face checkpoints.
 
-use checkpoint::{ModelConfig, Rope, RopeScaling};
+use checkpoint::{Rope, RopeScaling};
 use tch::{Device, Kind, Tensor};
 
 use crate::Result;
@@ -9,22 +9,20 @@ use crate::Result;
 /// The rotations of the tokens at hand.
 #[derive(Debug)]
 pub(crate) struct Rotation {
-    /// `[n, 1, head_dim]`.
+    /// How many of a head's dimensions are rotated.
+    dims: i64,
+    /// `[n, 1, dims]`.
     cos: Tensor,
-    /// `[n, 1, head_dim / 2]`, and the same negated.
+    /// `[n, 1, dims / 2]`, and the same negated.
     sin: Tensor,
     minus_sin: Tensor,
 }
 
 impl Rotation {
     /// The rotation of each of `positions`.
-    pub(crate) fn new(
-        config: &ModelConfig,
-        positions: &[i64],
-        kind: Kind,
-        device: Device,
-    ) -> Result<Self> {
-        let frequencies = frequencies(&config.rope, config.head_dim);
+    pub(crate) fn new(rope: &Rope, positions: &[i64], kind: Kind, device: Device) -> Result<Self> {
+        let longest = positions.iter().max().map_or(0, |last| last + 1);
+        let frequencies = frequencies(rope, longest as usize);
         // Angles and their cosines in f32, as transformers has them, whatever computes.
         let angles: Vec<f32> = positions
             .iter()
@@ -35,8 +33,15 @@ impl Rotation {
         let angles = Tensor::f_from_slice(&angles)?
             .f_view([positions.len() as i64, 1, frequencies.len() as i64])?
             .f_to_device(device)?;
-        let (cos, sin) = (angles.f_cos()?.f_to_kind(kind)?, angles.f_sin()?.f_to_kind(kind)?);
-        Ok(Self { cos: Tensor::f_cat(&[&cos, &cos], -1)?, minus_sin: sin.f_neg()?, sin })
+        let scaled = |x: Tensor| -> Result<Tensor> {
+            Ok(match rope.attention_factor {
+                1.0 => x.f_to_kind(kind)?,
+                factor => x.f_mul_scalar(factor)?.f_to_kind(kind)?,
+            })
+        };
+        let (cos, sin) = (scaled(angles.f_cos()?)?, scaled(angles.f_sin()?)?);
+        let cos = Tensor::f_cat(&[&cos, &cos], -1)?;
+        Ok(Self { dims: rope.dims as i64, cos, minus_sin: sin.f_neg()?, sin })
     }
 
     /// Rotates `[n, heads, head_dim]`: `x·cos + rotate_half(x)·sin`.
@@ -50,30 +55,48 @@ impl Rotation {
     }
 
     fn turn(&self, x: &Tensor, of_second: &Tensor, of_first: &Tensor) -> Result<Tensor> {
-        let half = x.size().last().copied().unwrap_or(0) / 2;
+        let all = x.size().last().copied().unwrap_or(0);
+        let half = self.dims / 2;
+        let turned = x.f_narrow(-1, 0, self.dims)?;
         let (first, second) = (x.f_narrow(-1, 0, half)?, x.f_narrow(-1, half, half)?);
-        let out = x.f_mul(&self.cos)?;
+        let out = turned.f_mul(&self.cos)?;
         let _ = out.f_narrow(-1, 0, half)?.f_addcmul_(&second, of_second)?;
         let _ = out.f_narrow(-1, half, half)?.f_addcmul_(&first, of_first)?;
-        Ok(out)
+        match all - self.dims {
+            0 => Ok(out),
+            left => Ok(Tensor::f_cat(&[out, x.f_narrow(-1, self.dims, left)?], -1)?),
+        }
     }
 }
 
-/// Radians a position, for each pair of a head's dimensions: `theta^(−2i / head_dim)`, scaled.
-fn frequencies(rope: &Rope, head_dim: usize) -> Vec<f32> {
-    (0..head_dim / 2)
+/// Radians a position, for each pair of dimensions: `theta^(−2i / dims)`, scaled; `longest` is the length of the longest
+/// row.
+fn frequencies(rope: &Rope, longest: usize) -> Vec<f32> {
+    (0..rope.dims / 2)
         .map(|pair| {
             // In f32, as transformers computes them.
-            let exponent = (2 * pair) as f32 / head_dim as f32;
-            let plain = 1.0 / (rope.theta as f32).powf(exponent);
-            scaled(plain, rope.scaling)
+            let exponent = (2 * pair) as f32 / rope.dims as f32;
+            let base = (rope.theta as f32).powf(exponent);
+            match &rope.scaling {
+                RopeScaling::Long { short, long, original_context } => {
+                    let factors = if longest > *original_context { long } else { short };
+                    1.0 / (factors[pair] as f32 * base)
+                }
+                &RopeScaling::Yarn { factor, low, high } => {
+                    let (low, high) = (low as f32, high as f32);
+                    let ramp = ((pair as f32 - low) / (high - low)).clamp(0.0, 1.0);
+                    let (kept, divided) = (1.0 / base, 1.0 / (factor as f32 * base));
+                    divided * ramp + kept * (1.0 - ramp)
+                }
+                scaling => scaled(1.0 / base, scaling),
+            }
         })
         .collect()
 }
 
-fn scaled(plain: f32, scaling: RopeScaling) -> f32 {
-    match scaling {
-        RopeScaling::Default => plain,
+fn scaled(plain: f32, scaling: &RopeScaling) -> f32 {
+    match *scaling {
+        RopeScaling::Default | RopeScaling::Yarn { .. } | RopeScaling::Long { .. } => plain,
         RopeScaling::Linear { factor } => plain / factor as f32,
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
             let (factor, low, high) =

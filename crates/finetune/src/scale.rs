@@ -203,7 +203,7 @@ pub(crate) mod tests {
     fn without_epsilon(model: &mut Model) {
         model.norm.epsilon = 0.0;
         for layer in &mut model.layers {
-            (layer.input_norm.epsilon, layer.post_norm.epsilon) = (0.0, 0.0);
+            layer.norms.all_mut().for_each(|norm| norm.epsilon = 0.0);
         }
     }
 

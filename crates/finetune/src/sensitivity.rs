@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use checkpoint::Module;
+use checkpoint::{ModelConfig, Module};
 use dataset::Example;
 use evidence::{LayerSensitivity, Sensitivity, WeightSensitivity};
 use tch::{Kind, Tensor};
@@ -54,7 +54,7 @@ pub fn sensitivity(
     let is_labelled = |rows: &&[&Example]| rows.iter().any(|row| row.labelled.contains(&true));
     let model = model.bare();
     let keep = if remat { Keep::LayerInputs } else { Keep::Activations };
-    let (mut meter, mut seen, mut batches) = (Meter::new(model.config.num_layers), 0, 0);
+    let (mut meter, mut seen, mut batches) = (Meter::new(&model.config), 0, 0);
     for batch in rows.chunks(batch_rows).filter(is_labelled) {
         stop::check()?;
         backward(&model, batch, Passes { batch_rows, keep, lesson: None }, &mut meter)?;
@@ -75,8 +75,10 @@ struct Meter {
 }
 
 impl Meter {
-    fn new(num_layers: usize) -> Self {
-        let weights = Module::ALL.map(|module| (module, WeightSensitivity::default())).into();
+    fn new(config: &ModelConfig) -> Self {
+        let num_layers = config.num_layers;
+        let nothing = |&module: &Module| (module, WeightSensitivity::default());
+        let weights: BTreeMap<_, _> = config.modules().iter().map(nothing).collect();
         Self { states: vec![(0.0, 0); num_layers], weights: vec![weights; num_layers] }
     }
 
@@ -278,7 +280,7 @@ mod tests {
             let batch: Vec<&Example> = batch.iter().collect();
             let passes = Passes { batch_rows: batch.len(), keep: Keep::Activations, lesson: None };
             backward(&model, &batch, passes, &mut golden).unwrap();
-            assert_eq!(golden.seen, 6 * Module::ALL.len());
+            assert_eq!(golden.seen, 6 * Module::SPLIT.len());
         }
     }
 
@@ -292,7 +294,7 @@ mod tests {
         let (x, delta) = (random([tokens, columns]), random([tokens, out]));
         let weight = random([out, columns]).to_kind(Kind::BFloat16);
         let module = Module::VProj;
-        let mut meter = Meter::new(2);
+        let mut meter = Meter::new(&golden_model("tiny_llama").config);
         let pass = WeightPass { layer: 1, module, weight: &weight, input: &x, gradient: &delta };
         meter.weight(&pass).unwrap();
         let (x, delta, weight) = (wide(&x), wide(&delta), wide(&weight));

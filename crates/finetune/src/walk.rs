@@ -1,11 +1,10 @@
 //! Rows taken through the layers one layer at a time, so that a layer's weights are needed once for all rows.
 
-use std::collections::BTreeMap;
-
 use dataset::Example;
 use tch::Tensor;
 
 use crate::attention::Attention;
+use crate::decoder::Shared;
 use crate::layer::{Layer, Saved};
 use crate::pack::Packed;
 use crate::rope::Rotation;
@@ -23,8 +22,7 @@ pub(crate) struct Pack {
     /// Where its tokens stand that are not the first of a row: those have activations hundreds of times as
     /// large, which would drown all others.
     pub(crate) later: Tensor,
-    pub(crate) rotation: Rotation,
-    attention: BTreeMap<Option<usize>, Attention>,
+    shared: Shared,
 }
 
 impl<'a> Walk<'a> {
@@ -44,8 +42,8 @@ impl<'a> Walk<'a> {
             let later = rows.positions.iter().enumerate().filter(|&(_, &position)| position != 0);
             let later: Vec<i64> = later.map(|(at, _)| at as i64).collect();
             let later = Tensor::f_from_slice(&later)?.f_to(model.device)?;
-            let (rotation, attention) = model.prepare(&rows)?;
-            packs.push(Pack { rows, later, rotation, attention });
+            let shared = model.prepare(&rows)?;
+            packs.push(Pack { rows, later, shared });
             rest = others;
         }
         Ok(Self { model, packs })
@@ -70,11 +68,16 @@ impl<'a> Walk<'a> {
         x: &Tensor,
     ) -> Result<(Tensor, Saved)> {
         let attention = self.attention(pack, number);
-        layer.forward(x, &pack.rotation, |heads| attention.forward(heads))
+        layer.forward(x, self.rotation(pack, number), |heads| attention.forward(heads))
     }
 
     /// How one pack's tokens attend in a layer.
     pub(crate) fn attention<'b>(&self, pack: &'b Pack, number: usize) -> &'b Attention {
-        &pack.attention[&self.model.config.windows[number]]
+        pack.shared.attention(self.model.config.layers[number])
+    }
+
+    /// How one pack's queries and keys are rotated in a layer, if they are.
+    pub(crate) fn rotation<'b>(&self, pack: &'b Pack, number: usize) -> Option<&'b Rotation> {
+        pack.shared.rotation(self.model.config.layers[number])
     }
 }

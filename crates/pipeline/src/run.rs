@@ -241,7 +241,7 @@ impl Run {
         check_outputs(&[Named::of("--out", folder)], &inputs)?;
         // What would fail late is looked at early.
         let config = Checkpoint::open(&model)?.config()?.clone();
-        settings.check(config.num_layers)?;
+        settings.check(&config)?;
         require_companions(&model)?;
         let read = |path: &Path| read_data(path, &settings.ignore_fields);
         let mut train = read(&settings.train)?;

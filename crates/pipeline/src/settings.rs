@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use checkpoint::Module;
+use checkpoint::{ModelConfig, Module};
 use finetune::{
     AdamWSettings, ComputeChoice, ComputeType, Decay, DeviceChoice, DistilSettings, EvalSettings,
     LoraSettings, Method, ProductRates, Schedule, TrainSettings, num_threads, product_rates,
@@ -12,6 +12,7 @@ use selection::{Criterion, Density, Keep, PlanSettings, Refine, Repair, RepairNe
 use serde::{Deserialize, Serialize};
 use serde_with::{DeserializeFromStr, SerializeDisplay};
 
+use crate::stage::require_foldable;
 use crate::{Choice, Choosing, HeldOut, LoraLayers, MaxDrop, PipelineError, Result};
 
 /// What a run does, and with what.
@@ -143,7 +144,9 @@ impl RunSettings {
     /// # Errors
     ///
     /// If no criterion can choose so many layers, or the repair cannot be applied to them.
-    pub(crate) fn check(&self, num_layers: usize) -> Result<()> {
+    pub(crate) fn check(&self, config: &ModelConfig) -> Result<()> {
+        let num_layers = config.num_layers;
+        require_foldable(self.repair, config)?;
         let requests = self.choices().into_iter().map(|choice| choice.request(num_layers));
         let mut count = self.prune.layers_of(num_layers)?;
         for request in requests {

@@ -112,8 +112,8 @@ impl Reconstructed {
         let weights = Weights::open_file(&folder.join(WEIGHTS))?;
         let found = Self { folder: folder.to_owned(), header, weights };
         for receiver in found.receivers() {
-            for module in Module::ALL {
-                let view = found.weight(receiver, module)?;
+            // Which there must be, the model says when it is known.
+            for view in found.of_receiver(receiver) {
                 if view.dtype()? != Dtype::F32 {
                     let what = format!("`{}` is {:?}, not F32", view.name(), view.stored_dtype());
                     return Err(found.fail(what));
@@ -143,6 +143,11 @@ impl Reconstructed {
         self.weights.get(&name).ok_or_else(|| self.fail(format!("`{name}` is missing")))
     }
 
+    fn of_receiver(&self, receiver: usize) -> impl Iterator<Item = TensorView<'_>> {
+        let of = move |module| self.weights.get(&tensor_name(receiver, module));
+        Module::ALL.into_iter().filter_map(of)
+    }
+
     pub(crate) fn fail(&self, what: String) -> RepairError {
         RepairError::Fit { path: self.folder.join(WEIGHTS), kind: KIND, what }
     }
@@ -151,7 +156,7 @@ impl Reconstructed {
     pub(crate) fn require_fit(&self, plan: &Plan, config: &ModelConfig) -> Result<()> {
         self.header.fitted_to().require(&self.folder, plan, config)?;
         for receiver in self.receivers() {
-            for module in Module::ALL {
+            for &module in config.modules() {
                 let (view, (out, inner)) =
                     (self.weight(receiver, module)?, config.linear_shape(module));
                 if view.shape() != [out, inner] {
@@ -195,7 +200,7 @@ impl ReconstructedWriter {
         plan.check()?;
         let specs = plan.runs().into_iter().filter_map(|(receiver, _)| receiver);
         let specs = specs.flat_map(|receiver| {
-            Module::ALL.map(|module| {
+            config.modules().iter().map(move |&module| {
                 let (out, inner) = config.linear_shape(module);
                 TensorSpec::new(tensor_name(receiver, module), Dtype::F32, &[out, inner])
             })

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::refused::SUPPORTED;
-use super::{Family, MOST_POSITIONS, Rope, RopeScaling};
+use super::refused::supported;
+use super::{Family, MOST_POSITIONS};
 use crate::{CheckpointError, Result};
 
 /// The keys of one file, with errors that name it.
@@ -67,96 +67,40 @@ impl Keys<'_> {
     }
 
     pub(super) fn family(&self) -> Result<Family> {
-        match self.get("model_type").and_then(Value::as_str) {
-            Some("llama") => Ok(Family::Llama),
-            Some("mistral") => Ok(Family::Mistral),
-            Some("qwen2") => Ok(Family::Qwen2),
-            Some("qwen3") => Ok(Family::Qwen3),
-            found => {
-                let found = found.unwrap_or("missing");
-                self.untrained(format!("`model_type` is `{found}`; {SUPPORTED}"))
-            }
+        let found = self.get("model_type").and_then(Value::as_str).unwrap_or("missing");
+        match Family::ALL.into_iter().find(|family| family.name() == found) {
+            Some(family) => Ok(family),
+            None => self.untrained(format!("`model_type` is `{found}`; {}", supported())),
         }
     }
 
-    pub(super) fn require_silu(&self) -> Result<()> {
-        match self.get("hidden_act").map(|name| (name, name.as_str())) {
-            None | Some((_, Some("silu" | "swish"))) => Ok(()),
-            Some((_, Some(other))) => {
-                self.untrained(format!("`hidden_act` is `{other}`; only silu is supported"))
+    /// Refuses another activation than the one the family has.
+    pub(super) fn require_activation(&self, key: &str, names: &[&str]) -> Result<()> {
+        let Some(value) = self.get(key) else { return Ok(()) };
+        match value.as_str() {
+            Some(name) if names.contains(&name) => Ok(()),
+            Some(name) => {
+                self.untrained(format!("`{key}` is `{name}`; only {} is supported", names[0]))
             }
-            Some((other, None)) => {
-                self.untrained(format!("`hidden_act` is {other}; only silu is supported"))
-            }
+            None => self.untrained(format!("`{key}` is {value}; only {} is supported", names[0])),
         }
     }
 
-    /// `rope_theta` and `rope_scaling`, or both in `rope_parameters` (transformers 5).
-    pub(super) fn rope(&self) -> Result<Rope> {
-        let none = Map::new();
-        let inner = match self.either("rope_parameters", "rope_scaling") {
-            None => &none,
-            Some(Value::Object(map)) => map,
-            Some(_) => return self.fail("the rope scaling is no object"),
-        };
-        let inner = Keys { raw: inner, path: self.path };
-        if inner.raw.values().any(Value::is_object) {
-            return self.untrained("rope parameters that differ by layer type are not supported");
-        }
-        let theta = match inner.positive("rope_theta")? {
-            Some(theta) => theta,
-            None => self.positive("rope_theta")?.unwrap_or(1e4),
-        };
-        let scaling = match inner.either("rope_type", "type").map(Value::as_str) {
-            None | Some(Some("default")) => RopeScaling::Default,
-            Some(Some("linear")) => RopeScaling::Linear { factor: inner.scale("factor")? },
-            Some(Some("llama3")) => RopeScaling::Llama3 {
-                factor: inner.scale("factor")?,
-                low_freq_factor: inner.scale("low_freq_factor")?,
-                high_freq_factor: inner.scale("high_freq_factor")?,
-                original_context: inner.scale("original_max_position_embeddings")?,
-            },
-            Some(other) => {
-                return self.untrained(format!(
-                    "rope type `{}` is not supported; default, linear and llama3 are",
-                    other.unwrap_or("?")
-                ));
-            }
-        };
-        Ok(Rope { theta, scaling })
-    }
-
-    fn positive(&self, key: &str) -> Result<Option<f64>> {
+    pub(super) fn positive(&self, key: &str) -> Result<Option<f64>> {
         match self.number(key)? {
             Some(number) if number <= 0.0 => self.fail(format!("`{key}` must be above 0")),
             found => Ok(found),
         }
     }
 
-    /// A number of the rope scaling, which must be there.
-    fn scale(&self, key: &str) -> Result<f64> {
-        match self.positive(key)? {
-            Some(value) => Ok(value),
-            None => self.fail(format!("the rope scaling lacks `{key}`")),
-        }
-    }
-
-    /// Each layer's window: from `layer_types` where it is given, else by the family's old rule.
-    pub(super) fn windows(&self, family: Family, num_layers: usize) -> Result<Vec<Option<usize>>> {
-        let used = match family {
-            Family::Mistral => true,
-            Family::Llama => false,
-            Family::Qwen2 | Family::Qwen3 => self.flag("use_sliding_window", false)?,
-        };
-        let window = self.count_or_zero("sliding_window")?.filter(|&window| used && window > 0);
+    /// Each layer's window, if some have one: by `layer_types` where it is given, else all from layer `first` on.
+    pub(super) fn windows(
+        &self,
+        num_layers: usize,
+        window: Option<usize>,
+        first: usize,
+    ) -> Result<Vec<Option<usize>>> {
         let Some(types) = self.get("layer_types") else {
-            let first = match family {
-                // 0 where every layer has a window, as after the first layers were pruned.
-                Family::Qwen2 | Family::Qwen3 => {
-                    self.count_or_zero("max_window_layers")?.unwrap_or(num_layers)
-                }
-                Family::Llama | Family::Mistral => 0,
-            };
             return Ok((0..num_layers).map(|layer| window.filter(|_| first <= layer)).collect());
         };
         let Some(types) = types.as_array().filter(|types| types.len() == num_layers) else {
@@ -173,8 +117,13 @@ impl Keys<'_> {
             .collect()
     }
 
+    /// `sliding_window`, if there is one of a token or more.
+    pub(super) fn window(&self) -> Result<Option<usize>> {
+        Ok(self.count_or_zero("sliding_window")?.filter(|&window| window > 0))
+    }
+
     /// A count that may be missing, or 0.
-    fn count_or_zero(&self, key: &str) -> Result<Option<usize>> {
+    pub(super) fn count_or_zero(&self, key: &str) -> Result<Option<usize>> {
         match self.get(key).map(Value::as_u64) {
             Some(Some(0)) => Ok(Some(0)),
             Some(_) => self.count(key, MOST_POSITIONS).map(Some),

@@ -2,9 +2,18 @@
 
 use serde_json::{Map, Value};
 
-/// The families that are supported, as messages name them.
-pub(super) const SUPPORTED: &str = "llama, mistral, qwen2 and qwen3 are trained here; for other \
-     decoders `score`, `plan` and `prune` work with gradients that your own trainer recorded";
+use super::Family;
+
+/// Which families are supported, as messages say it.
+pub(super) fn supported() -> String {
+    let names = Family::ALL.map(Family::name);
+    let (last, others) = names.split_last().unwrap_or((&"none", &[]));
+    format!(
+        "{} and {last} are trained here; for other decoders `score`, `plan` and `prune` work with gradients that your own \
+         trainer recorded",
+        others.join(", ")
+    )
+}
 
 /// Keys of wrappers around a language model.
 const PARTS: [&str; 8] = [
@@ -24,10 +33,7 @@ const EXPERTS: [&str; 4] =
 
 /// Why a model with this `config.json` cannot be trained, if its kind says so.
 pub(super) fn reason_against(raw: &Map<String, Value>) -> Option<String> {
-    multimodal(raw)
-        .or_else(|| experts(raw))
-        .or_else(|| without_head(raw))
-        .or_else(|| partly_rotated(raw))
+    multimodal(raw).or_else(|| experts(raw)).or_else(|| without_head(raw))
 }
 
 /// Why its weights cannot be used.
@@ -77,12 +83,4 @@ fn without_head(raw: &Map<String, Value>) -> Option<String> {
         "`architectures` is {}, and only causal language models (…ForCausalLM) are supported",
         names.join(", ")
     ))
-}
-
-fn partly_rotated(raw: &Map<String, Value>) -> Option<String> {
-    let inner = ["rope_parameters", "rope_scaling"].iter().find_map(|key| raw.get(*key));
-    let factor = |map: Option<&Value>| map.and_then(Value::as_f64).filter(|&share| share != 1.0);
-    let found = factor(raw.get("partial_rotary_factor"))
-        .or_else(|| factor(inner.and_then(|map| map.get("partial_rotary_factor"))))?;
-    Some(format!("`partial_rotary_factor` is {found}; only 1 is supported"))
 }

@@ -13,6 +13,7 @@ use crate::names::LayerTensor;
 use crate::{CheckpointError, MOST_LAYERS, ModelConfig, Result};
 
 pub(crate) use parts::{is_of_another_part, layer_and_rest, numbered};
+pub(crate) use written_out::write_out;
 
 /// Keys that count a decoder's layers.
 const COUNTS: [&str; 5] =

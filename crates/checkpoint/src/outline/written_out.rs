@@ -6,7 +6,7 @@
 use serde_json::{Map, Value, json};
 
 /// Adds the lists that the family has keys for and the configuration leaves to its code.
-pub(super) fn write_out(section: &mut Map<String, Value>, num_layers: usize) {
+pub(crate) fn write_out(section: &mut Map<String, Value>, num_layers: usize) {
     let family = section.get("model_type").and_then(Value::as_str).unwrap_or_default().to_owned();
     let count = |section: &Map<String, Value>, key: &str, default: usize| {
         let found = section.get(key).and_then(Value::as_u64);

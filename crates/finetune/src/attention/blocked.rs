@@ -7,20 +7,20 @@
 
 use tch::{Kind, Tensor};
 
-use super::Heads;
 use super::layout::{Block, Group, Layout};
+use super::{Heads, Scoring};
 use crate::Result;
 
 /// Attends; see [`super::Attention::forward`].
-pub(crate) fn forward(layout: &Layout, heads: &Heads) -> Result<Tensor> {
+pub(crate) fn forward(layout: &Layout, heads: &Heads, scoring: Scoring) -> Result<Tensor> {
     let mut outputs = Vec::with_capacity(layout.groups.len());
     for group in &layout.groups {
-        let own = Spread::new(group, heads)?;
+        let own = Spread::new(group, heads, scoring)?;
         let blocks = group
             .blocks
             .iter()
             .map(|block| {
-                let probabilities = own.probabilities(block)?;
+                let (probabilities, _) = own.probabilities(block)?;
                 let output =
                     probabilities.f_bmm(&own.values.f_narrow(1, block.key, block.keys)?)?;
                 own.by_query(&output, block)
@@ -38,32 +38,41 @@ pub(crate) fn forward(layout: &Layout, heads: &Heads) -> Result<Tensor> {
 /// ```text
 /// ∇V = Pᵀ ∇O,   ∇P = ∇O Vᵀ,   ∇S = P ∘ (∇P − Σ_keys P ∘ ∇P),   ∇Q = s · ∇S K,   ∇K = s · ∇Sᵀ Q
 /// ```
-pub(crate) fn backward(layout: &Layout, heads: &Heads, gradient: &Tensor) -> Result<Heads> {
+pub(crate) fn backward(
+    layout: &Layout,
+    heads: &Heads,
+    gradient: &Tensor,
+    scoring: Scoring,
+) -> Result<Heads> {
     let kind = heads.queries.f_kind()?;
     let gradient = gradient.f_view_as(&heads.queries)?;
     let (mut of_queries, mut of_keys, mut of_values) = (Vec::new(), Vec::new(), Vec::new());
     for group in &layout.groups {
-        let own = Spread::new(group, heads)?;
+        let own = Spread::new(group, heads, scoring)?;
         let gradient = spread_queries(group, &gradient, own.kv_heads)?;
         let mut query_blocks = Vec::with_capacity(group.blocks.len());
         let (mut keys, mut values) = (Sum::new(&own.keys), Sum::new(&own.values));
         for block in &group.blocks {
             let of_block = |x: &Tensor| x.f_narrow(1, block.key, block.keys);
             let gradient = Spread::of_block(&gradient, block)?;
-            let probabilities = own.probabilities(block)?;
+            let (probabilities, slope) = own.probabilities(block)?;
             values.add(&probabilities.f_transpose(1, 2)?.f_bmm(&gradient)?, block)?;
             let of_probabilities = gradient.f_bmm(&of_block(&own.values)?.f_transpose(1, 2)?)?;
-            let of_scores = Tensor::f_internal_softmax_backward_data(
+            let mut of_scores = Tensor::f_internal_softmax_backward_data(
                 &of_probabilities,
                 &probabilities,
                 -1,
                 kind,
             )?;
-            let queries = of_scores.f_bmm(&of_block(&own.keys)?)?.f_mul_scalar_(own.scale)?;
+            if let Some(slope) = slope {
+                of_scores = of_scores.f_mul_(&slope)?;
+            }
+            let queries =
+                of_scores.f_bmm(&of_block(&own.keys)?)?.f_mul_scalar_(own.scoring.scale)?;
             query_blocks.push(own.by_query(&queries, block)?);
             let mut of_keys =
                 of_scores.f_transpose(1, 2)?.f_bmm(&Spread::of_block(&own.queries, block)?)?;
-            keys.add(&of_keys.f_mul_scalar_(own.scale)?, block)?;
+            keys.add(&of_keys.f_mul_scalar_(own.scoring.scale)?, block)?;
         }
         of_queries.push(gather_queries(group, &joined(&query_blocks, 2)?, own.kv_heads)?);
         of_keys.push(gather_keys(group, &keys.finish(kind)?, own.kv_heads)?);
@@ -84,24 +93,29 @@ struct Spread {
     queries: Tensor,
     /// `[batch, width, head_dim]`.
     keys: Tensor,
-    /// The keys less their mean.
+    /// The keys less their mean; as they are where scores are capped, of which a part is not a part of the whole.
     centred_keys: Tensor,
     values: Tensor,
-    scale: f64,
+    scoring: Scoring,
 }
 
 impl Spread {
-    fn new(group: &Group, heads: &Heads) -> Result<Self> {
-        let (_, kv_heads, head_dim) = heads.keys.size3()?;
+    fn new(group: &Group, heads: &Heads, scoring: Scoring) -> Result<Self> {
+        let (_, kv_heads, _) = heads.keys.size3()?;
         let keys = spread_keys(group, &heads.keys)?;
-        let mean = keys.f_mean_dim(1_i64, true, Kind::Float)?.f_to_kind(keys.f_kind()?)?;
+        let centred_keys = if scoring.cap.is_some() {
+            keys.shallow_clone()
+        } else {
+            let mean = keys.f_mean_dim(1_i64, true, Kind::Float)?.f_to_kind(keys.f_kind()?)?;
+            keys.f_sub(&mean)?
+        };
         Ok(Self {
             kv_heads,
             queries: spread_queries(group, &heads.queries, kv_heads)?,
-            centred_keys: keys.f_sub(&mean)?,
+            centred_keys,
             keys,
             values: spread_keys(group, &heads.values)?,
-            scale: 1.0 / (head_dim as f64).sqrt(),
+            scoring,
         })
     }
 
@@ -118,18 +132,26 @@ impl Spread {
         Ok(x.f_view([batch, shared, block.queries, head_dim])?)
     }
 
-    /// `softmax(s · Q (K − k̄)ᵀ)` over the keys each query sees, `[batch, shared · queries, keys]`.
-    fn probabilities(&self, block: &Block) -> Result<Tensor> {
+    /// `softmax(s · Q (K − k̄)ᵀ)` over the keys each query sees, `[batch, shared · queries, keys]`; if scores are capped,
+    /// by how much each grows with what it was before.
+    fn probabilities(&self, block: &Block) -> Result<(Tensor, Option<Tensor>)> {
         let (batch, shared, _, _) = self.queries.size4()?;
         let kind = self.queries.f_kind()?;
-        let queries = Self::of_block(&self.queries, block)?.f_mul_scalar(self.scale)?;
+        let Scoring { scale, cap, .. } = self.scoring;
+        let queries = Self::of_block(&self.queries, block)?.f_mul_scalar(scale)?;
         let keys = self.centred_keys.f_narrow(1, block.key, block.keys)?;
-        let scores = queries.f_bmm(&keys.f_transpose(1, 2)?)?;
+        let mut scores = queries.f_bmm(&keys.f_transpose(1, 2)?)?;
+        let mut slope = None;
+        if let Some(cap) = cap {
+            let soft = scores.f_div_scalar_(cap)?.f_tanh_()?;
+            slope = Some(soft.f_square()?.f_neg_()?.f_add_scalar_(1.0)?);
+            scores = soft.f_mul_scalar(cap)?;
+        }
         if let Some((from, hidden)) = &block.hidden {
             let by_head = scores.f_view([batch, shared, block.queries, block.keys])?;
             let _ = by_head.f_narrow(3, *from, block.keys - from)?.f_add_(hidden)?;
         }
-        Ok(scores.f_softmax(-1, kind)?)
+        Ok((scores.f_softmax(-1, kind)?, slope))
     }
 }
 

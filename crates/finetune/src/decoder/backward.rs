@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use tch::{Kind, Tensor};
 
+use crate::attention::Heads;
 use crate::layer::{Descent, Layer, Saved};
 use crate::loss::{Objective, PassSums};
 use crate::observer::{LayerPass, Observer, StateGradient};
@@ -33,8 +34,9 @@ impl Model {
         observer: &mut dyn Observer,
     ) -> Result<PassSums> {
         let _guard = tch::no_grad_guard();
-        let (rotation, attention) = self.prepare(batch)?;
-        let attention = |layer: usize| &attention[&self.config.windows[layer]];
+        let shared = self.prepare(batch)?;
+        let kind = |layer: usize| self.config.layers[layer];
+        let attention = |layer: usize| shared.attention(kind(layer));
         let lowest = match self.embedding.trains() || observer.wants_gradients() {
             true => 0,
             false => self.layers.iter().position(Layer::trains).unwrap_or(self.layers.len()),
@@ -46,8 +48,9 @@ impl Model {
         let mut passage = Passage::new(self, up.clone().chain(down.clone()));
         for number in up {
             let layer = passage.next()?;
-            let (out, saved) =
-                layer.forward(&x, &rotation, |heads| attention(number).forward(heads))?;
+            let (out, saved) = layer.forward(&x, shared.rotation(kind(number)), |heads| {
+                attention(number).forward(heads)
+            })?;
             let real = batch.num_tokens() as i64;
             let (input, output) = (x.f_narrow(0, 0, real)?, out.f_narrow(0, 0, real)?);
             let seen = LayerPass { rows: batch, layer: number, input: &input, output: &output };
@@ -74,9 +77,11 @@ impl Model {
                 let _ = of_output.f_add_(&of_state)?;
             }
             let layer = passage.next()?;
+            let rotation = shared.rotation(kind(number));
+            let attend = |heads: &Heads| attention(number).forward(heads);
             let saved = match saved {
                 Some(saved) => saved,
-                None => layer.forward(&x, &rotation, |heads| attention(number).forward(heads))?.1,
+                None => layer.forward(&x, rotation, attend)?.1,
             };
             if observer.wants_gradients() {
                 let of_rows = of_output.f_narrow(0, 0, batch.num_tokens() as i64)?;
@@ -86,7 +91,7 @@ impl Model {
                 number,
                 input: &x,
                 saved: &saved,
-                rotation: &rotation,
+                rotation,
                 attention: attention(number),
                 gradient: &of_output,
                 below: number > lowest || self.embedding.trains(),
@@ -96,7 +101,7 @@ impl Model {
         if let Some(gradient) = gradient {
             self.embedding.gather(|| {
                 let (vocabulary, _) = self.embedding.value.size2()?;
-                let wide = gradient.f_to_kind(Kind::Float)?;
+                let wide = self.scaled_embedding(gradient)?.f_to_kind(Kind::Float)?;
                 let tokens = &batch.tokens;
                 Ok(Tensor::f_embedding_dense_backward(&wide, tokens, vocabulary, -1, false)?)
             })?;

@@ -2,10 +2,9 @@
 
 use tch::{Kind, Tensor};
 
-use crate::attention::{Heads, attend_cached};
+use crate::attention::{Heads, Scoring, attend_cached};
 use crate::offload::Passage;
 use crate::pack::Packed;
-use crate::rope::Rotation;
 use crate::{Model, Result};
 
 /// Keys and values of the tokens so far, for one row.
@@ -29,7 +28,7 @@ impl KvCache {
 impl Model {
     /// As [`Model::hidden`] for tokens that follow those in `cache`, which then holds them too.
     pub(crate) fn hidden_cached(&self, batch: &Packed, cache: &mut KvCache) -> Result<Tensor> {
-        let rotation = Rotation::new(&self.config, &batch.positions, self.kind, self.device)?;
+        let (rotations, scoring) = (self.rotations(&batch.positions)?, Scoring::of(&self.config));
         let before = cache.len() as i64;
         let mut x = self.embed(batch)?;
         let mut passage = Passage::new(self, 0..self.layers.len());
@@ -45,21 +44,22 @@ impl Model {
                     ),
                     None => (keys.shallow_clone(), values.shallow_clone()),
                 };
-                let out = attend_cached(queries, &all.0, &all.1, mask.as_ref())?;
+                let out = attend_cached(queries, &all.0, &all.1, mask.as_ref(), scoring)?;
                 match cache.layers.get_mut(number) {
                     Some(held) => *held = all,
                     None => cache.layers.push(all),
                 }
                 Ok(out)
             };
-            x = layer.forward(&x, &rotation, attention)?.0;
+            let rotation = self.config.layers[number].rope.map(|rope| &rotations[rope]);
+            x = layer.forward(&x, rotation, attention)?.0;
         }
         Ok(x)
     }
 
     /// What `new` tokens after `before` cached ones see; nothing to say for one without a window.
     fn cached_mask(&self, before: i64, new: i64, layer: usize) -> Result<Option<Tensor>> {
-        let window = self.config.windows[layer].map_or(i64::MAX, |window| window as i64);
+        let window = self.config.layers[layer].window.map_or(i64::MAX, |window| window as i64);
         if new == 1 && before < window {
             return Ok(None);
         }

@@ -1,4 +1,4 @@
-//! The decoder that Llama, Mistral and Qwen share.
+//! The decoder, built as its family describes it.
 
 mod backward;
 mod cache;
@@ -7,17 +7,17 @@ mod tests;
 mod trains;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use checkpoint::{Checkpoint, MappedFile, ModelConfig, Module, tensor_name};
+use checkpoint::{Checkpoint, Design, LayerKind, MappedFile, ModelConfig, QkNorm, tensor_name};
 use tch::{Device, Kind, Tensor};
 
-use crate::attention::Attention;
+use crate::attention::{Attention, Scoring};
 use crate::bridge::{kind as stored_kind, load};
 use crate::head::Head;
-use crate::layer::Layer;
+use crate::layer::{Layer, LayerNorms, LayerShape, QkNorms};
 use crate::linear::Linear;
 use crate::norm::Norm;
 use crate::observer::{LayerPass, Nobody, Observer};
@@ -47,6 +47,41 @@ pub struct Model {
     pub(crate) offloaded: bool,
     /// Weights read from mapped files must not outlive the mappings.
     pub(crate) files: Arc<[Arc<MappedFile>]>,
+}
+
+/// What layers share in a pass over one pack.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    rotations: Vec<Rotation>,
+    /// By window.
+    attention: BTreeMap<Option<usize>, Attention>,
+}
+
+impl Shared {
+    /// How a layer's queries and keys are rotated, if they are.
+    pub(crate) fn rotation(&self, kind: LayerKind) -> Option<&Rotation> {
+        kind.rope.map(|rope| &self.rotations[rope])
+    }
+
+    /// How a layer's tokens attend.
+    pub(crate) fn attention(&self, kind: LayerKind) -> &Attention {
+        &self.attention[&kind.window]
+    }
+}
+
+/// What of a model's layers is no weight.
+fn shape_of(config: &ModelConfig) -> LayerShape {
+    let width = |heads: usize| (heads * config.head_dim) as i64;
+    let (queries, keys) = (width(config.num_heads), width(config.num_kv_heads));
+    let Design { is_fused, activation, residual_scale, .. } = config.design;
+    LayerShape {
+        head_dim: config.head_dim as i64,
+        qkv: [queries, keys, keys],
+        gate_up: [config.intermediate_size as i64; 2],
+        is_fused,
+        activation,
+        residual_scale,
+    }
 }
 
 impl Model {
@@ -93,22 +128,34 @@ impl Model {
         };
         let tensor = |name: &str| place(name, false);
         let config = checkpoint.config()?.clone();
-        let norm = |weight: Parameter| Norm { weight, epsilon: config.rms_norm_eps };
+        let (epsilon, offset) = (config.rms_norm_eps, config.design.norm_offset);
+        let norm = |weight: Parameter| Norm { weight, epsilon, offset };
+        let shape = shape_of(&config);
         let embedding = tensor("model.embed_tokens.weight")?;
         let mut layers = Vec::new();
         for layer in 0..config.num_layers {
             let of_layer = |rest: &str| tensor(&format!("model.layers.{layer}.{rest}"));
-            let input_norm = norm(of_layer("input_layernorm.weight")?);
-            let post_norm = norm(of_layer("post_attention_layernorm.weight")?);
-            let qk_norms = match config.qk_norm {
-                true => Some((
-                    norm(of_layer("self_attn.q_norm.weight")?),
-                    norm(of_layer("self_attn.k_norm.weight")?),
-                )),
-                false => None,
+            let of_name = |name: Option<&str>| {
+                let weight = name.map(|name| of_layer(&format!("{name}.weight"))).transpose()?;
+                Ok::<_, FinetuneError>(weight.map(norm))
+            };
+            let names = config.design.norms.names();
+            let norms = LayerNorms {
+                before_attention: of_name(names.before_attention)?,
+                after_attention: of_name(names.after_attention)?,
+                before_mlp: of_name(names.before_mlp)?,
+                after_mlp: of_name(names.after_mlp)?,
+            };
+            let qk_norms = match config.design.qk_norm {
+                Some(kind) => Some(QkNorms {
+                    queries: norm(of_layer("self_attn.q_norm.weight")?),
+                    keys: norm(of_layer("self_attn.k_norm.weight")?),
+                    is_by_head: kind == QkNorm::ByHead,
+                }),
+                None => None,
             };
             let mut linears = BTreeMap::new();
-            for module in Module::ALL {
+            for &module in config.modules() {
                 let weight = place(&tensor_name(layer, module), offloaded)?;
                 let bias = match config.has_bias(module) {
                     true => Some(tensor(&format!("model.layers.{layer}.{module}.bias"))?),
@@ -116,8 +163,7 @@ impl Model {
                 };
                 linears.insert(module, Linear { weight, bias, lora: None });
             }
-            let head_dim = config.head_dim as i64;
-            layers.push(Layer { input_norm, post_norm, qk_norms, linears, head_dim });
+            layers.push(Layer { norms, qk_norms, linears, shape });
         }
         let norm = norm(tensor("model.norm.weight")?);
         let head = match config.tied_head {
@@ -160,23 +206,27 @@ impl Model {
 
     /// The final norm and the head.
     pub(crate) fn head(&self) -> Head<'_> {
-        Head { norm: &self.norm, weight: self.head.as_ref().unwrap_or(&self.embedding) }
+        let Design { logit_scale: scale, logit_cap: cap, .. } = self.config.design;
+        Head { norm: &self.norm, weight: self.head.as_ref().unwrap_or(&self.embedding), scale, cap }
     }
 
-    /// What all layers share in a pass over one pack: rotations, and attention by window.
-    pub(crate) fn prepare(
-        &self,
-        batch: &Packed,
-    ) -> Result<(Rotation, BTreeMap<Option<usize>, Attention>)> {
-        let rotation = Rotation::new(&self.config, &batch.positions, self.kind, self.device)?;
+    /// What layers share in a pass over one pack.
+    pub(crate) fn prepare(&self, batch: &Packed) -> Result<Shared> {
+        let rotations = self.rotations(&batch.positions)?;
+        let scoring = Scoring::of(&self.config);
         let mut attention = BTreeMap::new();
-        for &window in &self.config.windows {
-            if let std::collections::btree_map::Entry::Vacant(entry) = attention.entry(window) {
-                let heads = self.config.num_heads;
-                entry.insert(Attention::new(batch, window, heads, self.device)?);
+        for &LayerKind { window, .. } in &self.config.layers {
+            if let btree_map::Entry::Vacant(entry) = attention.entry(window) {
+                entry.insert(Attention::new(batch, window, scoring, self.device)?);
             }
         }
-        Ok((rotation, attention))
+        Ok(Shared { rotations, attention })
+    }
+
+    /// Each of the model's rotations of some positions.
+    fn rotations(&self, positions: &[i64]) -> Result<Vec<Rotation>> {
+        let ropes = self.config.ropes.iter();
+        ropes.map(|rope| Rotation::new(rope, positions, self.kind, self.device)).collect()
     }
 
     /// The last layer's output of every token, before the final norm, `[n, hidden]`.
@@ -187,13 +237,15 @@ impl Model {
     ///
     /// If libtorch refuses, as when memory runs out.
     pub(crate) fn hidden(&self, batch: &Packed, observer: &mut dyn Observer) -> Result<Tensor> {
-        let (rotation, attention) = self.prepare(batch)?;
+        let shared = self.prepare(batch)?;
         let mut x = self.embed(batch)?;
         let mut passage = Passage::new(self, 0..self.layers.len());
         for number in 0..self.layers.len() {
             let layer = passage.next()?;
-            let attention = &attention[&self.config.windows[number]];
-            let (out, _) = layer.forward(&x, &rotation, |heads| attention.forward(heads))?;
+            let kind = self.config.layers[number];
+            let (out, _) = layer.forward(&x, shared.rotation(kind), |heads| {
+                shared.attention(kind).forward(heads)
+            })?;
             let seen = LayerPass { rows: batch, layer: number, input: &x, output: &out };
             observer.layer(&seen)?;
             x = out;
@@ -207,7 +259,19 @@ impl Model {
             return Err(FinetuneError::Token { token: batch.largest, embedding });
         }
         let found = Tensor::f_embedding(&self.embedding.value, &batch.tokens, -1, false, false)?;
-        Ok(found.f_to_kind(self.kind)?)
+        self.scaled_embedding(found.f_to_kind(self.kind)?)
+    }
+
+    /// Embeddings, or their gradients, times what the family multiplies them by.
+    fn scaled_embedding(&self, x: Tensor) -> Result<Tensor> {
+        match self.config.design.embedding_scale {
+            1.0 => Ok(x),
+            // Rounded as the reference code rounds it.
+            scale => {
+                let scale = Tensor::f_from_slice(&[scale])?.f_to_kind(self.kind)?;
+                Ok(x.f_mul(&scale.f_to_device(self.device)?)?)
+            }
+        }
     }
 
     /// The log-likelihood of each labelled token of a batch, `[m]`, f32.

@@ -8,10 +8,10 @@ use checkpoint::Module;
 use tch::{Device, Tensor};
 
 use super::*;
-use crate::LoraSettings;
 use crate::bridge::values;
 use crate::loss::{CrossEntropy, Objective};
 use crate::observer::Nobody;
+use crate::{LoraSettings, generate};
 
 #[test]
 fn tokens_beyond_the_embedding_are_refused_with_both_numbers() {
@@ -20,6 +20,54 @@ fn tokens_beyond_the_embedding_are_refused_with_both_numbers() {
     assert!(model.all_logits(&[&[0, 255]]).is_ok());
     let error = model.all_logits(&[&[1, 2], &[256, 0]]).unwrap_err().to_string();
     assert!(error.contains("token 256, and the embedding has 256 tokens"), "{error}");
+}
+
+/// The families beside Llama's, and longer rotations; `benches/pytorch/families.py` makes them.
+const FAMILIES: [&str; 8] =
+    ["gemma2", "gemma3", "phi3", "phi4_mini", "olmo2", "smollm3", "granite", "qwen2_yarn"];
+
+/// Logits, the loss, the gradient of every weight and a greedy reply are transformers'.
+#[test]
+fn families_are_those_of_transformers() {
+    for name in FAMILIES {
+        let folder = testkit::fixture(&format!("families/{name}"));
+        let file = folder.join("logits.safetensors");
+        let integers = |name: &str| -> Vec<u32> {
+            testkit::tensor_i64(&file, name).1.into_iter().map(|id| id as u32).collect()
+        };
+        let ids = integers("input_ids");
+        let mut model = Model::load(&folder, DeviceChoice::Cpu, ComputeType::F32).unwrap();
+        let found = model.all_logits(&[&ids]).unwrap();
+        let apart = testkit::relative_deviation(&found, &testkit::tensor_f32(&file, "logits").1);
+        assert!(apart < 1e-5, "{name}: logits {apart}");
+        let reply = generate(&model, &ids[..6], 8, &mut |_| {}).unwrap().tokens;
+        assert_eq!(reply, integers("reply"), "{name}");
+
+        model.make_trainable(Trainable::All).unwrap();
+        let mut labelled = vec![true; ids.len()];
+        labelled[0] = false;
+        let row = Example::whole(ids, labelled);
+        let batch = Packed::examples(&[&row], Device::Cpu).unwrap();
+        let count = batch.num_predicted() as f64;
+        let tokens = CrossEntropy { scale: 1.0 / count };
+        let minimised = Objective { tokens: &tokens, states: None };
+        let found = model
+            .loss_and_gradients(&batch, &minimised, Keep::Activations, &mut Nobody)
+            .unwrap()
+            .tokens
+            .negative_log_likelihood;
+        let expected = f64::from(testkit::tensor_f32(&file, "loss").1[0]);
+        assert!((found / count / expected - 1.0).abs() < 1e-5, "{name}: loss {found}");
+        let file = folder.join("gradients.safetensors");
+        let weights = model.trained();
+        assert_eq!(weights.len(), testkit::tensor_names(&file).len(), "{name}");
+        for (weight_name, weight) in weights {
+            let found = values(weight.gradient.as_ref().unwrap()).unwrap();
+            let (_, expected) = testkit::tensor_f32(&file, &weight_name);
+            let apart = testkit::relative_deviation(&found, &expected);
+            assert!(apart < 1e-5, "{name} {weight_name}: {apart}");
+        }
+    }
 }
 
 /// Makes something of a model train.
@@ -39,15 +87,10 @@ fn gradients_are_those_of_the_forward_pass() {
         targets: BTreeSet::from(Module::ALL),
         layers: Some(BTreeSet::from([1, 2])),
     };
-    let models = [
-        "tiny_llama/model",
-        "tiny_llama_tied/model",
-        "tiny_qwen2/model",
-        "families/qwen3",
-        "families/mistral_window",
-        "families/llama_linear_rope",
-    ];
-    for name in models {
+    let models = ["tiny_llama/model", "tiny_llama_tied/model", "tiny_qwen2/model"];
+    let families = ["qwen3", "mistral_window", "llama_linear_rope"].into_iter().chain(FAMILIES);
+    let families = families.map(|name| format!("families/{name}"));
+    for name in models.map(str::to_owned).into_iter().chain(families) {
         let ways: [(&str, Way<'_>); 4] = [
             ("adapters", &|model| model.add_lora(&lora, 1)),
             ("adapters and a layer", &|model| {
@@ -58,7 +101,7 @@ fn gradients_are_those_of_the_forward_pass() {
             ("the last two", &|model| model.make_trainable(Trainable::HeadAndLast(2))),
         ];
         for (trains, make_trainable) in ways {
-            let folder = testkit::fixture(name);
+            let folder = testkit::fixture(&name);
             let mut model = Model::load(&folder, DeviceChoice::Cpu, ComputeType::F32).unwrap();
             make_trainable(&mut model).unwrap();
             for (name, weight) in model.trained() {

@@ -6,6 +6,7 @@ use std::path::Path;
 use checkpoint::{Adapter, Module};
 use tch::Tensor;
 
+use crate::layer::QkNorms;
 use crate::lora::{FreshLora, Lora};
 use crate::parameter::Parameter;
 use crate::{FinetuneError, LoraSettings, Model, Result};
@@ -158,11 +159,13 @@ impl Model {
         let mut all = vec![("model.embed_tokens.weight".to_owned(), &self.embedding)];
         for (number, layer) in self.layers.iter().enumerate() {
             let name = |rest: &str| format!("model.layers.{number}.{rest}");
-            all.push((name("input_layernorm.weight"), &layer.input_norm.weight));
-            all.push((name("post_attention_layernorm.weight"), &layer.post_norm.weight));
-            if let Some((q, k)) = &layer.qk_norms {
-                all.push((name("self_attn.q_norm.weight"), &q.weight));
-                all.push((name("self_attn.k_norm.weight"), &k.weight));
+            let names = self.config.design.norms.names().all();
+            for (norm_name, norm) in names.zip(layer.norms.all()) {
+                all.push((name(&format!("{norm_name}.weight")), &norm.weight));
+            }
+            if let Some(QkNorms { queries, keys, .. }) = &layer.qk_norms {
+                all.push((name("self_attn.q_norm.weight"), &queries.weight));
+                all.push((name("self_attn.k_norm.weight"), &keys.weight));
             }
             for (module, linear) in &layer.linears {
                 all.push((name(&format!("{module}.weight")), &linear.weight));

@@ -22,7 +22,7 @@ fn cut(name: &str, without: &[usize]) -> (Model, Vec<usize>) {
     let mut model = golden_model(name);
     for &layer in without.iter().rev() {
         model.layers.remove(layer);
-        model.config.windows.remove(layer);
+        model.config.layers.remove(layer);
     }
     let origin = (0..model.config.num_layers).filter(|layer| !without.contains(layer)).collect();
     model.config.num_layers -= without.len();
@@ -32,7 +32,7 @@ fn cut(name: &str, without: &[usize]) -> (Model, Vec<usize>) {
 /// The dense model with adapters that do something.
 fn dense(name: &str) -> Model {
     let mut model = golden_model(name);
-    let targets = BTreeSet::from(Module::ALL);
+    let targets = BTreeSet::from(Module::SPLIT);
     model.add_lora(&LoraSettings { rank: 2, alpha: 4.0, targets, layers: None }, 3).unwrap();
     disturb(&model);
     model

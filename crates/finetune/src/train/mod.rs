@@ -63,6 +63,8 @@ impl Trainer {
         data: impl Into<Arc<Encoded>>,
     ) -> Result<Self> {
         let data = data.into();
+        let mut settings = settings;
+        settings.restrict_to(model.config())?;
         let batch = settings.batch_rows * settings.accumulate;
         let norm = settings.max_grad_norm;
         if batch == 0 || settings.epochs <= 0.0 || norm <= 0.0 || settings.save_every == Some(0) {

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use checkpoint::ModelConfig;
+
 use crate::decoder::Keep;
-use crate::{AdamWSettings, LoraSettings, Schedule};
+use crate::{AdamWSettings, FinetuneError, LoraSettings, Result, Schedule};
 
 /// What trains.
 #[derive(Debug, Clone, PartialEq)]
@@ -87,6 +89,29 @@ pub struct TrainSettings {
 }
 
 impl TrainSettings {
+    /// Leaves the adapters' targets that a model has.
+    ///
+    /// # Errors
+    ///
+    /// [`FinetuneError::Settings`] if it has none of them.
+    pub fn restrict_to(&mut self, config: &ModelConfig) -> Result<()> {
+        let (Method::Lora(lora) | Method::LoraAndLayers(LoraAndLayers { lora, .. })) =
+            &mut self.method
+        else {
+            return Ok(());
+        };
+        let wanted = !lora.targets.is_empty();
+        lora.targets.retain(|target| config.modules().contains(target));
+        if wanted && lora.targets.is_empty() {
+            let names: Vec<&str> = config.modules().iter().map(|one| one.short_name()).collect();
+            return Err(FinetuneError::Settings(format!(
+                "the model has none of the weights that adapters are wanted on; it has {}",
+                names.join(", ")
+            )));
+        }
+        Ok(())
+    }
+
     pub(super) fn keep(&self) -> Keep {
         if self.remat { Keep::LayerInputs } else { Keep::Activations }
     }

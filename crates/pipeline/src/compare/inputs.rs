@@ -65,7 +65,7 @@ impl Inputs {
         let config = Checkpoint::open(&model)?.config()?.clone();
         for cell in settings.cells() {
             let of_cell = settings.of(&cell);
-            of_cell.check(config.num_layers).map_err(unusable(|| flags(&cell)))?;
+            of_cell.check(&config).map_err(unusable(|| flags(&cell)))?;
         }
         base.compute.resolve()?; // A device that cannot be used leaves no folder.
         let held_out = settings.held_out();

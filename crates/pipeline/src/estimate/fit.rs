@@ -23,6 +23,7 @@ pub(crate) fn fit(
     compute: &ComputeSettings,
     examples: &[Example],
 ) -> Result<()> {
+    train.restrict_to(config)?;
     let (device, kind) = (compute.device, compute.resolve()?);
     let Some(limit) = compute.memory.or_else(available_memory_bytes) else { return Ok(()) };
     if !device.is_cpu()? {
@@ -132,7 +133,9 @@ mod tests {
         let config = ModelConfig::read(&testkit::fixture("tiny_llama/model")).unwrap();
         let settings = training_settings();
         let rows = Sample::assumed(32, 1 << 17).examples;
-        (config, settings.parse(FinetuneMethod::Lora, 0).unwrap(), rows)
+        let mut train = settings.parse(FinetuneMethod::Lora, 0).unwrap();
+        train.restrict_to(&config).unwrap();
+        (config, train, rows)
     }
 
     #[test]

@@ -51,7 +51,8 @@ impl<'a> Foretold<'a> {
         let retained: Vec<usize> = (0..config.num_layers - count).collect();
         let pruned = config.with_layers(&retained)?;
         let collecting = settings.collecting();
-        let collect = collecting.training.parse(FinetuneMethod::Lora, settings.seed)?;
+        let mut collect = collecting.training.parse(FinetuneMethod::Lora, settings.seed)?;
+        collect.restrict_to(config)?;
         let most = steps_of(&collect, train.count);
         let most = if settings.goes_on() { most.div_ceil(2) } else { most };
         let collected = collecting.steps.min(most);
@@ -217,7 +218,11 @@ impl<'a> Foretold<'a> {
                 let config = ModelConfig::read(&locate_configuration(name)?)?;
                 // Its adapter is taken to be like the student's.
                 let alike = TrainingSettings { lora_layers: None, ..training.clone() };
-                let train = adapter.is_some().then(|| alike.parse(FinetuneMethod::Lora, *seed));
+                let train = adapter.is_some().then(|| {
+                    let mut train = alike.parse(FinetuneMethod::Lora, *seed)?;
+                    train.restrict_to(&config)?;
+                    Ok(train)
+                });
                 (config, train, name == model)
             }
         };
@@ -246,6 +251,7 @@ impl<'a> Foretold<'a> {
             training.lora_layers = Some(LoraLayers::These(half));
         }
         let mut train = training.parse(*finetune, *seed)?;
+        train.restrict_to(config)?;
         if full > 0
             && let Method::Lora(lora) = train.method
         {

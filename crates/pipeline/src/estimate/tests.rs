@@ -108,7 +108,7 @@ fn forward(layers: usize) -> f64 {
     let config = tiny();
     let mut sum = 0.0;
     for _ in 0..layers {
-        for module in Module::ALL {
+        for module in Module::SPLIT {
             let (out, inner) = config.linear_shape(module);
             sum += (2 * out * inner * TOKENS) as f64;
         }
@@ -156,7 +156,7 @@ fn tiny_adapters(layers: usize) -> u64 {
     let config = tiny();
     let mut sum = 0;
     for _ in 0..layers {
-        for module in Module::ALL {
+        for module in Module::SPLIT {
             let (out, inner) = config.linear_shape(module);
             sum += 4 * (out + inner) as u64;
         }

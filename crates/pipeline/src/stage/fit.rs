@@ -6,7 +6,7 @@ use ::finetune::{
     MapSettings, Model, ReconstructSettings, ScaleSettings, fit_linear_maps, measure_scales,
     reconstruct,
 };
-use checkpoint::{DataSource, ModelConfig, ModelSource};
+use checkpoint::{DataSource, ModelConfig, ModelSource, Norms};
 use dataset::{Encoded, Example, Sampler};
 use repair::{
     Cut, FittedRun, MapsHeader, MapsWriter, Measured, ReconstructedHeader, ReconstructedWriter,
@@ -63,7 +63,9 @@ pub fn fit_repair(
     observe: &mut dyn FnMut(Event),
 ) -> Result<Fitted> {
     let FitTarget { plan, model_name, max_tokens, adapters, target } = target;
-    plan.require_layers(ModelConfig::read(context.model)?.num_layers)?;
+    let config = ModelConfig::read(context.model)?;
+    plan.require_layers(config.num_layers)?;
+    require_foldable(plan.repair(), &config)?;
     let examples = context.training_examples(max_tokens)?;
     let loaded = context.load_dense(adapters)?;
     observe(Event::Computing(context.compute.computing()?));
@@ -97,6 +99,24 @@ pub fn fit_repair(
             Err(PipelineError::Settings(format!("the repair `{other}` is not fitted on rows")))
         }
     }
+}
+
+/// Refuses a repair that is folded into a weight whose output goes through a norm before it is added: what is folded in
+/// would be normalised away.
+///
+/// # Errors
+///
+/// [`PipelineError::Settings`] with the repairs that apply.
+pub(crate) fn require_foldable(repair: Repair, config: &ModelConfig) -> Result<()> {
+    let is_folded = matches!(repair, Repair::LinearMap | Repair::Scale);
+    if !is_folded || config.design.norms == Norms::Before {
+        return Ok(());
+    }
+    let family = config.family.name();
+    Err(PipelineError::Settings(format!(
+        "models of the family {family} normalise what their layers add, so `{repair}` cannot be folded in; take --repair drop, or \
+         reconstruct, same-sign, weighted or laco"
+    )))
 }
 
 /// What the folder of a repair's fit is called; `None` if it has none.

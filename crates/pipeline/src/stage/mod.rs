@@ -19,7 +19,7 @@ pub use collect::{CollectTargets, Collected, collect_record};
 pub use evaluate::evaluate_model;
 pub use finetune::{CutOf, FinetuneSettings, FinetuneTarget, TeacherOf, finetune_model};
 pub use fit::{FitTarget, Fitted, fit_name, fit_repair};
-pub(crate) use fit::{RETRAINING_RATE, RETRAINING_STEPS};
+pub(crate) use fit::{RETRAINING_RATE, RETRAINING_STEPS, require_foldable};
 pub(crate) use judge::scales_of;
 pub use judge::{Judged, Verdict, judge_repair};
 pub(crate) use losses::LOSS_ROWS;

@@ -92,7 +92,7 @@ mod tests {
         let mut writer = ReconstructedWriter::create(target, plan, &config, header).unwrap();
         for (receiver, run) in plan.runs() {
             let (receiver, first, last) = (receiver.unwrap(), *run.start(), *run.end());
-            let weights: BTreeMap<Module, Vec<f32>> = Module::ALL
+            let weights: BTreeMap<Module, Vec<f32>> = Module::SPLIT
                 .into_iter()
                 .map(|module| {
                     let (out, inner) = config.linear_shape(module);
@@ -118,7 +118,7 @@ mod tests {
         let found = Checkpoint::open(&settings.target).unwrap();
         let mut names = Vec::new();
         for (receiver, position) in [(1, 1), (4, 2)] {
-            for module in Module::ALL {
+            for module in Module::SPLIT {
                 let name = tensor_name(position, module);
                 let view = found.tensor(&name).unwrap();
                 let dtype = view.dtype().unwrap();

@@ -81,7 +81,7 @@ pub(crate) mod tests {
                 let weight_times_gradient = m / value;
                 (module, WeightSensitivity { gradient_squared, weight_times_gradient })
             };
-            let modules = Module::ALL.into_iter().enumerate().map(weight).collect();
+            let modules = Module::SPLIT.into_iter().enumerate().map(weight).collect();
             LayerSensitivity { state_gradient: *value, modules }
         };
         Sensitivity::new(1, 1, values.iter().map(layer).collect())
