@@ -9,6 +9,7 @@ mod fuzz;
 mod layers;
 mod libtorch;
 mod models;
+mod package;
 mod python;
 mod root;
 mod test;
@@ -42,6 +43,10 @@ enum Task {
     Fuzz(fuzz::FuzzArgs),
     /// Test the Python package, and prune small decoders of many families
     Python(python::PythonArgs),
+    /// Build a wheel: the program, and the Python package beside it
+    Wheel,
+    /// Build an archive of the program
+    Dist,
     /// Run benchmarks
     Bench(bench::BenchArgs),
 }
@@ -57,6 +62,8 @@ fn main() -> Result<()> {
         Task::Layers => layers::run(),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Python(arguments) => python::run(&arguments),
+        Task::Wheel => package::wheel(),
+        Task::Dist => package::archive(),
         Task::Bench(arguments) => bench::run(&arguments),
     }
 }

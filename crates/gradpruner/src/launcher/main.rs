@@ -1,0 +1,83 @@
+//! What a user starts: finds the libtorch that the program was linked against, most often an installed PyTorch's, and
+//! becomes the program beside it, `gradpruner-engine`.
+//!
+//! The engine cannot look for itself: the system's loader wants its libraries before its first line runs.
+
+mod find;
+
+use std::env;
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use crate::find::Search;
+
+/// The program's file.
+const ENGINE: &str = "gradpruner-engine";
+
+#[expect(clippy::print_stderr, reason = "the program that prints is not there yet")]
+fn main() -> ExitCode {
+    match start() {
+        Ok(code) => code,
+        Err(what) => {
+            eprintln!("error: {what}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start() -> Result<ExitCode, String> {
+    // Where it really lies: it may be started through a link.
+    let own = env::current_exe().and_then(|path| path.canonicalize());
+    let own =
+        own.map_err(|error| format!("it cannot be found where this program lies: {error}"))?;
+    let engine = own.with_file_name(ENGINE);
+    if !engine.is_file() {
+        return Err(format!(
+            "`{}` is missing; it belongs beside `gradpruner`: install both",
+            engine.display()
+        ));
+    }
+    let library = Search::here(&own).libraries()?;
+    let mut command = Command::new(&engine);
+    let arguments: Vec<OsString> = env::args_os().collect();
+    command.args(arguments.iter().skip(1));
+    command.env("LD_LIBRARY_PATH", with_first(&library, env::var_os("LD_LIBRARY_PATH"))?);
+    become_it(command, arguments.first(), &engine)
+}
+
+/// A search path that begins with a folder.
+fn with_first(folder: &Path, others: Option<OsString>) -> Result<OsString, String> {
+    let others = others.unwrap_or_default();
+    let others = env::split_paths(&others).filter(|path| !path.as_os_str().is_empty());
+    let all = [folder.to_owned()].into_iter().chain(others);
+    env::join_paths(all).map_err(|_| format!("`{}` has a colon in its name", folder.display()))
+}
+
+/// Replaces this process, so that signals reach the program and its exit status is this one's.
+#[cfg(unix)]
+fn become_it(
+    mut command: Command,
+    name: Option<&OsString>,
+    engine: &Path,
+) -> Result<ExitCode, String> {
+    use std::os::unix::process::CommandExt;
+
+    if let Some(name) = name {
+        command.arg0(name);
+    }
+    let error = command.exec();
+    Err(format!("`{}` cannot be started: {error}", engine.display()))
+}
+
+#[cfg(not(unix))]
+fn become_it(
+    mut command: Command,
+    _: Option<&OsString>,
+    engine: &Path,
+) -> Result<ExitCode, String> {
+    let status = command.status();
+    let status =
+        status.map_err(|error| format!("`{}` cannot be started: {error}", engine.display()))?;
+    Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1)))
+}
