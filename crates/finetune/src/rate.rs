@@ -13,8 +13,10 @@ use crate::{ComputeType, DeviceChoice, Result};
 /// Tokens of a measured product. The first ones say whether the others are worth their time; one
 /// alone would take another way through libtorch.
 const TOKENS: [i64; 4] = [4, 16, 64, 512];
-/// A product that would take longer is not run: the smaller one's rate stands.
-const LONGEST: Duration = Duration::from_millis(150);
+/// After a product that takes half as long, and far longer than the one before, none larger is run: its rate stands.
+const LONGEST: Duration = Duration::from_millis(300);
+/// How often one size is measured at least, unless that takes too long.
+const FEWEST: usize = 5;
 /// How long one size is measured.
 const MEASURED: Duration = Duration::from_millis(60);
 /// The weight by which the type is chosen, `[out, in]`: of a model of some hundred million parameters.
@@ -53,7 +55,7 @@ pub struct WeightSize {
     pub inner: usize,
 }
 
-/// The rates by which the type of products is chosen, measured at the first call: half a second.
+/// The rates by which the type of products is chosen, measured at the first call: about a second.
 ///
 /// # Errors
 ///
@@ -86,7 +88,7 @@ pub fn product_rate(weight: WeightSize, device: DeviceChoice, compute: ComputeTy
     let stored = if device == Device::Cpu { Kind::BFloat16 } else { kind };
     let (out, inner) = (weight.out as i64, weight.inner as i64);
     let weight = Tensor::f_ones([out, inner], (stored, device))?;
-    let mut rate = 0.0;
+    let (mut rate, mut before) = (0.0_f64, f64::INFINITY);
     for tokens in TOKENS {
         let x = Tensor::f_ones([tokens, inner], (kind, device))?;
         let g = Tensor::f_ones([tokens, out], (kind, device))?;
@@ -100,15 +102,19 @@ pub fn product_rate(weight: WeightSize, device: DeviceChoice, compute: ComputeTy
             number(&back.f_narrow(0, 0, 1)?.f_mean(Kind::Float)?)?;
             Ok(started.elapsed().as_secs_f64())
         };
-        if rate > 0.0 && operations / rate > LONGEST.as_secs_f64() {
-            break;
-        }
-        let first = product()?; // libtorch compiles it.
-        let (started, mut best) = (Instant::now(), first);
-        while started.elapsed() < MEASURED && first < LONGEST.as_secs_f64() {
+        let mut best = product()?; // libtorch compiles it.
+        let (started, mut tries) = (Instant::now(), 0);
+        // One alone may have waited for another program's turn.
+        while (started.elapsed() < MEASURED || tries < FEWEST) && started.elapsed() < LONGEST {
             best = best.min(product()?);
+            tries += 1;
         }
         rate = rate.max(operations / best);
+        // Beside another program a product takes long however small it is: only one that grows says what the next takes.
+        if best > LONGEST.as_secs_f64() / 2.0 && best > 2.0 * before {
+            break;
+        }
+        before = best;
     }
     Ok(rate)
 }
