@@ -23,18 +23,18 @@ pub(crate) struct Search {
 }
 
 impl Search {
-    /// What is searched for a program that lies at `own`: the environment it is installed in, what it was built with, the
-    /// environment that is active, and what the first Python on the path sees.
+    /// What is searched for a program that lies at `own`: the environment it is installed in, the one that is active, what
+    /// it was built with, and what the first Python on the path sees.
     pub(crate) fn here(own: &Path) -> Self {
         let bin = own.parent().unwrap_or(own);
         let mut folders = Vec::new();
         folders.extend(bin.parent().into_iter().flat_map(torch_of));
-        folders.extend(option_env!("LIBTORCH").map(PathBuf::from));
         for variable in ["VIRTUAL_ENV", "CONDA_PREFIX"] {
             folders.extend(
                 env::var_os(variable).into_iter().flat_map(|path| torch_of(Path::new(&path))),
             );
         }
+        folders.extend(option_env!("LIBTORCH").map(PathBuf::from));
         let beside = ["python3", "python"].map(|name| bin.join(name)).into_iter();
         let pythons =
             beside.filter(|path| path.is_file()).chain([PathBuf::from("python3")]).collect();
