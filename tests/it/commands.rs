@@ -428,3 +428,32 @@ fn write_record(desk: &Desk, num_layers: usize) {
         testkit::write_made_up(&desk.at(&format!("record/step-{step:05}.safetensors")), &tensors);
     }
 }
+
+/// A trained model becomes a GGUF file and comes back with the same answers.
+#[test]
+fn a_folder_becomes_gguf_and_comes_back() {
+    let desk = Desk::new();
+    let report = desk.json("convert model --to gguf --type f32 --out model.gguf");
+    assert_eq!((&report["architecture"], &report["num_layers"]), (&"llama".into(), &6.into()));
+    desk.run("convert model.gguf --out back");
+    let eval = |model: &str| {
+        let found =
+            desk.json(&format!("eval --model {model} --data test.jsonl --device cpu --dtype f32"));
+        (found["acc"].clone(), found["perplexity"].as_f64().unwrap())
+    };
+    let ((acc, perplexity), (again, back)) = (eval("model"), eval("back"));
+    assert_eq!(acc, again);
+    // What comes back is rounded to BF16.
+    assert!((perplexity / back - 1.0).abs() < 0.02, "{perplexity} {back}");
+    for (arguments, reason) in [
+        ("convert model --out x", "it is a folder; to make a GGUF file of it, add `--to gguf`"),
+        ("convert model --to gguf --out model.gguf", "exists already"),
+    ] {
+        let error = desk.failure(arguments);
+        assert!(error.contains(reason), "{error}");
+    }
+    testkit::made_up_decoder("phi3", &desk.at("phi3"));
+    let error = desk.failure("convert phi3 --to gguf --out x.gguf");
+    assert!(error.contains("a phi3 model cannot be written as GGUF yet"), "{error}");
+    assert!(!desk.at("x.gguf").exists());
+}

@@ -83,7 +83,7 @@ pub fn convert(
 }
 
 /// The GGUF name of a Hugging Face tensor.
-fn gguf_name(name: &str) -> String {
+pub(super) fn gguf_name(name: &str) -> String {
     match name {
         "model.norm.weight" => return "output_norm.weight".into(),
         "lm_head.weight" => return "output.weight".into(),

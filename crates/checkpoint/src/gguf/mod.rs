@@ -1,10 +1,14 @@
-//! GGUF files: reading them, and turning them into a folder in Hugging Face layout.
+//! GGUF files: reading them, turning them into a folder in Hugging Face layout, and such a folder into them.
 
 mod blocks;
 mod convert;
+mod export;
 mod reader;
 mod tokenizer;
+mod vocabulary;
+mod writer;
 
 pub use blocks::{BlockFormat, dequantize};
 pub use convert::{ConvertReport, convert};
+pub use export::{ExportReport, export};
 pub use reader::{GgufFile, GgufTensor, GgufValue};

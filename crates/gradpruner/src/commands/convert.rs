@@ -1,43 +1,118 @@
 //! `gradpruner convert`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::Context;
-use checkpoint::gguf::convert;
+use anyhow::{Context, bail};
+use checkpoint::gguf::{BlockFormat, convert, export};
+use checkpoint::locate;
+use clap::ValueEnum;
 use pipeline::{Event, Stage};
 
 use crate::arguments::size;
 use crate::printer::{Outcome, Printer};
 
-/// Turn a GGUF file into a folder in Hugging Face layout.
+/// Turn a GGUF file into a folder in Hugging Face layout, or such a folder into a GGUF file.
 ///
-/// Weights are dequantised to BF16; config, tokenizer and chat template come from the file's own
-/// metadata.
+/// From a GGUF file, weights are dequantised to BF16; config, tokenizer and chat template come from the file's own
+/// metadata. To a GGUF file, matrices are stored as --type says and all else as F32.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:
-  gradpruner convert SmolLM2-135M-Instruct.Q4_1.gguf --out SmolLM2-135M")]
+#[command(after_help = "Examples:
+  gradpruner convert SmolLM2-135M-Instruct.Q4_1.gguf --out SmolLM2-135M
+  gradpruner convert run/merged --to gguf --type q8_0 --out pruned.gguf")]
 pub(crate) struct ConvertArgs {
-    /// The GGUF file
-    file: PathBuf,
-    /// Folder for the checkpoint
+    /// The GGUF file, or with --to gguf a model: a folder in Hugging Face layout, or a hub name
+    what: String,
+    /// Format to convert to
+    #[arg(long, default_value = "folder")]
+    to: Target,
+    /// Type of the matrices in a GGUF file
+    #[arg(long, default_value = "bf16")]
+    r#type: Packing,
+    /// Folder for the checkpoint, or the GGUF file to write
     #[arg(long)]
     out: PathBuf,
-    /// Maximum size of the tensors in one file
+    /// Maximum size of the tensors in one file of a folder
     #[arg(long, default_value = "5GB", value_parser = size)]
     shard_size: u64,
 }
 
+/// What is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Target {
+    Folder,
+    Gguf,
+}
+
+/// How matrices are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Packing {
+    F32,
+    F16,
+    Bf16,
+    #[value(name = "q8_0")]
+    Q8,
+}
+
+impl Packing {
+    fn format(self) -> BlockFormat {
+        match self {
+            Self::F32 => BlockFormat::F32,
+            Self::F16 => BlockFormat::F16,
+            Self::Bf16 => BlockFormat::BF16,
+            Self::Q8 => BlockFormat::Q8_0,
+        }
+    }
+}
+
 pub(crate) fn run(args: ConvertArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
-    let ConvertArgs { file, out, shard_size } = args;
+    let ConvertArgs { what, to, r#type, out, shard_size } = args;
+    let context = || format!("cannot convert `{what}`");
+    match to {
+        Target::Folder => to_folder(Path::new(&what), &out, shard_size, printer),
+        Target::Gguf => to_gguf(&what, &out, r#type, printer),
+    }
+    .with_context(context)
+}
+
+fn to_folder(
+    file: &Path,
+    out: &Path,
+    shard_size: u64,
+    printer: &mut Printer,
+) -> anyhow::Result<Outcome> {
+    if file.is_dir() {
+        bail!("it is a folder; to make a GGUF file of it, add `--to gguf`");
+    }
     printer.event(Event::Started(Stage::Convert));
     let mut observe = |done, total| printer.event(Event::Tensors { done, total });
-    let report = convert(&file, &out, shard_size, &mut observe)
-        .with_context(|| format!("cannot convert `{}`", file.display()))?;
+    let report = convert(file, out, shard_size, &mut observe)?;
     let text = format!(
         "{} of {} layers, {:.1} M parameters, {:.0} MB, written to {}",
         report.architecture,
         report.num_layers,
         report.parameters as f64 / 1e6,
+        report.size_bytes as f64 / 1e6,
+        out.display()
+    );
+    Outcome::new(text, &report)
+}
+
+fn to_gguf(
+    model: &str,
+    out: &Path,
+    packing: Packing,
+    printer: &mut Printer,
+) -> anyhow::Result<Outcome> {
+    let folder = locate(model)?;
+    printer.event(Event::Started(Stage::Convert));
+    let mut observe = |done, total| printer.event(Event::Tensors { done, total });
+    let report = export(&folder, out, packing.format(), &mut observe)?;
+    let text = format!(
+        "{} of {} layers, {:.1} M parameters, matrices in {}, {:.0} MB, written to {}",
+        report.architecture,
+        report.num_layers,
+        report.parameters as f64 / 1e6,
+        report.format,
         report.size_bytes as f64 / 1e6,
         out.display()
     );
