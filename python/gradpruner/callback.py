@@ -14,7 +14,7 @@ class GradientRecorder(TrainerCallback):
 
     record: the folder to make.
     steps: how many optimizer steps to record.
-    stop: end the training then; else it goes on as if nothing were.
+    stop: end the training then; otherwise it continues unaffected.
     data: the file that is trained on, to be named in the record.
     """
 

@@ -50,6 +50,7 @@ class Recorder:
         # Whether the parts of a batch that several processes have are divided by the tokens of all of them.
         self.divides_by_all_ranks = True
         self._tokens = 0
+        self._warned_of_loss = False
         self._hooks = [model.register_forward_pre_hook(self._begin, with_kwargs=True),
                        model.register_forward_hook(self._end)]
         self._meter = HiddenMeter(model, self._layers)
@@ -87,21 +88,30 @@ class Recorder:
             return True
         if optimizer is not None:
             gradients.unscale(optimizer)
-        found = {}
+        found, absent = {}, {}
         with gradients.gathered(self._model):
             # Within it FSDP 1 has parameters of other identities; names stay.
             for matrix, parameter in _lora_parameters(self._model):
                 gradient = gradients.whole(parameter)
                 if gradient is None:
-                    raise RecordError(f"{matrix.stored} has no gradient; call step() after backward() and before "
-                                      "zero_grad()")
-                found[matrix.stored] = gradient
+                    absent[matrix.stored] = parameter
+                else:
+                    found[matrix.stored] = gradient
+            # What no row of a step reaches, such as an expert, has no gradient, which is one of zeros.
+            for stored, parameter in absent.items():
+                found[stored] = torch.zeros(getattr(parameter, "ds_shape", parameter.shape))
+        if len(absent) == len(found):
+            raise RecordError("no LoRA matrix has a gradient; call step() after backward() and before zero_grad()")
         adds_up = loss is None and self._loss_is_part and self.divides_by_all_ranks
         if loss is None and self._losses:
             loss = sum(self._losses) / (1 if self._loss_is_part else len(self._losses))
         loss = gradients.mean_over_ranks(math.nan if loss is None else float(loss))
         loss *= gradients.world_size() if adds_up else 1
-        tokens, self._tokens, self._losses = self._tokens, 0, []
+        if math.isnan(loss) and not self._warned_of_loss:
+            self._warned_of_loss = True
+            _log.warning("the model returns no loss; give step(loss=...) to have losses in the record")
+        tokens = round(gradients.mean_over_ranks(float(self._tokens)) * gradients.world_size())
+        self._tokens, self._losses = 0, []
         self._meter.is_first_step = False
         if not all(bool(torch.isfinite(gradient).all()) for gradient in found.values()):
             # The loss scaler passes over such a step too.
@@ -188,10 +198,10 @@ def _lora_parameters(model):
         raise RecordError("the model has no LoRA matrices that train; wrap it with peft.get_peft_model first")
     adapters = {matrix.adapter for matrix, _ in found}
     if len(adapters) > 1:
-        raise RecordError(f"several adapters train ({', '.join(sorted(adapters))}); gradients of one are recorded")
+        raise RecordError(f"several adapters train ({', '.join(sorted(adapters))}); only one can be recorded")
     containers = {matrix.container for matrix, _ in found}
     if len(containers) > 1:
-        raise RecordError(f"LoRA is on several groups of layers ({', '.join(sorted(containers))}); gradients of one are "
+        raise RecordError(f"LoRA is on several groups of layers ({', '.join(sorted(containers))}); only one can be "
                           "recorded")
     return sorted(found, key=lambda pair: (pair[0].layer, pair[0].module, pair[0].side))
 

@@ -80,7 +80,7 @@ fn without_head(raw: &Map<String, Value>) -> Option<String> {
         return None;
     }
     Some(format!(
-        "`architectures` is {}, and only causal language models (…ForCausalLM) are supported",
+        "`architectures` is {}, and only causal language models (…ForCausalLM) are trained here",
         names.join(", ")
     ))
 }

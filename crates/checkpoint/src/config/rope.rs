@@ -61,7 +61,6 @@ impl Keys<'_> {
     ) -> Result<Rope> {
         let inner = Keys { raw: inner, path: self.path };
         let theta = inner.positive("rope_theta")?.unwrap_or(theta);
-        let given = inner.positive("attention_factor")?;
         let (scaling, attention_factor) = match inner.either("rope_type", "type").map(Value::as_str)
         {
             None | Some(Some("default")) => (RopeScaling::Default, 1.0),
@@ -85,7 +84,7 @@ impl Keys<'_> {
                 ));
             }
         };
-        Ok(Rope { theta, dims, scaling, attention_factor: given.unwrap_or(attention_factor) })
+        Ok(Rope { theta, dims, scaling, attention_factor })
     }
 
     /// The context that the model was first trained with.
@@ -108,11 +107,17 @@ impl Keys<'_> {
     fn yarn(&self, inner: &Keys<'_>, dims: usize, theta: f64) -> Result<(RopeScaling, f64)> {
         let original = self.original_context(inner)?;
         let factor = self.stretch(inner, original)?;
+        if theta <= 1.0 {
+            let what = "YaRN needs a `rope_theta` above 1";
+            return Err(CheckpointError::config(self.path, what));
+        }
         let tempered =
             |scale: f64, by: f64| if scale <= 1.0 { 1.0 } else { 0.1 * by * scale.ln() + 1.0 };
-        let attention_factor = match (inner.positive("mscale")?, inner.positive("mscale_all_dim")?)
-        {
-            (Some(one), Some(all)) => tempered(factor, one) / tempered(factor, all),
+        let given = inner.positive("attention_factor")?;
+        let scales = (inner.positive("mscale")?, inner.positive("mscale_all_dim")?);
+        let attention_factor = match (given, scales) {
+            (Some(given), _) => given,
+            (None, (Some(one), Some(all))) => tempered(factor, one) / tempered(factor, all),
             _ => tempered(factor, 1.0),
         };
         let pair = |turns: f64| {
@@ -132,9 +137,14 @@ impl Keys<'_> {
     fn long_rope(&self, inner: &Keys<'_>, dims: usize) -> Result<(RopeScaling, f64)> {
         let original = self.original_context(inner)?;
         let factor = self.stretch(inner, original)?;
-        let attention_factor = match factor <= 1.0 {
-            true => 1.0,
-            false => (1.0 + factor.ln() / original.ln()).sqrt(),
+        if original <= 1.0 {
+            let what = "longrope needs an `original_max_position_embeddings` above 1";
+            return Err(CheckpointError::config(self.path, what));
+        }
+        let attention_factor = match inner.positive("attention_factor")? {
+            Some(given) => given,
+            None if factor <= 1.0 => 1.0,
+            None => (1.0 + factor.ln() / original.ln()).sqrt(),
         };
         let list = |key: &str| -> Result<Vec<f64>> {
             let found = inner.get(key).and_then(Value::as_array);

@@ -39,6 +39,13 @@ pub(super) fn vocabulary(folder: &Path, config: &ModelConfig) -> Result<Vec<(Str
         return fail("it has no vocabulary".into());
     };
     let added = tokenizer["added_tokens"].as_array().cloned().unwrap_or_default();
+    let ids = vocab.values().chain(added.iter().map(|token| &token["id"]));
+    if let Some(id) = ids.filter_map(Value::as_u64).find(|id| *id >= config.vocab_size as u64) {
+        return fail(format!(
+            "token {id} is beyond the model's vocabulary of {} tokens; resize the embedding, or remove the token",
+            config.vocab_size
+        ));
+    }
     let (tokens, kinds) = tokens(vocab, &added, config.vocab_size);
     let merges: Vec<String> =
         model["merges"].as_array().into_iter().flatten().filter_map(merge_text).collect();
@@ -85,6 +92,11 @@ fn optional(path: &Path) -> Result<Value> {
 
 /// llama.cpp's name for how a text is cut into words, by the steps that `tokenizer.json` lists.
 fn pre_tokenizer(tokenizer: &Value) -> Option<&'static str> {
+    // llama.cpp composes characters (NFC) for none of these; text is composed nearly always.
+    let normalizer = &tokenizer["normalizer"];
+    if !normalizer.is_null() && normalizer["type"] != "NFC" {
+        return None;
+    }
     let step = &tokenizer["pre_tokenizer"];
     let steps: Vec<&Value> = match step["pretokenizers"].as_array() {
         Some(steps) => steps.iter().collect(),
@@ -92,7 +104,7 @@ fn pre_tokenizer(tokenizer: &Value) -> Option<&'static str> {
     };
     let kinds: Vec<&str> = steps.iter().filter_map(|step| step["type"].as_str()).collect();
     match kinds.as_slice() {
-        ["ByteLevel"] => Some("gpt-2"),
+        ["ByteLevel"] if steps[0]["use_regex"] != false => Some("gpt-2"),
         ["Digits", "ByteLevel"] if steps[0]["individual_digits"] == true => Some("smollm"),
         ["Split", "ByteLevel"] => {
             let pattern = steps[0]["pattern"]["Regex"].as_str()?;
@@ -179,5 +191,12 @@ fn chat_template(folder: &Path, config: &Value) -> Result<Option<String>> {
     if path.exists() {
         return Ok(Some(fs_err::read_to_string(path)?));
     }
-    Ok(config["chat_template"].as_str().map(str::to_owned))
+    let given = &config["chat_template"];
+    // Several templates have names; the one for plain chats is the model's.
+    let of_list = || given.as_array()?.iter().find(|one| one["name"] == "default");
+    let template = match of_list() {
+        Some(entry) => &entry["template"],
+        None => given,
+    };
+    Ok(template.as_str().map(str::to_owned))
 }

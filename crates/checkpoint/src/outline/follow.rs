@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value};
 
-use super::COUNTS;
 use super::written_out::write_out;
+use super::{COUNTS, is_of_another_part};
 
 /// Keys that count layers from the front: those before have something, or lack it.
 const FROM_THE_FRONT: [&str; 5] = [
@@ -20,6 +20,9 @@ const NOT_OF_LAYERS: [&str; 7] =
     ["token", "architectures", "vision", "visual", "audio", "image", "label"];
 /// Endings of keys that give a period or a place in it.
 const PERIODS: [&str; 6] = ["_period", "_interval", "_freq", "_frequency", "_step", "_every"];
+/// Keys that give a period of layers' kinds, where these are not listed.
+const OF_KINDS: [&str; 3] =
+    ["full_attention_interval", "sliding_window_pattern", "layer_group_size"];
 /// Fewer layers than this are as many as a list of something else may have entries.
 const FEW_LAYERS: usize = 8;
 
@@ -28,6 +31,7 @@ pub(super) fn follow(
     section: &mut Map<String, Value>,
     retained: &[usize],
     num_layers: usize,
+    predicting: usize,
 ) -> Result<(), String> {
     write_out(section, num_layers);
     require_expressible(section, retained, num_layers)?;
@@ -47,7 +51,10 @@ pub(super) fn follow(
     // The last with experts; -1 is the last of all.
     if let Some(last) = section.get("moe_layer_end_index").and_then(Value::as_u64) {
         let kept = retained.iter().filter(|&&layer| layer as u64 <= last).count();
-        section.insert("moe_layer_end_index".into(), (kept as i64 - 1).into());
+        if kept == 0 {
+            section.insert("moe_layer_start_index".into(), retained.len().into());
+        }
+        section.insert("moe_layer_end_index".into(), kept.saturating_sub(1).into());
     }
     for (key, value) in section {
         match value {
@@ -59,10 +66,14 @@ pub(super) fn follow(
                     .map(Value::from)
                     .collect();
             }
+            // Those behind the last, if any, keep their entries.
             Value::Array(entries)
-                if entries.len() == num_layers && is_per_layer(key, num_layers) =>
+                if [num_layers, num_layers + predicting].contains(&entries.len())
+                    && is_per_layer(key, num_layers) =>
             {
+                let behind = entries.split_off(num_layers);
                 *entries = retained.iter().map(|&layer| entries[layer].clone()).collect();
+                entries.extend(behind);
             }
             // Such as Nemotron-H's, a letter a layer.
             Value::String(letters)
@@ -115,8 +126,8 @@ fn require_expressible(
         || section.get("scale_attn_by_inverse_layer_idx") == Some(&Value::Bool(true));
     if by_number && moves(usize::MAX) {
         return Err(format!(
-            "a {family} model's attention is scaled by the layer's number, so a layer that gets another is another; only \
-             the last layers can be pruned"
+            "attention depends on the layer's number (`model_type` {family}), so renumbering a layer changes it; only the \
+             last layers can be pruned"
         ));
     }
     let shared = section.get("num_kv_shared_layers").and_then(Value::as_u64).unwrap_or(0);
@@ -125,20 +136,41 @@ fn require_expressible(
             "its last {shared} layers use the keys and values of others (`num_kv_shared_layers`); such a model cannot be pruned"
         ));
     }
+    if let Some((object, list)) = nested_list(section) {
+        return Err(format!(
+            "`{object}.{list}` lists layers where that is not understood; such a model cannot be pruned yet"
+        ));
+    }
+    let has_kinds = section.get("layer_types").is_some_and(Value::is_array);
     for (key, value) in section {
         let period = value.as_u64().and_then(|period| usize::try_from(period).ok()).unwrap_or(0);
-        let is_period = (key.contains("layer") || key.contains("attn") || key.contains("moe"))
-            && PERIODS.iter().any(|ending| key.ends_with(ending));
+        let is_of_kinds = OF_KINDS.contains(&key.as_str()) || key.ends_with("_every_n_layers");
+        let is_of_layers = key.contains("layer") || key.contains("attn") || key.contains("moe");
+        let is_period = (is_of_layers && PERIODS.iter().any(|ending| key.ends_with(ending)))
+            || (is_of_kinds && !has_kinds);
         // What is written out as a list is read from there.
         let is_listed = key == "no_rope_layer_interval" && section.contains_key("no_rope_layers");
         if is_period && !is_listed && period > 1 && moves(period) {
             return Err(format!(
-                "`{key}` is {period}: what a layer is depends on its number, and this plan gives layers others; prune whole \
+                "`{key}` is {period}: what a layer is depends on its number, and this plan renumbers layers; prune whole \
                  periods of {period}"
             ));
         }
     }
     Ok(())
+}
+
+/// A list of layers in an object of its own that does not count them.
+fn nested_list(section: &Map<String, Value>) -> Option<(&str, &str)> {
+    section.iter().filter(|(key, _)| !is_of_another_part(key)).find_map(|(key, value)| {
+        let inner = value.as_object()?;
+        let counts = COUNTS.iter().any(|count| inner.contains_key(*count));
+        let lists = |(name, value): &(&String, &Value)| {
+            value.is_array() && (name.contains("layer") || *name == "sparse_attention_freq")
+        };
+        let found = inner.iter().find(lists).filter(|_| !counts);
+        found.map(|(name, _)| (key.as_str(), name.as_str()))
+    })
 }
 
 /// Refuses to prune layers that an image's features are added to by their number.
@@ -154,6 +186,6 @@ pub(super) fn require_seen_layers(
         return Ok(());
     }
     Err(format!(
-        "the first {seen} layers take up an image's features (`deepstack_visual_indexes`); keep them: `--keep first:{seen}`"
+        "the first {seen} layers receive an image's features (`deepstack_visual_indexes`); keep them: `--keep first:{seen}`"
     ))
 }

@@ -53,14 +53,16 @@ impl Outline {
         find_counts(&raw, &mut Vec::new(), &mut counted);
         if counted.is_empty() {
             let keys = COUNTS.map(|key| format!("`{key}`")).join(", ");
-            return fail(format!("nothing in it counts a decoder's layers: none of {keys}"));
+            return fail(format!("nothing in it counts a decoder's layers; it has none of {keys}"));
         }
         let mut found = fits(&raw, &counted, &groups).into_iter();
         let Some(Fit { container, num_layers, predicting, sections }) = found.next() else {
             let counts: BTreeSet<usize> = counted.iter().map(|(_, count)| *count).collect();
+            let counts: Vec<String> = counts.iter().map(ToString::to_string).collect();
+            let counts = counts.join(" or ");
             let there = groups.iter().map(|(name, numbers)| format!("`{name}` {}", numbers.len()));
             return fail(format!(
-                "it counts {counts:?} layers, and no group of numbered tensors has as many ({}); is it of this model?",
+                "it counts {counts} layers, and no group of numbered tensors has as many ({}); is it of this model?",
                 there.collect::<Vec<_>>().join(", ")
             ));
         };
@@ -148,7 +150,7 @@ impl Outline {
         let mut raw = self.raw.clone();
         for keys in &self.sections {
             if let Some(section) = section_mut(&mut raw, keys) {
-                follow::follow(section, retained, self.num_layers)
+                follow::follow(section, retained, self.num_layers, self.predicting)
                     .map_err(|what| CheckpointError::config(&self.path, what))?;
             }
         }

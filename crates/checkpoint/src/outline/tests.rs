@@ -60,7 +60,7 @@ fn layers_that_are_not_clear_are_refused() {
         (
             json!({"n_layer": 3}),
             &two,
-            "it counts {3} layers, and no group of numbered tensors has as many (`h` 2)",
+            "it counts 3 layers, and no group of numbered tensors has as many (`h` 2)",
         ),
         (json!({"n_layer": 2}), &["h.0.w", "h.2.w"], "has as many"),
         (
@@ -114,6 +114,25 @@ fn lists_follow() {
     let pruned = llama(widths, 8).with_layers(&[1, 3, 7]).unwrap();
     assert_eq!(pruned["ffn_widths"], json!([7, 5, 1]));
     assert_eq!(pruned["hybrid_override_pattern"], "-**");
+}
+
+/// Entries of layers that predict further tokens stay behind the others'; a range of experts may become empty.
+#[test]
+fn ends_follow() {
+    let config = json!({
+        "num_hidden_layers": 3, "num_nextn_predict_layers": 1, "layer_types": ["a", "b", "c", "d"],
+        "moe_layer_start_index": 1, "moe_layer_end_index": 1,
+    });
+    let found = decoder(config, "model.layers", 4);
+    assert_eq!(found.with_layers(&[0, 2]).unwrap()["layer_types"], json!(["a", "c", "d"]));
+    let pruned = found.with_layers(&[2]).unwrap();
+    assert_eq!(
+        (&pruned["moe_layer_start_index"], &pruned["moe_layer_end_index"]),
+        (&json!(1), &json!(0))
+    );
+    let recurrent = json!({"model_type": "recurrent_gemma", "num_hidden_layers": 5, "block_types": ["r", "r", "a"]});
+    let found = decoder(recurrent, "model.layers", 5).with_layers(&[0, 2, 4]).unwrap();
+    assert_eq!(found["block_types"], json!(["r", "a", "r"]));
 }
 
 /// What transformers computes where the key is missing, for the layers that stay.
@@ -176,6 +195,11 @@ fn what_no_key_can_say_is_refused() {
     let gpt2 = json!({"model_type": "gpt2", "n_layer": 4, "scale_attn_by_inverse_layer_idx": true});
     assert_eq!(refused(gpt2.clone(), 4, &[0, 1]), None);
     assert!(refused(gpt2, 4, &[0, 2]).unwrap().contains("only the last layers can be pruned"));
+    let hybrid = json!({"model_type": "new", "num_hidden_layers": 4, "full_attention_interval": 2});
+    assert_eq!(refused(hybrid.clone(), 4, &[0, 1]), None);
+    assert!(refused(hybrid, 4, &[0, 2, 3]).unwrap().contains("`full_attention_interval` is 2"));
+    let nested = json!({"num_hidden_layers": 4, "linear_attn_config": {"kda_layers": [1, 2]}});
+    assert!(refused(nested, 4, &[0, 1]).unwrap().contains("`linear_attn_config.kda_layers`"));
     let shared = json!({"num_hidden_layers": 4, "num_kv_shared_layers": 2});
     assert!(refused(shared, 4, &[0, 1, 2]).unwrap().contains("num_kv_shared_layers"));
     let seen = json!({

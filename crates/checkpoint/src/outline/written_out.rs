@@ -14,12 +14,15 @@ pub(crate) fn write_out(section: &mut Map<String, Value>, num_layers: usize) {
     };
     // Every so many layers one attends to all tokens, and the others to those in the window.
     let every = match family.as_str() {
-        "gemma2" | "gpt_oss" => Some((2, "sliding_attention")),
+        "gemma2" | "gpt_oss" | "vaultgemma" => Some((2, "sliding_attention")),
         "gemma3_text" => Some((count(section, "sliding_window_pattern", 6), "sliding_attention")),
-        "cohere2" | "olmo3" | "exaone4" => {
+        "afmoe" => Some((count(section, "global_attn_every_n_layers", 4), "sliding_attention")),
+        "cohere2" | "olmo3" | "exaone4" | "exaone_moe" => {
             Some((pattern(section.get("sliding_window_pattern")), "sliding_attention"))
         }
-        "qwen3_next" => Some((count(section, "full_attention_interval", 4), "linear_attention")),
+        "qwen3_next" | "qwen3_5_text" | "qwen3_5_moe_text" => {
+            Some((count(section, "full_attention_interval", 4), "linear_attention"))
+        }
         _ => None,
     };
     if let Some((period, other)) = every {
@@ -32,6 +35,7 @@ pub(crate) fn write_out(section: &mut Map<String, Value>, num_layers: usize) {
         // What older versions computed the list from; it would say something else of fewer layers.
         section.remove("sliding_window_pattern");
         section.remove("full_attention_interval");
+        section.remove("global_attn_every_n_layers");
     }
     match family.as_str() {
         "smollm3" | "llama4_text" => {
@@ -56,6 +60,18 @@ pub(crate) fn write_out(section: &mut Map<String, Value>, num_layers: usize) {
                 });
             add(section, "layer_types", json!(kinds.collect::<Vec<_>>()));
         }
+        "qwen2" | "qwen3" if section.get("use_sliding_window") == Some(&Value::Bool(true)) => {
+            let first = count(section, "max_window_layers", 28);
+            section.insert("max_window_layers".into(), json!(first));
+        }
+        "minimax" => {
+            let kinds = (0..num_layers).map(|layer| match layer % 2 {
+                0 => "full_attention",
+                _ => "linear_attention",
+            });
+            add(section, "layer_types", json!(kinds.collect::<Vec<_>>()));
+        }
+        "recurrent_gemma" => repeat_block_types(section, num_layers),
         "gpt_neo" => spread_attention_types(section, num_layers),
         _ => {}
     }
@@ -86,6 +102,16 @@ fn spread_experts(section: &mut Map<String, Value>, family: &str, num_layers: us
     section.insert("decoder_sparse_step".into(), json!(1));
 }
 
+/// `RecurrentGemma` repeats a short list of kinds over all layers.
+fn repeat_block_types(section: &mut Map<String, Value>, num_layers: usize) {
+    let usual = || ["recurrent", "recurrent", "attention"].map(Value::from).to_vec();
+    let given = section.get("block_types").or(section.get("_block_types"));
+    let kinds = given.and_then(Value::as_array).cloned().filter(|kinds| !kinds.is_empty());
+    let all = kinds.unwrap_or_else(usual).into_iter().cycle().take(num_layers);
+    let all: Vec<Value> = all.collect();
+    section.insert("block_types".into(), all.into());
+}
+
 /// GPT-Neo repeats groups of kinds: `[[["global", "local"], 12]]` is of 24 layers.
 fn spread_attention_types(section: &mut Map<String, Value>, num_layers: usize) {
     let Some(Value::Array(groups)) = section.get("attention_types") else { return };
@@ -110,9 +136,9 @@ fn spread_attention_types(section: &mut Map<String, Value>, num_layers: usize) {
 }
 
 fn add(section: &mut Map<String, Value>, key: &str, list: Value) {
-    // Llama 4 says nothing by an empty list.
-    let nothing =
-        |value: &Value| value.is_null() || (key == "no_rope_layers" && *value == json!([]));
+    // Llama 4 says nothing by an empty list; in other families it says that no layer is meant.
+    let is_llama4 = section.get("model_type").is_some_and(|kind| kind == "llama4_text");
+    let nothing = |value: &Value| value.is_null() || (is_llama4 && *value == json!([]));
     let there = section.get(key).is_some_and(|value| !nothing(value));
     if !there {
         section.insert(key.to_owned(), list);

@@ -64,12 +64,12 @@ impl Search {
         }
         Err(match others.first() {
             Some((folder, version)) => format!(
-                "PyTorch {version} is installed at {}, and gradpruner needs {VERSION}: pip install 'torch=={VERSION}.*'",
+                "PyTorch {version} is installed at {}, and gradpruner needs {VERSION}: run `pip install 'torch=={VERSION}.*'`",
                 folder.display()
             ),
             None => format!(
-                "no PyTorch was found, whose libraries gradpruner uses: pip install 'torch=={VERSION}.*' where it is \
-                 installed, or set LIBTORCH to a folder of libtorch {VERSION}"
+                "PyTorch was not found, and gradpruner uses its libraries: run `pip install 'torch=={VERSION}.*'` in the \
+                 environment that gradpruner is installed in, or set LIBTORCH to a folder of libtorch {VERSION}"
             ),
         })
     }
@@ -157,7 +157,7 @@ mod tests {
             "{error}"
         );
         let error = search(&["none"]).libraries().unwrap_err();
-        assert!(error.contains("no PyTorch was found"), "{error}");
+        assert!(error.contains("PyTorch was not found"), "{error}");
     }
 
     #[test]

@@ -30,7 +30,7 @@ fn start() -> Result<ExitCode, String> {
     // Where it really lies: it may be started through a link.
     let own = env::current_exe().and_then(|path| path.canonicalize());
     let own =
-        own.map_err(|error| format!("it cannot be found where this program lies: {error}"))?;
+        own.map_err(|error| format!("cannot tell where this program is installed: {error}"))?;
     let engine = own.with_file_name(ENGINE);
     if !engine.is_file() {
         return Err(format!(

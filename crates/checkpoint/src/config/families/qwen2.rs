@@ -15,7 +15,8 @@ pub(super) fn describe(given: &Given<'_>) -> Result<Described> {
 pub(super) fn windows(given: &Given<'_>) -> Result<Vec<Option<usize>>> {
     let Given { keys, num_layers, .. } = given;
     let window = match keys.flag("use_sliding_window", false)? {
-        true => keys.window()?,
+        true if keys.raw.contains_key("sliding_window") => keys.window()?,
+        true => Some(4096),
         false => None,
     };
     // 0 where every layer has a window, as after the first layers were pruned.
