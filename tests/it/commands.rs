@@ -433,6 +433,7 @@ fn write_record(desk: &Desk, num_layers: usize) {
 #[test]
 fn a_folder_becomes_gguf_and_comes_back() {
     let desk = Desk::new();
+    testkit::cut_words_as_gpt2(&desk.at("model"));
     let report = desk.json("convert model --to gguf --type f32 --out model.gguf");
     assert_eq!((&report["architecture"], &report["num_layers"]), (&"llama".into(), &6.into()));
     desk.run("convert model.gguf --out back");

@@ -65,7 +65,7 @@ fn models_of_another_kind() {
           because: ./model/config.json: the model is a Mixture-of-Experts (`num_local_experts` is 8) and only dense models are trained here; `score`, `plan` and `prune` work with gradients that your own trainer recorded
         exit 1
         error: cannot collect gradients of `./model` on `train.jsonl`
-          because: ./model/config.json: `architectures` is LlamaForSequenceClassification, and only causal language models (…ForCausalLM) are supported
+          because: ./model/config.json: `architectures` is LlamaForSequenceClassification, and only causal language models (…ForCausalLM) are trained here
         exit 1
         error: cannot collect gradients of `./model` on `train.jsonl`
           because: ./model/config.json: rope type `dynamic` is not supported; default, linear, llama3, yarn and longrope are

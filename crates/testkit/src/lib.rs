@@ -116,6 +116,19 @@ pub fn copy_folder(source: &Path, target: &Path) {
     }
 }
 
+/// Makes the tokenizer of [`tiny_checkpoint`] cut a text into words as GPT-2's does, which llama.cpp knows.
+///
+/// # Panics
+///
+/// If the folder has no such tokenizer.
+pub fn cut_words_as_gpt2(folder: &Path) {
+    let path = folder.join("tokenizer.json");
+    let text = fs_err::read_to_string(&path).expect("a tokenizer");
+    let mut tokenizer: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    tokenizer["pre_tokenizer"]["use_regex"] = true.into();
+    fs_err::write(&path, tokenizer.to_string()).expect("a writable folder");
+}
+
 /// A golden model with a tokenizer of single bytes and a chat template, complete enough to be
 /// trained and evaluated; its vocabulary must be 256.
 ///

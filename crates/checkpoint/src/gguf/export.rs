@@ -262,25 +262,15 @@ mod tests {
     use super::*;
     use crate::gguf::{GgufFile, GgufValue, convert, dequantize};
 
-    /// The small checkpoint with a tokenizer that cuts a text into words as GPT-2's does, which llama.cpp knows.
-    fn tiny_checkpoint(folder: &Path) {
-        testkit::tiny_checkpoint(folder);
-        let path = folder.join("tokenizer.json");
-        let text = fs_err::read_to_string(&path).unwrap();
-        let mut tokenizer: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(tokenizer["pre_tokenizer"]["use_regex"], false);
-        let error = export(folder, &folder.join("x.gguf"), BlockFormat::F32, &mut |_, _| {});
-        assert!(error.unwrap_err().to_string().contains("its tokenizer cannot be written"));
-        tokenizer["pre_tokenizer"]["use_regex"] = true.into();
-        fs_err::write(&path, tokenizer.to_string()).unwrap();
-    }
-
     /// A model that was a GGUF file is one again: the same configuration and the same weights.
     #[test]
     fn there_and_back() {
         let folder = testkit::temporary_folder();
         let at = |name: &str| folder.path().join(name);
-        tiny_checkpoint(&at("model"));
+        testkit::tiny_checkpoint(&at("model"));
+        let error = export(&at("model"), &at("x.gguf"), BlockFormat::F32, &mut |_, _| {});
+        assert!(error.unwrap_err().to_string().contains("its tokenizer cannot be written"));
+        testkit::cut_words_as_gpt2(&at("model"));
         let report =
             export(&at("model"), &at("model.gguf"), BlockFormat::F32, &mut |_, _| {}).unwrap();
         assert_eq!((report.architecture.as_str(), report.num_layers), ("llama", 6));
@@ -308,7 +298,8 @@ mod tests {
     fn eight_bits_are_near() {
         let folder = testkit::temporary_folder();
         let at = |name: &str| folder.path().join(name);
-        tiny_checkpoint(&at("model"));
+        testkit::tiny_checkpoint(&at("model"));
+        testkit::cut_words_as_gpt2(&at("model"));
         export(&at("model"), &at("q.gguf"), BlockFormat::Q8_0, &mut |_, _| {}).unwrap();
         let file = GgufFile::open(&at("q.gguf")).unwrap();
         let pre = &file.metadata["tokenizer.ggml.pre"];
