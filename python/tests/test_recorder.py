@@ -152,12 +152,26 @@ class Records(unittest.TestCase):
         model(**batch).loss.backward()
         self.assertTrue(recorder.step(learning_rate=0.5))
 
+    def test_a_matrix_that_no_row_reaches(self):
+        model = tiny.model()
+        recorder = Recorder(model, self.folder / "record", steps=1)
+        rows = tiny.Rows()
+        model(**{key: rows[0][key].unsqueeze(0) for key in rows[0]}).loss.backward()
+        # The first gradient of every A is zero, as its B is.
+        unreached = next(p for name, p in model.named_parameters() if "lora_B" in name)
+        unreached.grad = None
+        self.assertTrue(recorder.step(learning_rate=0.5))
+        recorded = load_file(self.folder / "record" / "step-00001.safetensors")
+        self.assertEqual(len(recorded), sum(p.requires_grad for p in model.parameters()))
+        zeros = [g.shape for name, g in recorded.items() if "lora_B" in name and g.count_nonzero() == 0]
+        self.assertEqual(zeros, [unreached.shape])
+
     def test_what_cannot_be_recorded(self):
         model = tiny.model()
         with self.assertRaisesRegex(RecordError, "no LoRA matrices"):
             Recorder(model.base_model.model.model.embed_tokens, self.folder / "record")
         recorder = Recorder(model, self.folder / "record", steps=1)
-        with self.assertRaisesRegex(RecordError, "has no gradient; call step"):
+        with self.assertRaisesRegex(RecordError, "no LoRA matrix has a gradient; call step"):
             recorder.step()
         recorder.abandon()
         self.assertEqual(list(self.folder.iterdir()), [])
