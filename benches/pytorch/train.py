@@ -1,6 +1,7 @@
 """LoRA fine-tuning with transformers and PEFT, timed: what `cargo xtask bench finetune` compares with.
 
-Prints one JSON object: seconds and tokens of each step after the first, and the peak of memory.
+Prints one JSON object: seconds and tokens of each step after the first, and the peak of memory: the process's, or with
+--device cuda what PyTorch took of the GPU's.
 """
 
 import argparse
@@ -58,6 +59,7 @@ def main():
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--max-length", type=int, default=2048)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--checkpointing", action="store_true")
     options = parser.parse_args()
 
@@ -70,7 +72,7 @@ def main():
     config = LoraConfig(
         r=options.rank, lora_alpha=32, target_modules=LINEARS, task_type="CAUSAL_LM"
     )
-    model = get_peft_model(model, config)
+    model = get_peft_model(model.to(options.device), config)
     model.config.use_cache = False
     if options.checkpointing:
         model.enable_input_require_grads()
@@ -84,6 +86,7 @@ def main():
         if step == options.steps:
             break
         started = time.perf_counter()
+        ids, labels, mask = (tensor.to(options.device) for tensor in (ids, labels, mask))
         loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -97,7 +100,7 @@ def main():
         "step_seconds": seconds[1:],
         "step_tokens": tokens[1:],
         "losses": losses,
-        "peak_memory_bytes": peak_bytes(),
+        "peak_memory_bytes": peak_bytes() if options.device == "cpu" else torch.cuda.max_memory_allocated(),
     }))
 
 

@@ -42,15 +42,10 @@ impl Module {
     /// them.
     pub const FUSED: [Self; 4] = [Self::QkvProj, Self::OProj, Self::GateUpProj, Self::DownProj];
     /// Those of a layer with each by itself, in the order it uses them.
-    pub const SPLIT: [Self; 7] = [
-        Self::QProj,
-        Self::KProj,
-        Self::VProj,
-        Self::OProj,
-        Self::GateProj,
-        Self::UpProj,
-        Self::DownProj,
-    ];
+    pub const SPLIT: [Self; 7] = {
+        let [q, k, v, o, gate, up, down, ..] = Self::ALL;
+        [q, k, v, o, gate, up, down]
+    };
 
     /// The name as the checkpoint spells it: `self_attn.q_proj`, `mlp.down_proj`, …
     pub fn name(self) -> &'static str {
