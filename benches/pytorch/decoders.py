@@ -86,19 +86,24 @@ LAYER = re.compile(r"^[^\d]*?\.?(?:layers|h|blocks)\.(\d+)\.")
 OTHER = re.compile("vision")
 
 
+def stirred(model, matrices, vectors):
+    """The model with random matrices of that spread, and its vectors moved by as much as is said."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, matrices)
+            else:
+                parameter.add_(torch.randn_like(parameter) * vectors)
+    return model
+
+
 def made(name, keys):
     """A random model whose layers do something."""
     torch.manual_seed(sum(map(ord, name)))
     config = transformers.AutoConfig.for_model(name, **keys)
     auto = transformers.AutoModelForImageTextToText if name in VISUAL else transformers.AutoModelForCausalLM
     model = auto.from_config(config, attn_implementation="eager").float().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0, 0.15)
-            else:
-                parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model
+    return stirred(model, 0.15, 0.05)
 
 
 def layers_of(model):

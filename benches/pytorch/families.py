@@ -14,6 +14,8 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+from decoders import stirred
+
 SMALL = dict(hidden_size=32, intermediate_size=40, num_attention_heads=4, num_key_value_heads=2, vocab_size=80,
              max_position_embeddings=64, num_hidden_layers=3, pad_token_id=0, bos_token_id=1, eos_token_id=2)
 LONG = [1.0 + 0.3 * pair for pair in range(3)], [2.0 + 0.9 * pair for pair in range(3)]
@@ -44,13 +46,7 @@ def made(name):
     torch.manual_seed(sum(map(ord, name)))
     config = transformers.AutoConfig.for_model(family, **keys)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0, 0.2)
-            else:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
+    return stirred(model, 0.2, 0.1)
 
 
 def main(folder):

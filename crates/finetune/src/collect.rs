@@ -84,9 +84,8 @@ pub fn collect(
     let most = if settings.state.is_some() { all.div_ceil(2) } else { all };
     if most < settings.steps {
         tracing::warn!(
-            wanted = settings.steps,
-            steps = most,
-            "the training is short; fewer steps are collected than wanted"
+            "the training is short: gradients of {most} steps are collected, not of {}",
+            settings.steps
         );
     }
     let mut steps = Vec::new();

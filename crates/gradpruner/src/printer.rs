@@ -227,8 +227,6 @@ impl Printer {
         self.note(&format!("  {}", rows_text(&counts)));
         if counts.loses_much() {
             tracing::warn!(
-                cut = counts.cut,
-                left_out = counts.left_out,
                 "a tenth of the rows or more does not fit `--max-length`; what is cut off is not \
                  learned (see `gradpruner inspect DATA --model M`)"
             );

@@ -50,7 +50,7 @@ pub(crate) fn rows_in_common(train: &Path, eval: &Path, ignored: &[String]) -> R
     let trained: HashSet<String> = read_data(train, ignored)?.iter().map(key).collect();
     let count = read_data(eval, ignored)?.iter().filter(|row| trained.contains(&key(row))).count();
     if count > 0 {
-        tracing::warn!(rows = count, "rows to evaluate on are among the rows trained on");
+        tracing::warn!("{count} of the rows to evaluate on are among the rows trained on");
     }
     Ok(count)
 }

@@ -2,6 +2,7 @@
 
 mod follow;
 mod parts;
+mod tried;
 mod written_out;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -103,6 +104,12 @@ impl Outline {
         let of = |keys: &[String]| section(&self.raw, keys)?.get("model_type")?.as_str();
         let inner = self.sections.iter().rev().find_map(|keys| of(keys));
         inner.or_else(|| of(&[])).unwrap_or("unnamed")
+    }
+
+    /// Whether models of this family were pruned and gave transformers' own logits. Another's code may go by a layer's number
+    /// in a way that no key says.
+    pub fn is_tried(&self) -> bool {
+        tried::TRIED.contains(&self.family())
     }
 
     /// Whether linear weights are stored as `[in, out]` (GPT-2's `Conv1D`).

@@ -179,6 +179,22 @@ fn what_code_works_out_is_written_out() {
     check(neo, 4, &[1, 2], "attention_types", kinds);
 }
 
+/// Those with a fixture (`benches/pytorch/decoders.py`), and those of the engine's first families.
+#[test]
+fn families_tried_are_those_with_a_test() {
+    let mut families: Vec<String> = ["llama", "mistral", "qwen2", "qwen3"].map(String::from).into();
+    for entry in fs_err::read_dir(testkit::fixture("decoders")).unwrap() {
+        let text = fs_err::read_to_string(entry.unwrap().path()).unwrap();
+        let config = &serde_json::from_str::<Value>(&text).unwrap()["config"];
+        let inner = config["text_config"]["model_type"].as_str();
+        families.extend(inner.or(config["model_type"].as_str()).map(String::from));
+    }
+    families.sort();
+    families.dedup();
+    assert_eq!(families, tried::TRIED);
+    assert!(!decoder(json!({"num_hidden_layers": 2}), "model.layers", 2).is_tried());
+}
+
 #[test]
 fn what_no_key_can_say_is_refused() {
     let refused = |config: Value, num_layers, retained: &[usize]| {

@@ -141,9 +141,9 @@ pub fn evaluate(
     let encoded = EvalRows::encode(encoder, rows, settings.max_tokens)?;
     if is_much(encoded.cut_rows, rows.len()) {
         tracing::warn!(
-            cut = encoded.cut_rows,
-            rows = rows.len(),
-            "a tenth of the rows or more is cut to the length limit; the figures are of what is left"
+            "{} of {} rows are cut to the length limit; the figures are of what is left",
+            encoded.cut_rows,
+            rows.len()
         );
     }
     let started = Instant::now();

@@ -101,7 +101,14 @@ pub(crate) fn run(args: PruneArgs, printer: &mut Printer) -> anyhow::Result<Outc
         Some(repair) => read.with_repair(repair).with_context(context)?,
         None => read,
     };
-    require_runnable(&folder, plan.repair()).with_context(context)?;
+    let source = Checkpoint::open(&folder).with_context(context)?;
+    require_runnable(&source, plan.repair()).with_context(context)?;
+    if !source.outline().is_tried() {
+        tracing::warn!(
+            "pruning was not tried on the family {}; check that transformers loads the result and that it replies sensibly",
+            source.outline().family()
+        );
+    }
     let train = train.or_else(|| rows_of(record.as_deref()));
     let compute = compute.settings();
     let encoded = EncodedRows::default();
@@ -189,8 +196,7 @@ fn carry_out(
 }
 
 /// Refuses a repair that is fitted by running the model, if that cannot be run here.
-fn require_runnable(folder: &Path, repair: Repair) -> anyhow::Result<()> {
-    let model = Checkpoint::open(folder)?;
+fn require_runnable(model: &Checkpoint, repair: Repair) -> anyhow::Result<()> {
     if repair.needs(RepairNeed::Fit) && model.trained_config().is_none() {
         bail!(
             "the plan repairs by `{repair}`, which is fitted by running the model, and a {} model cannot be run here; \
