@@ -14,3 +14,4 @@ mod race;
 mod run;
 mod support;
 mod tuning;
+mod validation;

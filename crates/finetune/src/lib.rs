@@ -77,8 +77,8 @@ pub use schedule::{Decay, Schedule};
 pub use sensitivity::{SensitivitySettings, sensitivity};
 pub use stop::stop_flag;
 pub use train::{
-    Continuation, Difference, GradientSink, Gradients, LoraAndLayers, Method, StepMetrics,
-    TrainReport, TrainSettings, Trainer,
+    Continuation, Difference, GradientSink, Gradients, KeptStep, LoraAndLayers, Method,
+    StepMetrics, TrainReport, TrainSettings, Trainer,
 };
 
 /// What every function here returns.

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use tch::{Tensor, no_grad_guard};
 
 use crate::bridge::{bytes, is_finite, load};
-use crate::optimizer::AdamW;
+use crate::optimizer::{AdamW, Slot};
 use crate::train::recipe::{Recipe, differences};
 use crate::{FinetuneError, Result};
 
@@ -33,6 +33,32 @@ struct Header {
 /// Everything else a step depends on (rows, learning rate, initial adapters) follows from the
 /// recipe, which is saved too, and the step's number.
 pub(crate) fn save(folder: &Path, step: usize, recipe: &Recipe, adamw: &AdamW) -> Result<()> {
+    save_tensors(folder, step, recipe, adamw, |slot| {
+        vec![
+            (slot.name.clone(), &slot.tensor),
+            (format!("{}.mean", slot.name), &slot.mean),
+            (format!("{}.square", slot.name), &slot.square),
+        ]
+    })
+}
+
+/// As [`save`], of the trained tensors alone: enough to look at the model again, not to train on.
+pub(crate) fn save_weights(
+    folder: &Path,
+    step: usize,
+    recipe: &Recipe,
+    adamw: &AdamW,
+) -> Result<()> {
+    save_tensors(folder, step, recipe, adamw, |slot| vec![(slot.name.clone(), &slot.tensor)])
+}
+
+fn save_tensors<'a>(
+    folder: &Path,
+    step: usize,
+    recipe: &Recipe,
+    adamw: &'a AdamW,
+    tensors: impl Fn(&'a Slot) -> Vec<(String, &'a Tensor)>,
+) -> Result<()> {
     let target = folder.join(format!("step-{step:06}"));
     if target.exists() {
         return Ok(());
@@ -46,17 +72,7 @@ pub(crate) fn save(folder: &Path, step: usize, recipe: &Recipe, adamw: &AdamW) -
     let header = Header { format: FORMAT.into(), version: VERSION, step, recipe: recipe.json() };
     let text = format!("{:#}\n", serde_json::json!(header));
     fs_err::write(staging.path().join(HEADER), text).map_err(checkpoint::CheckpointError::from)?;
-    let named: Vec<(String, &Tensor)> = adamw
-        .slots
-        .iter()
-        .flat_map(|slot| {
-            [
-                (slot.name.clone(), &slot.tensor),
-                (format!("{}.mean", slot.name), &slot.mean),
-                (format!("{}.square", slot.name), &slot.square),
-            ]
-        })
-        .collect();
+    let named: Vec<(String, &Tensor)> = adamw.slots.iter().flat_map(tensors).collect();
     let specs = named
         .iter()
         .map(|(name, tensor)| {
@@ -129,7 +145,6 @@ impl Saved {
     /// with `a` what the tensor is divided by.
     pub(crate) fn restore(&self, adamw: &mut AdamW, source: &dyn Fn(&str) -> Source) -> Result<()> {
         let weights = Weights::open(&self.path)?;
-        let _guard = no_grad_guard();
         for slot in &mut adamw.slots {
             let Source { name, divisor } = source(&slot.name);
             for (name, tensor, times) in [
@@ -137,16 +152,31 @@ impl Saved {
                 (format!("{name}.mean"), &mut slot.mean, divisor),
                 (format!("{name}.square"), &mut slot.square, divisor * divisor),
             ] {
-                let other = |what: &str| broken(&self.path, format!("`{name}` {what}"));
-                let view = weights.get(&name).ok_or_else(|| other("is missing"))?;
-                let loaded = load(&view, tensor.device(), tch::Kind::Float)?;
-                if loaded.tensor.size() != tensor.size() {
-                    return Err(other("is of another shape than the model's"));
-                }
-                tensor.f_copy_(&loaded.tensor.f_mul_scalar(times)?)?;
+                self.copy(&weights, &name, tensor, times)?;
             }
         }
         adamw.updates = self.step;
+        Ok(())
+    }
+
+    /// Takes up the trained tensors alone, as [`save_weights`] leaves them.
+    pub(crate) fn restore_weights(&self, adamw: &mut AdamW) -> Result<()> {
+        let weights = Weights::open(&self.path)?;
+        for slot in &mut adamw.slots {
+            self.copy(&weights, &slot.name, &mut slot.tensor, 1.0)?;
+        }
+        Ok(())
+    }
+
+    fn copy(&self, from: &Weights, name: &str, tensor: &mut Tensor, times: f64) -> Result<()> {
+        let _guard = no_grad_guard();
+        let other = |what: &str| broken(&self.path, format!("`{name}` {what}"));
+        let view = from.get(name).ok_or_else(|| other("is missing"))?;
+        let loaded = load(&view, tensor.device(), tch::Kind::Float)?;
+        if loaded.tensor.size() != tensor.size() {
+            return Err(other("is of another shape than the model's"));
+        }
+        tensor.f_copy_(&loaded.tensor.f_mul_scalar(times)?)?;
         Ok(())
     }
 }

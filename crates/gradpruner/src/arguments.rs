@@ -9,6 +9,7 @@ use finetune::{ComputeChoice, Decay, DeviceChoice, DistilSettings};
 use pipeline::{
     Choosing, CollectSettings, ComputeSettings, EvaluationSettings, FinetuneMethod, HeldOut,
     LinearMapSettings, LoraLayers, LoraTargets, RunSettings, TeacherSettings, TrainingSettings,
+    ValidationSettings,
 };
 use selection::{Criterion, Density, Keep, PlanSettings, Refine, Repair, Share};
 
@@ -270,6 +271,7 @@ impl CollectingArgs {
             remat: false,
             save_every: None,
             update_share: None,
+            validation: None,
             distil: None,
             teacher: None,
         };
@@ -331,6 +333,12 @@ pub(crate) struct TrainingArgs {
     /// Steps between saved states for resuming [default: one state per minute]
     #[arg(long, value_parser = positive)]
     save_every: Option<usize>,
+    /// Look at the rows held out by --choose every so many steps, and keep the weights with the smallest loss there
+    #[arg(long, value_name = "STEPS", value_parser = positive)]
+    eval_every: Option<usize>,
+    /// Stop after so many looks in a row without a smaller loss [default: take all steps]
+    #[arg(long, value_name = "LOOKS", value_parser = positive, requires = "eval_every")]
+    patience: Option<usize>,
     /// Update only this share of each tensor's elements per step, those with the largest gradients [default: all]
     #[arg(long, value_name = "SHARE", value_parser = some_share)]
     update_share: Option<f64>,
@@ -380,6 +388,8 @@ impl TrainingArgs {
             layers,
             remat,
             save_every,
+            eval_every,
+            patience,
             update_share,
             distil,
             distil_temperature,
@@ -410,6 +420,7 @@ impl TrainingArgs {
             remat,
             save_every,
             update_share,
+            validation: eval_every.map(|every| ValidationSettings { every, patience }),
             distil: distil.map(|weight| DistilSettings {
                 weight,
                 temperature: distil_temperature,

@@ -7,7 +7,9 @@ use std::path::Path;
 use anyhow::Context;
 use clap::Parser;
 use finetune::DistilSettings;
-use pipeline::{EvaluationSettings, RunSettings, TeacherSettings, TrainingSettings};
+use pipeline::{
+    EvaluationSettings, RunSettings, TeacherSettings, TrainingSettings, ValidationSettings,
+};
 
 use crate::Cli;
 use crate::command_line::command_text;
@@ -215,6 +217,7 @@ impl Flags {
             remat,
             save_every,
             update_share,
+            validation,
             distil,
             teacher,
         } = settings;
@@ -235,6 +238,10 @@ impl Flags {
         self.switch("remat", *remat);
         self.set_some("save-every", *save_every);
         self.set_some("update-share", *update_share);
+        if let Some(ValidationSettings { every, patience }) = validation {
+            self.set("eval-every", every);
+            self.set_some("patience", *patience);
+        }
         if let Some(DistilSettings { weight, temperature, top_k: _, hidden }) = distil {
             self.set("distil", weight);
             self.set("distil-temperature", temperature);

@@ -15,7 +15,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use crate::allocator;
 use crate::comparison::{Progress, cell_text};
 use crate::stages::{
-    collapsed_text, criteria_text, done_text, figures_text, stage_text, trial_text,
+    collapsed_text, criteria_text, done_text, figures_text, look_text, stage_text, trial_text,
     tried_amount_text,
 };
 use crate::texts::{
@@ -179,6 +179,10 @@ impl Printer {
                     metrics.tokens_per_second()
                 );
                 self.progress(metrics.step, metrics.total_steps, "step", &text);
+            }
+            Event::Validated { trial, is_best } => {
+                clear();
+                self.note(&format!("  {}", look_text(&trial, is_best)));
             }
             Event::Tensors { done, total } => self.progress(done, total, "tensor", ""),
             Event::Cell { number, total, cell } => {

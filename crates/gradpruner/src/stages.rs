@@ -1,5 +1,6 @@
 //! Sentences about stages: what they are called, and what they came to.
 
+use finetune::KeptStep;
 use pipeline::{Amount, Done, Fitted, Stability, Stage, Trial, TriedAmount, Verdict};
 use selection::{Criterion, Plan};
 
@@ -65,11 +66,26 @@ pub(crate) fn done_text(done: &Done) -> String {
             format!("{} steps, taken before", report.steps)
         }
         Done::Trained(report) => format!(
-            "{} steps, {} tokens, last loss {:.4}",
-            report.steps, report.tokens, report.last_loss
+            "{} steps, {} tokens, last loss {:.4}{}",
+            report.steps,
+            report.tokens,
+            report.last_loss,
+            report.kept.map(|kept| format!("; {}", kept_text(kept))).unwrap_or_default()
         ),
         Done::Evaluated(report) => figures_text(report.acc, report.perplexity),
     }
+}
+
+/// What a look at the rows held out found.
+pub(crate) fn look_text(look: &Trial, is_best: bool) -> String {
+    let best = if is_best { ", the smallest loss so far" } else { "" };
+    format!("rows held out, after step {}: {}{best}", look.step, trial_text(look))
+}
+
+/// Whose weights are kept, and why the training ended if that was early.
+pub(crate) fn kept_text(kept: KeptStep) -> String {
+    let early = if kept.stopped_early { "stopped early; " } else { "" };
+    format!("{early}kept the weights of step {}: loss {:.4} on rows held out", kept.step, kept.loss)
 }
 
 /// How many layers go, and why.

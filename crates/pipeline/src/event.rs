@@ -120,6 +120,13 @@ pub enum Event {
     Scaled(Cut),
     /// A training step was taken.
     Step(StepMetrics),
+    /// A training has looked at the rows held out.
+    Validated {
+        /// What it found.
+        trial: Trial,
+        /// Whether no look before found a smaller loss.
+        is_best: bool,
+    },
     /// So many of so many tensors are written.
     Tensors {
         /// How many are done.

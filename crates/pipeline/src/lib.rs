@@ -39,7 +39,7 @@ pub use error::PipelineError;
 pub use estimate::{Estimate, FasterType, Sample, StageEstimate, estimate};
 pub use event::{Done, Event, Stage};
 pub use held_out::HeldOut;
-pub use log::{LogTargets, LoggedStep, read_steps};
+pub use log::{LogLine, LogTargets, LoggedLook, LoggedStep, read_log};
 pub use lora_layers::LoraLayers;
 pub use max_drop::MaxDrop;
 pub use outputs::{Named, beside, check_outputs};
@@ -55,7 +55,7 @@ pub use stage::{
     evaluate_model, finetune_model, fit_name, fit_repair, judge_repair, load_adapted, read_encoder,
     with_judge, with_losses,
 };
-pub use stage::{Trial, TrialTarget, Until, trial};
+pub use stage::{Trial, TrialTarget, Until, ValidationSettings, trial};
 pub use timing::{StageTime, read_timings};
 
 /// What every function here returns.

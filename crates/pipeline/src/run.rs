@@ -17,7 +17,7 @@ use crate::cell::{
 use crate::data::{digest_data, read_data, rows_in_common};
 use crate::estimate::require_disk;
 use crate::lock::RunLock;
-use crate::log::{LogTargets, LoggedStep, read_steps};
+use crate::log::{LogLine, LogTargets, read_log};
 use crate::run_file::{Inputs, RunFile};
 use crate::stage::{EncodedRows, StageContext, read_encoder};
 use crate::store::{Slot, Store};
@@ -81,8 +81,8 @@ pub struct RunOutcome {
     pub verdict: Option<Verdict>,
     /// How well linear maps fit, if the plan repairs by them.
     pub maps: Option<MapsHeader>,
-    /// Every step that was taken.
-    pub steps: Vec<LoggedStep>,
+    /// Every step that was taken, and every look of a training at the rows held out.
+    pub log: Vec<LogLine>,
     /// How long stages took, where the folder says so.
     pub timings: Vec<StageTime>,
     /// The models' figures.
@@ -140,7 +140,7 @@ pub fn run(
         run: folder.to_owned(),
         verdict,
         maps: run.maps(&plan)?,
-        steps: read_steps(&lines)?,
+        log: read_log(&lines)?,
         timings: read_timings(folder)?,
         result: run.result(tuned.as_ref(), &pruned),
         settings: run.settings,

@@ -12,7 +12,7 @@ use selection::{Criterion, Density, Keep, PlanSettings, Refine, Repair, RepairNe
 use serde::{Deserialize, Serialize};
 use serde_with::{DeserializeFromStr, SerializeDisplay};
 
-use crate::stage::require_foldable;
+use crate::stage::{ValidationSettings, require_foldable};
 use crate::{Choice, Choosing, HeldOut, LoraLayers, MaxDrop, PipelineError, Result};
 
 /// What a run does, and with what.
@@ -133,6 +133,7 @@ impl RunSettings {
     pub fn held_out(&self) -> Option<HeldOut> {
         let wanted = self.hold_out
             || self.max_drop.is_some()
+            || self.training.validation.is_some()
             || self.criterion.races()
             || self.choices().iter().any(Choice::needs_losses)
             || self.repair.needs(RepairNeed::Losses);
@@ -176,7 +177,7 @@ impl RunSettings {
     pub fn collecting(&self) -> CollectSettings {
         let mut settings = self.collect.clone();
         if self.goes_on() {
-            settings.training = self.training.untaught();
+            settings.training = TrainingSettings { validation: None, ..self.training.untaught() };
         }
         settings
     }
@@ -353,6 +354,9 @@ pub struct TrainingSettings {
     /// The share of each tensor's elements that moves in a step; `None` for all.
     #[serde(default)]
     pub update_share: Option<f64>,
+    /// When it looks at the rows held out, to keep the best weights and to stop early; `None` for never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<ValidationSettings>,
     /// How much a teacher counts, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub distil: Option<DistilSettings>,

@@ -7,8 +7,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use finetune::StepMetrics;
-
+use crate::log::{LogLine, LoggedLook, LoggedStep};
 use crate::{Result, Stage};
 
 /// One event file.
@@ -32,15 +31,24 @@ impl EventFile {
         Ok(Self { file })
     }
 
-    /// Adds a step's loss, gradient norm, learning rate and speed.
-    pub(crate) fn add(&mut self, metrics: &StepMetrics) -> Result<()> {
-        let scalars = [
-            ("loss", metrics.report.loss),
-            ("grad_norm", metrics.report.grad_norm),
-            ("learning_rate", metrics.report.learning_rate),
-            ("tokens_per_second", metrics.tokens_per_second()),
-        ];
-        self.file.write_all(&framed(&event(wall_time(), metrics.step as u64, &scalars)))?;
+    /// Adds a step's loss, gradient norm, learning rate and speed, or what a look at rows held out found.
+    pub(crate) fn add(&mut self, line: &LogLine) -> Result<()> {
+        let (step, scalars) = match line {
+            LogLine::Step(LoggedStep { metrics, .. }) => {
+                let scalars = vec![
+                    ("loss", metrics.report.loss),
+                    ("grad_norm", metrics.report.grad_norm),
+                    ("learning_rate", metrics.report.learning_rate),
+                    ("tokens_per_second", metrics.tokens_per_second()),
+                ];
+                (metrics.step, scalars)
+            }
+            LogLine::Look(LoggedLook { step, eval_loss, eval_accuracy, .. }) => {
+                let accuracy = eval_accuracy.map(|accuracy| ("eval_accuracy", accuracy));
+                (*step, [("eval_loss", *eval_loss)].into_iter().chain(accuracy).collect())
+            }
+        };
+        self.file.write_all(&framed(&event(wall_time(), step as u64, &scalars)))?;
         Ok(())
     }
 }

@@ -28,7 +28,7 @@ use gradients::{Gathered, adapter_gradients};
 pub(crate) use gradients::{Passes, backward};
 pub use recipe::Difference;
 use recipe::Recipe;
-pub use report::{GradientSink, Gradients, StepMetrics, TrainReport};
+pub use report::{GradientSink, Gradients, KeptStep, StepMetrics, TrainReport};
 pub use settings::{LoraAndLayers, Method, TrainSettings};
 
 /// A training under way.
@@ -249,6 +249,7 @@ impl Trainer {
             seconds: started.elapsed().as_secs_f64(),
             last_loss,
             peak_memory_bytes: crate::peak_memory_bytes(),
+            kept: None,
         })
     }
 
@@ -282,6 +283,30 @@ impl Trainer {
     /// If the disk refuses.
     pub fn save(&self, folder: &Path) -> Result<()> {
         state::save(folder, self.step, &self.recipe, &self.adamw)
+    }
+
+    /// Leaves the trained tensors as they are in `folder`, in place of those of fewer steps, for
+    /// [`Trainer::take_weights`].
+    ///
+    /// # Errors
+    ///
+    /// If the disk refuses, or a tensor is not finite.
+    pub fn keep_weights(&self, folder: &Path) -> Result<()> {
+        state::save_weights(folder, self.step, &self.recipe, &self.adamw)
+    }
+
+    /// Gives the model the trained tensors that [`Trainer::keep_weights`] left, and says of which step they are. The
+    /// optimizer's means and the step stay as they are: this ends a training.
+    ///
+    /// # Errors
+    ///
+    /// [`FinetuneError::NoState`] if there are none, [`FinetuneError::OtherRun`] if they are another training's,
+    /// [`FinetuneError::BrokenState`] if they are damaged.
+    pub fn take_weights(&mut self, folder: &Path) -> Result<usize> {
+        let kept = state::find(folder, &self.recipe)?;
+        let kept = kept.ok_or_else(|| FinetuneError::NoState { path: folder.to_owned() })?;
+        kept.restore_weights(&mut self.adamw)?;
+        Ok(kept.step)
     }
 
     /// Takes up what a training of the same settings and rows left: adapters, the optimizer's

@@ -64,4 +64,34 @@ pub struct TrainReport {
     pub seconds: f64,
     pub last_loss: f64,
     pub peak_memory_bytes: Option<u64>,
+    /// Whose weights the model has, where the best were kept instead of the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<KeptStep>,
+}
+
+/// The step whose weights are kept, and the figures on the rows held out by which it was chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct KeptStep {
+    /// The step, counted from 1.
+    pub step: usize,
+    /// Mean loss of the assistant's tokens.
+    pub loss: f64,
+    /// Accuracy, of rows with choices.
+    pub acc: Option<f64>,
+    /// Whether the training ended before its last step.
+    pub stopped_early: bool,
+}
+
+impl TrainReport {
+    /// This part of a training and the next as one.
+    #[must_use]
+    pub fn followed_by(self, next: Self) -> Self {
+        Self {
+            tokens: self.tokens + next.tokens,
+            seconds: self.seconds + next.seconds,
+            last_loss: if next.tokens > 0 { next.last_loss } else { self.last_loss },
+            peak_memory_bytes: self.peak_memory_bytes.max(next.peak_memory_bytes),
+            ..next
+        }
+    }
 }

@@ -392,3 +392,25 @@ fn a_loss_that_overflows_names_the_rows() {
     assert!(step > 1 && rows.len() == 2);
     assert!(saves.join(format!("step-{:06}", step - 1)).exists(), "the last good state");
 }
+
+/// Weights kept aside come back as they were; another training's are refused.
+#[test]
+fn kept_weights_come_back() {
+    let folder = testkit::temporary_folder();
+    let kept = folder.path().join("best");
+    let trainer = |seed| {
+        let settings = TrainSettings { seed, ..settings(lora()) };
+        Trainer::new(golden_model("tiny_llama"), settings, rows("tiny_llama")).unwrap()
+    };
+    let mut one = trainer(7);
+    assert!(matches!(one.take_weights(&kept), Err(FinetuneError::NoState { .. })));
+    one.run_until(2, None, &mut |_| {}).unwrap();
+    one.keep_weights(&kept).unwrap();
+    let expected = weights_of(one.model());
+    one.run_until(4, None, &mut |_| {}).unwrap();
+    assert_ne!(weights_of(one.model()), expected);
+    assert_eq!(one.take_weights(&kept).unwrap(), 2);
+    assert_eq!(weights_of(one.model()), expected);
+    let mut other = trainer(8);
+    assert!(matches!(other.take_weights(&kept), Err(FinetuneError::OtherRun { .. })));
+}

@@ -5,14 +5,15 @@ use std::path::PathBuf;
 use anyhow::Context;
 use checkpoint::locate;
 use pipeline::{
-    EncodedRows, Event, FinetuneMethod, FinetuneSettings, FinetuneTarget, LogTargets, Named, Stage,
-    StageContext, TeacherOf, TeacherSettings, check_outputs, finetune_model,
+    EncodedRows, Event, FinetuneMethod, FinetuneSettings, FinetuneTarget, HeldOut, LogTargets,
+    Named, Stage, StageContext, TeacherOf, TeacherSettings, check_outputs, finetune_model,
 };
 use serde_json::json;
 
 use crate::arguments::{ComputeArgs, DataArgs, TrainingArgs, method, size};
 use crate::interrupt;
 use crate::printer::{Outcome, Printer};
+use crate::stages::kept_text;
 
 /// Fine-tune a model, by LoRA or in full.
 ///
@@ -49,6 +50,9 @@ pub(crate) struct FinetuneArgs {
     /// Maximum size of the tensors in one file
     #[arg(long, default_value = "5GB", value_parser = size)]
     shard_size: u64,
+    /// With --eval-every: training rows to hold out, a number or a share (128 rows at most)
+    #[arg(long, default_value = "10%", help_heading = "Fine-tuning")]
+    choose: HeldOut,
     #[command(flatten)]
     reading: DataArgs,
     #[command(flatten)]
@@ -69,6 +73,7 @@ pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<O
         tensorboard,
         seed,
         shard_size,
+        choose,
         reading,
         training,
         compute,
@@ -99,7 +104,7 @@ pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<O
         model: &folder,
         data: &train,
         ignored: &reading.ignore_fields,
-        held_out: None,
+        held_out: training.validation.is_some().then_some(choose),
         compute: &compute,
         seed,
         encoded: &EncodedRows::default(),
@@ -114,8 +119,9 @@ pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<O
         FinetuneSettings { method, training: &training, teacher: teacher.as_ref(), cut: None };
     let observe = &mut |event| printer.event(event);
     let report = finetune_model(stage, settings, &target, observe).with_context(context)?;
+    let kept = report.kept.map(|kept| format!("\n{}", kept_text(kept))).unwrap_or_default();
     let text = format!(
-        "{} steps on {} rows, {} trained parameters, {:.0} tokens/s, last loss {:.4}\nwritten to {}",
+        "{} steps on {} rows, {} trained parameters, {:.0} tokens/s, last loss {:.4}{kept}\nwritten to {}",
         report.steps,
         report.rows,
         report.trained_parameters,

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use pipeline::{Evaluations, LoggedStep, Stage};
+use pipeline::{Evaluations, LogLine, LoggedLook, Stage};
 use selection::{Plan, Scores};
 
 use crate::page::{Axis, Frame, Layout, Level, Plot, Point, Series, figure, hue, key, round_step};
@@ -86,29 +86,40 @@ struct Steps {
     name: &'static str,
     hue: usize,
     metrics: Vec<finetune::StepMetrics>,
+    /// Its looks at the rows held out.
+    looks: Vec<LoggedLook>,
 }
 
 /// The trainings that ran, each with its steps.
-fn trainings(steps: &[LoggedStep]) -> Vec<Steps> {
+fn trainings(log: &[LogLine]) -> Vec<Steps> {
     let of = |stage: Stage| -> Vec<_> {
-        steps.iter().filter(|step| step.stage == stage).map(|step| step.metrics).collect()
+        let steps = log.iter().filter_map(|line| line.step());
+        steps.filter(|step| step.stage == stage).map(|step| step.metrics).collect()
+    };
+    let looks = |stage: Stage| -> Vec<_> {
+        log.iter().filter_map(|line| line.look()).filter(|look| look.stage == stage).collect()
     };
     let (collected, tuned, dense) =
         (of(Stage::Collect), of(Stage::Finetune), of(Stage::DenseFinetune));
     // Where the training goes on from the collected steps, these are its own first ones. Otherwise they belong to none.
     let goes_on = tuned.first().is_none_or(|step| step.step > 1);
     let all = [
-        Steps { name: "first steps, before pruning", hue: 2, metrics: collected },
-        Steps { name: "dense", hue: 0, metrics: dense },
-        Steps { name: "pruned", hue: 1, metrics: tuned },
+        Steps {
+            name: "first steps, before pruning",
+            hue: 2,
+            metrics: collected,
+            looks: Vec::new(),
+        },
+        Steps { name: "dense", hue: 0, metrics: dense, looks: looks(Stage::DenseFinetune) },
+        Steps { name: "pruned", hue: 1, metrics: tuned, looks: looks(Stage::Finetune) },
     ];
     let wanted = |steps: &Steps| !steps.metrics.is_empty() && (goes_on || steps.hue != 2);
     all.into_iter().filter(wanted).collect()
 }
 
 /// Loss, learning rate and gradient norm of every step; nothing if none was taken.
-pub(super) fn training_charts(steps: &[LoggedStep], evaluations: &Evaluations) -> String {
-    let trainings = trainings(steps);
+pub(super) fn training_charts(log: &[LogLine], evaluations: &Evaluations) -> String {
+    let trainings = trainings(log);
     if trainings.is_empty() {
         return String::new();
     }
@@ -119,12 +130,17 @@ pub(super) fn training_charts(steps: &[LoggedStep], evaluations: &Evaluations) -
             "; a dashed line is the loss on the evaluation rows after the last step, the logarithm of the perplexity"
         }
     };
-    let loss = chart(&trainings, "loss per token", &|metrics| metrics.report.loss, levels);
-    let norm =
-        chart(&trainings, "gradient norm, before clipping", &|m| m.report.grad_norm, Vec::new());
-    let rate = chart(&trainings, "learning rate", &|m| m.report.learning_rate, Vec::new());
+    let of = |of: &dyn Fn(&finetune::StepMetrics) -> f64| lines(&trainings, of);
+    let losses = of(&|metrics| metrics.report.loss).into_iter().chain(held_out(&trainings));
+    let loss = chart(losses.collect(), "loss per token", levels);
+    let norm = chart(of(&|m| m.report.grad_norm), "gradient norm, before clipping", Vec::new());
+    let rate = chart(of(&|m| m.report.learning_rate), "learning rate", Vec::new());
+    let looked = match trainings.iter().all(|training| training.looks.is_empty()) {
+        true => "",
+        false => "; those of rows held out are the mean over all of these, after the step",
+    };
     format!(
-        "<h3>Loss</h3>{loss}<p class=\"note\">Lines are running means over the training rows{after}.</p>\
+        "<h3>Loss</h3>{loss}<p class=\"note\">Lines are running means over the training rows{looked}{after}.</p>\
          <h3>Gradient norm</h3>{norm}<h3>Learning rate</h3>{rate}"
     )
 }
@@ -141,25 +157,38 @@ fn evaluation_losses(evaluations: &Evaluations) -> Vec<Level> {
         .collect()
 }
 
-fn chart(
-    trainings: &[Steps],
-    what: &str,
-    of: &dyn Fn(&finetune::StepMetrics) -> f64,
-    levels: Vec<Level>,
-) -> String {
-    let series: Vec<Series> = trainings
-        .iter()
-        .map(|steps| {
-            let points = steps.metrics.iter().map(|m| Point { x: m.step as f64, y: of(m) });
-            Series {
-                name: steps.name.into(),
-                hue: steps.hue,
-                dashed: false,
-                points: thinned(smoothed(&points.collect::<Vec<_>>())),
-                spreads: Vec::new(),
-            }
-        })
-        .collect();
+/// A figure of every step, a line a training.
+fn lines(trainings: &[Steps], of: &dyn Fn(&finetune::StepMetrics) -> f64) -> Vec<Series> {
+    let line = |steps: &Steps| {
+        let points = steps.metrics.iter().map(|m| Point { x: m.step as f64, y: of(m) });
+        Series {
+            name: steps.name.into(),
+            hue: steps.hue,
+            dashed: false,
+            points: thinned(smoothed(&points.collect::<Vec<_>>())),
+            spreads: Vec::new(),
+        }
+    };
+    trainings.iter().map(line).collect()
+}
+
+/// The losses on rows held out, of the trainings that looked at them.
+fn held_out(trainings: &[Steps]) -> Vec<Series> {
+    let line = |steps: &Steps| {
+        let points =
+            steps.looks.iter().map(|look| Point { x: look.step as f64, y: look.eval_loss });
+        Series {
+            name: format!("{}, rows held out", steps.name),
+            hue: steps.hue,
+            dashed: true,
+            points: thinned(points.collect()),
+            spreads: Vec::new(),
+        }
+    };
+    trainings.iter().filter(|steps| !steps.looks.is_empty()).map(line).collect()
+}
+
+fn chart(series: Vec<Series>, what: &str, levels: Vec<Level>) -> String {
     let points = || series.iter().flat_map(|series| &series.points);
     let values = points().map(|point| point.y).chain(levels.iter().map(|level| level.y));
     let (low, high) = bounds(values).unwrap_or((0.0, 1.0));
@@ -229,7 +258,7 @@ fn bounds(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
 mod tests {
     use super::*;
 
-    fn step(stage: &str, number: usize) -> LoggedStep {
+    fn step(stage: &str, number: usize) -> LogLine {
         serde_json::from_value(serde_json::json!({
             "stage": stage, "step": number, "total_steps": 6, "loss": 1.0 / number as f64, "grad_norm": 2.0,
             "learning_rate": 1e-3, "tokens": 9, "seconds": 0.1,
@@ -237,7 +266,7 @@ mod tests {
         .unwrap()
     }
 
-    fn names(steps: &[LoggedStep]) -> Vec<&'static str> {
+    fn names(steps: &[LogLine]) -> Vec<&'static str> {
         trainings(steps).iter().map(|steps| steps.name).collect()
     }
 

@@ -34,7 +34,7 @@ pub(crate) struct Surroundings<'a> {
 
 /// The page.
 pub(crate) fn html(found: &RunOutcome, around: &Surroundings<'_>) -> String {
-    let RunOutcome { settings, plan, scores, steps, evaluations, .. } = found;
+    let RunOutcome { settings, plan, scores, log, evaluations, .. } = found;
     let name = name_of(&found.run);
     let mut body = format!(
         "<h1>{}</h1><p class=\"soft\">{}, fine-tuned on {}</p>{}",
@@ -69,7 +69,7 @@ pub(crate) fn html(found: &RunOutcome, around: &Surroundings<'_>) -> String {
             charts::score_bars(scores, plan)
         ));
     }
-    let training = charts::training_charts(steps, evaluations);
+    let training = charts::training_charts(log, evaluations);
     if !training.is_empty() {
         body.push_str(&format!("<h2>Training</h2>{training}"));
     }

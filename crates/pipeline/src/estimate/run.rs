@@ -161,6 +161,9 @@ impl<'a> Foretold<'a> {
         if watches(settings, train, steps) {
             found.add(&of.looking(subject, train, Passes { rows, count: 1.0 }));
         }
+        if let Some(looks) = self.looks(steps) {
+            found.add(&of.looking(subject, train, Passes { rows, count: looks }));
+        }
         found.disk_bytes = self.left_by(subject, settings.save_merged);
         stages.push(found);
         let dense = self.trained(config)?;
@@ -168,7 +171,10 @@ impl<'a> Foretold<'a> {
         if settings.tunes_dense() || self.dense_teaches() {
             let training = Training { subject: dense, teaching: None, ..training };
             let disk_bytes = self.left_by(dense, false);
-            let found = of.training(Stage::DenseFinetune, training);
+            let mut found = of.training(Stage::DenseFinetune, training);
+            if let Some(looks) = self.looks(steps) {
+                found.add(&of.looking(dense, train, Passes { rows, count: looks }));
+            }
             stages.push(StageEstimate { disk_bytes, ..found });
         }
         if let Some(eval) = self.eval {
@@ -182,6 +188,12 @@ impl<'a> Foretold<'a> {
 
     fn evaluating(&self, stage: Stage, subject: Subject<'_>, eval: &Sample) -> StageEstimate {
         self.of.evaluating(stage, subject, eval, self.settings.evaluation.batch_tokens)
+    }
+
+    /// How often a training of so many steps looks at the rows held out, if it does.
+    fn looks(&self, steps: usize) -> Option<f64> {
+        let validation = self.settings.training.validation?;
+        Some(steps.div_ceil(validation.every) as f64)
     }
 
     /// Bytes that a training leaves.

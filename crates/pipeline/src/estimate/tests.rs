@@ -34,6 +34,7 @@ pub(super) fn training_settings() -> TrainingSettings {
         remat: false,
         save_every: None,
         update_share: None,
+        validation: None,
         distil: None,
         teacher: None,
     }

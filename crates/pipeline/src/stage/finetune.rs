@@ -10,6 +10,7 @@ use checkpoint::{CheckpointError, ModelConfig, require_companions};
 
 use selection::beside_cuts;
 
+use super::validate::train_validated;
 use super::{StageContext, load_adapted};
 use crate::estimate::fit;
 use crate::log::{Log, LogTargets};
@@ -116,10 +117,17 @@ pub fn finetune_model(
     }
     let mut trainer = trainer(context, settings, target.from.as_ref(), observe)?;
     let mut log = Log::new(target.log, target.stage);
-    let report = trainer.run(None, Some(&target.saves), &mut |metrics| {
-        log.add(metrics);
-        observe(Event::Step(*metrics));
-    })?;
+    let training = settings.training;
+    let report = match training.validation {
+        Some(validation) => {
+            let training_of = (&mut trainer, target.saves.as_path());
+            train_validated(context, training, validation, training_of, &mut log, observe)?
+        }
+        None => trainer.run(None, Some(&target.saves), &mut |metrics| {
+            log.add(metrics);
+            observe(Event::Step(*metrics));
+        })?,
+    };
     log.finish()?;
     let tuned = trainer.into_model();
     if let Some(merged) = &target.merged {

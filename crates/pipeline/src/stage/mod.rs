@@ -8,6 +8,7 @@ mod judge;
 mod losses;
 mod rows;
 mod trial;
+mod validate;
 
 use std::path::Path;
 
@@ -26,6 +27,7 @@ pub(crate) use losses::LOSS_ROWS;
 pub use losses::{Judge, LossesOf, with_judge, with_losses};
 pub use rows::{EncodedRows, read_encoder};
 pub use trial::{Trial, TrialTarget, Until, trial};
+pub use validate::ValidationSettings;
 
 use crate::data::{digest_data, read_data};
 use crate::{ComputeSettings, FinetuneMethod, HeldOut, Result, TrainingSettings};

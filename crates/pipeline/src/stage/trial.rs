@@ -89,7 +89,7 @@ pub struct Trial {
 }
 
 impl Trial {
-    fn new(step: usize, standing: Standing) -> Self {
+    pub(super) fn new(step: usize, standing: Standing) -> Self {
         let Standing { acc, acc_interval, majority, loss, .. } = standing;
         Self { step, loss: loss.filter(|loss| loss.is_finite()), acc, acc_interval, majority }
     }
