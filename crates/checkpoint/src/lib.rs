@@ -18,6 +18,7 @@ mod hub;
 mod json;
 mod mmap;
 mod names;
+mod nf4;
 mod other_formats;
 mod outline;
 mod record;
@@ -41,6 +42,7 @@ pub use hub::{locate, locate_configuration, locate_data};
 pub use json::{read_json, write_json};
 pub use mmap::MappedFile;
 pub use names::{LayerTensor, Module, ModuleName, tensor_name};
+pub use nf4::{NF4_BLOCK, Nf4};
 pub use outline::Outline;
 pub use record::{
     Activations, DataSource, LoraSettings, Manifest, ModelSource, Record, RecordWriter,

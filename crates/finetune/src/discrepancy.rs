@@ -347,7 +347,7 @@ mod tests {
         }
         let mut broken = golden_model("tiny_llama");
         let weight = &mut broken.layers[3].linears.get_mut(&Module::UpProj).unwrap().weight;
-        weight.value = weight.value.full_like(f64::INFINITY);
+        *weight.value_mut() = weight.value().full_like(f64::INFINITY);
         let origin = Origin { layers: &all, scales: &[] };
         assert!(matches!(rule.of(broken, &origin), Err(FinetuneError::NotANumber)));
         let row = Example::whole(vec![3, 4], vec![false; 2]);

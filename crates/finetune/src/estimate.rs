@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use checkpoint::{Dtype, ModelConfig, Module, Norms};
+use checkpoint::{Dtype, ModelConfig, Module, NF4_BLOCK, Norms};
 use dataset::{Example, Sampler};
 use serde::{Deserialize, Serialize};
 
 use crate::head::LOGIT_BYTES;
 use crate::pack::TOKEN_STEP;
 use crate::product::MANY_TOKENS_BYTES;
+use crate::weight::Packed4;
 use crate::{ComputeType, LoraAndLayers, Method, TrainSettings};
 
 /// Bytes of the program with libtorch's code, and of what oneDNN compiles and packs.
@@ -51,6 +52,9 @@ pub struct MemoryEstimate {
     pub program: u64,
     /// Weights that are mapped from the checkpoint's files: the system may drop their pages.
     pub mapped: u64,
+    /// Weights in four bits.
+    #[serde(default)]
+    pub packed: u64,
     /// Weights converted to the products' type for the time of a product.
     pub converted: u64,
     /// What trains, its gradients, and the optimizer's two means.
@@ -69,8 +73,8 @@ impl MemoryEstimate {
 
     /// What the system cannot take back.
     pub fn unmapped(&self) -> u64 {
-        let Self { program, mapped: _, converted, trained, kept, passing } = self;
-        program + converted + trained + kept + passing
+        let Self { program, mapped: _, packed, converted, trained, kept, passing } = self;
+        program + packed + converted + trained + kept + passing
     }
 }
 
@@ -83,6 +87,8 @@ pub struct Workload<'a> {
     pub train: &'a TrainSettings,
     /// In what type.
     pub compute: ComputeType,
+    /// Whether its layers' linear weights are in four bits.
+    pub in_4bit: bool,
 }
 
 impl Workload<'_> {
@@ -133,18 +139,26 @@ impl Workload<'_> {
 
     /// The memory of a step whose largest forward pass is `batch`, on a CPU.
     pub fn memory(&self, batch: BatchShape) -> MemoryEstimate {
-        let Self { config, train, compute } = self;
+        let Self { config, train, compute, in_4bit } = self;
         let size = compute.kind().elt_size_in_bytes() as u64;
         let stored = config.dtype.unwrap_or(Dtype::BF16).size() as u64;
-        let all = config.parameters();
+        let packable = config.modules().iter().map(|&module| config.linear_shape(module));
+        let packable = packable.filter(|&(_, columns)| *in_4bit && Packed4::takes(columns));
+        let packed: usize = packable.map(|(out, columns)| out * columns * config.num_layers).sum();
+        let packed = packed as u64;
         let tokens = batch.tokens.next_multiple_of(TOKEN_STEP) as u64;
         let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
         // Of a layer's weights in another type than the products', so many bytes are converted at a
         // time; the head's are when the layers keep less.
         let linears = config.modules().iter().map(|&module| config.linear_shape(module));
         let widest = linears.map(|(out, inner)| out * inner).max().unwrap_or(0) as u64;
-        let converted =
-            if stored == size { 0 } else { (widest * size).min(MANY_TOKENS_BYTES as u64) };
+        let at_a_time = (widest * size).min(MANY_TOKENS_BYTES as u64);
+        let converted = match packed {
+            0 if stored == size => 0,
+            0 => at_a_time,
+            // By way of f32, twice.
+            _ => at_a_time / size * (size + 8),
+        };
         let layers = self.layers_in_backward();
         let of_layer = tokens * self.saved_by_a_layer() * size;
         let kept = match train.remat {
@@ -166,7 +180,8 @@ impl Workload<'_> {
         let head = self.head_memory(batch) * 13 / 10;
         MemoryEstimate {
             program: PROGRAM,
-            mapped: all * stored,
+            mapped: (config.parameters() - packed) * stored,
+            packed: packed / 2 + packed / NF4_BLOCK as u64 * 4,
             converted,
             trained: self.trained_parameters() * 16 + copied,
             kept,
@@ -320,7 +335,12 @@ mod tests {
             {
                 let config = golden_model(name).config().clone();
                 let train = settings(method);
-                let work = Workload { config: &config, train: &train, compute: ComputeType::F32 };
+                let work = Workload {
+                    config: &config,
+                    train: &train,
+                    compute: ComputeType::F32,
+                    in_4bit: false,
+                };
                 let foretold = work.trained_parameters();
                 let mut trainer =
                     Trainer::new(golden_model(name), train.clone(), rows(name)).unwrap();
@@ -334,7 +354,8 @@ mod tests {
     fn forward_operations_are_the_configurations() {
         let config = golden_model("tiny_qwen2").config().clone();
         let train = settings(lora());
-        let work = Workload { config: &config, train: &train, compute: ComputeType::F32 };
+        let work =
+            Workload { config: &config, train: &train, compute: ComputeType::F32, in_4bit: false };
         let expected = (config.flops_per_token(37) * 37) as f64;
         assert_eq!(work.forward_flops(&[37], 37), expected);
         assert_eq!(work.forward_flops(&[37, 37], 74), 2.0 * expected);

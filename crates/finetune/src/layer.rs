@@ -13,6 +13,7 @@ use crate::observer::{Observer, WeightPass};
 use crate::parameter::Parameter;
 use crate::product;
 use crate::rope::Rotation;
+use crate::weight::Weight;
 use crate::{FinetuneError, Result};
 
 /// Attention and MLP, each added to what goes in, with norms before, after or around them.
@@ -133,7 +134,7 @@ impl Layer {
     /// a bias and without an adapter. Where a norm stands behind the MLP it is not what is added.
     pub(crate) fn frozen_mlp(&self, saved: &Saved) -> Result<Tensor> {
         let active = self.active(&saved.gate)?.f_mul(&saved.up)?;
-        let given = product::linear(&active, &self.linears[&Module::DownProj].weight.value, None)?;
+        let given = product::linear(&active, &self.linears[&Module::DownProj].weight, None)?;
         self.scaled(given)
     }
 
@@ -156,7 +157,7 @@ impl Layer {
                 return Ok(());
             }
             modules.iter().zip(gradients).try_for_each(|(&module, gradient)| {
-                let weight = &self.linears[&module].weight.value;
+                let weight = &self.linears[&module].weight.tensor()?;
                 observer.weight(&WeightPass { layer: number, module, weight, input, gradient })
             })
         };
@@ -304,7 +305,7 @@ impl Layer {
             norms.keys.weight.train()?;
         }
         for linear in self.linears.values_mut() {
-            linear.weight.train_on(device)?;
+            linear.weight.parameter_mut()?.train_on(device)?;
             if let Some(bias) = &mut linear.bias {
                 bias.train()?;
             }
@@ -321,17 +322,20 @@ impl Layer {
         }) || self.norms.all().any(|norm| norm.weight.trains())
     }
 
-    /// The linear weights that do not train.
+    /// The linear weights that do not train, but for those in four bits.
     pub(crate) fn frozen(&self) -> BTreeMap<Module, Tensor> {
-        let frozen = self.linears.iter().filter(|(_, linear)| !linear.weight.trains());
-        frozen.map(|(&module, linear)| (module, linear.weight.value.shallow_clone())).collect()
+        let whole = self.linears.iter().filter_map(|(&module, linear)| {
+            let weight = linear.weight.parameter().filter(|weight| !weight.trains())?;
+            Some((module, weight.value.shallow_clone()))
+        });
+        whole.collect()
     }
 
     /// The same layer with other handles on [`Layer::frozen`]'s weights.
     pub(crate) fn with_frozen(&self, mut weights: BTreeMap<Module, Tensor>) -> Self {
         let linears = self.linears.iter().map(|(&module, linear)| {
             let weight = match weights.remove(&module) {
-                Some(weight) => Parameter::frozen(weight),
+                Some(weight) => Weight::Whole(Parameter::frozen(weight)),
                 None => linear.weight.share(),
             };
             let bias = linear.bias.as_ref().map(Parameter::share);
@@ -373,7 +377,7 @@ impl Layer {
     pub(crate) fn with_trained_weights(&self) -> Result<Self> {
         let mut layer = self.untrained();
         for linear in layer.linears.values_mut() {
-            linear.weight.train()?;
+            linear.weight.parameter_mut()?.train()?;
         }
         Ok(layer)
     }

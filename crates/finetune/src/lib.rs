@@ -49,6 +49,7 @@ mod stop;
 mod train;
 mod update_mask;
 mod walk;
+mod weight;
 
 pub use collect::{CollectSettings, Collected, Listeners, SENSITIVITY_ROWS, collect};
 pub use decoder::{KvCache, Model};

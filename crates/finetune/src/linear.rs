@@ -6,12 +6,13 @@ use crate::Result;
 use crate::lora::Lora;
 use crate::parameter::Parameter;
 use crate::product;
+use crate::weight::Weight;
 
 /// `y = x Wᵀ + b`, and `s · (x Aᵀ) Bᵀ` if it has an adapter.
 #[derive(Debug)]
 pub(crate) struct Linear {
     /// `[out, in]`.
-    pub(crate) weight: Parameter,
+    pub(crate) weight: Weight,
     /// `[out]`.
     pub(crate) bias: Option<Parameter>,
     pub(crate) lora: Option<Lora>,
@@ -36,7 +37,7 @@ impl Siblings<'_> {
                 Some(bias) => Some(bias.as_kind(kind)?),
                 None => None,
             };
-            let mut output = product::linear(x, &linear.weight.value, bias.as_ref())?;
+            let mut output = product::linear(x, &linear.weight, bias.as_ref())?;
             if let (Some(lora), Some(inner)) = (&linear.lora, &inner) {
                 let own = inner.f_narrow(1, first, lora.rank())?;
                 output = output.f_addmm_(&own, &lora.scaled_b(kind)?.f_numpy_t()?)?;
@@ -98,7 +99,7 @@ impl Siblings<'_> {
     ) -> Result<Tensor> {
         let mut sum: Option<Tensor> = None;
         for (linear, gradient) in self.0.iter().zip(gradients) {
-            sum = Some(product::add_product(sum, gradient, &linear.weight.value)?);
+            sum = Some(product::add_product(sum, gradient, &linear.weight)?);
         }
         if let Some(inner) = inner_gradient
             && let Some(a) = self.stacked_a(inner.f_kind()?)?

@@ -8,6 +8,7 @@ use std::thread::{self, JoinHandle};
 use checkpoint::Module;
 use tch::{Device, Tensor};
 
+use crate::decoder::Frozen;
 use crate::layer::Layer;
 use crate::{FinetuneError, Model, Result};
 
@@ -50,7 +51,7 @@ impl<'a> Passage<'a> {
     /// The next layer of the pass.
     pub(crate) fn next(&mut self) -> Result<Present<'a>> {
         let over = || FinetuneError::Settings("the pass over the layers is over".into());
-        if !self.model.offloaded {
+        if self.model.frozen != Frozen::Passing {
             let number = self.waiting.next().ok_or_else(over)?;
             return Ok(Present::Resident(&self.model.layers[number]));
         }
@@ -71,7 +72,7 @@ impl<'a> Passage<'a> {
     }
 
     fn read_ahead(&mut self) {
-        if !self.model.offloaded {
+        if self.model.frozen != Frozen::Passing {
             return;
         }
         self.ahead = self.waiting.next().map(|number| {

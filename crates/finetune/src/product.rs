@@ -14,16 +14,40 @@ pub(crate) const MANY_TOKENS_BYTES: i64 = 64 << 20;
 /// Up to so many tokens reading the weight takes longer than multiplying by it.
 const FEW_TOKENS: i64 = 64;
 
+/// A weight, `[out, in]`, that products take as it is or some rows at a time.
+pub(crate) trait Factor {
+    /// Its rows and columns.
+    fn size(&self) -> Result<(i64, i64)>;
+    /// The weight as it is, if it is in the type that products run in.
+    fn whole(&self, kind: Kind) -> Result<Option<&Tensor>>;
+    /// `count` rows from `first` on, in the type that products run in.
+    fn rows(&self, first: i64, count: i64, kind: Kind) -> Result<Tensor>;
+}
+
+impl Factor for Tensor {
+    fn size(&self) -> Result<(i64, i64)> {
+        Ok(self.size2()?)
+    }
+
+    fn whole(&self, kind: Kind) -> Result<Option<&Tensor>> {
+        Ok((self.f_kind()? == kind).then_some(self))
+    }
+
+    fn rows(&self, first: i64, count: i64, kind: Kind) -> Result<Tensor> {
+        Ok(self.f_narrow(0, first, count)?.f_to_kind(kind)?)
+    }
+}
+
 /// `x Wᵀ + b`, `[n, out]`, of `x` `[n, in]`, the weight `[out, in]` in any type and the bias in `x`'s.
-pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+pub(crate) fn linear(x: &Tensor, weight: &dyn Factor, bias: Option<&Tensor>) -> Result<Tensor> {
     let kind = x.f_kind()?;
-    if weight.f_kind()? == kind {
+    if let Some(weight) = weight.whole(kind)? {
         return Ok(x.f_linear(weight, bias)?);
     }
-    let ((tokens, _), (out, _)) = (x.size2()?, weight.size2()?);
+    let ((tokens, _), (out, _)) = (x.size2()?, weight.size()?);
     let mut output = Tensor::f_empty([tokens, out], (kind, x.device()))?;
     for (first, rows) in blocks(tokens, weight, kind)? {
-        let converted = weight.f_narrow(0, first, rows)?.f_to_kind(kind)?;
+        let converted = weight.rows(first, rows, kind)?;
         let _ = x.f_mm_out(&output.f_narrow(1, first, rows)?, &converted.f_numpy_t()?)?;
     }
     if let Some(bias) = bias {
@@ -33,7 +57,7 @@ pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resu
 }
 
 /// `sum + g W`, `[n, in]`, of `g` `[n, out]` and the weight `[out, in]` in any type.
-pub(crate) fn add_product(sum: Option<Tensor>, g: &Tensor, weight: &Tensor) -> Result<Tensor> {
+pub(crate) fn add_product(sum: Option<Tensor>, g: &Tensor, weight: &dyn Factor) -> Result<Tensor> {
     let kind = g.f_kind()?;
     let add = |sum: Option<Tensor>, g: &Tensor, weight: &Tensor| -> Result<Tensor> {
         Ok(match sum {
@@ -41,21 +65,21 @@ pub(crate) fn add_product(sum: Option<Tensor>, g: &Tensor, weight: &Tensor) -> R
             None => g.f_mm(weight)?,
         })
     };
-    if weight.f_kind()? == kind {
+    if let Some(weight) = weight.whole(kind)? {
         return add(sum, g, weight);
     }
     let mut sum = sum;
     let (tokens, _) = g.size2()?;
     for (first, rows) in blocks(tokens, weight, kind)? {
-        let converted = weight.f_narrow(0, first, rows)?.f_to_kind(kind)?;
+        let converted = weight.rows(first, rows, kind)?;
         sum = Some(add(sum, &g.f_narrow(1, first, rows)?, &converted)?);
     }
     Ok(sum.unwrap_or_default())
 }
 
 /// First row and number of rows of each block that is converted at a time.
-fn blocks(tokens: i64, weight: &Tensor, kind: Kind) -> Result<Vec<(i64, i64)>> {
-    let (out, inner) = weight.size2()?;
+fn blocks(tokens: i64, weight: &dyn Factor, kind: Kind) -> Result<Vec<(i64, i64)>> {
+    let (out, inner) = weight.size()?;
     let bytes = if tokens <= FEW_TOKENS { FEW_TOKENS_BYTES } else { MANY_TOKENS_BYTES };
     let most = (bytes / (inner * kind.elt_size_in_bytes() as i64)).max(1);
     Ok((0..out).step_by(most as usize).map(|first| (first, most.min(out - first))).collect())

@@ -179,8 +179,9 @@ impl<'a> Student<'a> {
         settings: &ReconstructSettings,
     ) -> Result<()> {
         let linears = self.layer.linears.iter();
-        let trained: Vec<(String, &Parameter)> =
-            linears.map(|(module, linear)| (module.to_string(), &linear.weight)).collect();
+        let trained: Vec<(String, &Parameter)> = linears
+            .filter_map(|(module, linear)| Some((module.to_string(), linear.weight.parameter()?)))
+            .collect();
         let mut adam = AdamW::new(trained, ADAM)?;
         let packs: Vec<usize> = (0..sizes.len()).filter(|&at| sizes[at] > 0.0).collect();
         for step in 0..settings.steps {
@@ -230,7 +231,7 @@ impl<'a> Student<'a> {
 
     fn weights(&self) -> Result<BTreeMap<Module, Vec<f32>>> {
         let linears = self.layer.linears.iter();
-        linears.map(|(&module, linear)| Ok((module, values(&linear.weight.value)?))).collect()
+        linears.map(|(&module, linear)| Ok((module, values(&linear.weight.tensor()?)?))).collect()
     }
 }
 
@@ -295,7 +296,7 @@ mod tests {
             for (module, values) in &layer.weights {
                 let weight =
                     &mut edited.layers[layer.receiver].linears.get_mut(module).unwrap().weight;
-                weight.value = Tensor::from_slice(values).view_as(&weight.value);
+                *weight.value_mut() = Tensor::from_slice(values).view_as(weight.value());
             }
         }
         let _guard = tch::no_grad_guard();
@@ -346,13 +347,14 @@ mod tests {
                 .layer
                 .linears
                 .iter()
-                .map(|(&module, linear)| (module, linear.weight.value.set_requires_grad(true)))
+                .map(|(&module, linear)| (module, linear.weight.value().set_requires_grad(true)))
                 .collect();
             let (output, _) = walk.through(pack, 2, &student.layer, &student.inputs[0]).unwrap();
             let gap = later(pack, &output).unwrap() - later(pack, &target).unwrap();
             (gap.square().sum(Kind::Float) / size).backward();
             for (module, linear) in &student.layer.linears {
-                let found = values(linear.weight.gradient.as_ref().unwrap()).unwrap();
+                let found =
+                    values(linear.weight.parameter().unwrap().gradient.as_ref().unwrap()).unwrap();
                 let expected = values(&leaves[module].grad()).unwrap();
                 let apart = testkit::relative_deviation(&found, &expected);
                 assert!(apart < 1e-5, "{module}: {apart}");
@@ -387,7 +389,7 @@ mod tests {
         let model = golden_model("tiny_llama");
         let own = |layer: &ReconstructedLayer| {
             for (module, weight) in &layer.weights {
-                let stored = &model.layers[layer.receiver].linears[module].weight.value;
+                let stored = model.layers[layer.receiver].linears[module].weight.value();
                 assert_eq!(*weight, values(stored).unwrap(), "{module}");
             }
             assert_eq!(layer.error_after, layer.error_before);

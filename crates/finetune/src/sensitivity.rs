@@ -175,7 +175,7 @@ mod tests {
                 .layers
                 .iter()
                 .flat_map(|layer| layer.linears.values())
-                .map(|linear| linear.weight.value.set_requires_grad(true))
+                .map(|linear| linear.weight.value().set_requires_grad(true))
                 .collect();
             let mut expected = vec![[0.0; 2]; weights.len()];
             let mut states = vec![(0.0, 0); model.layers.len()];

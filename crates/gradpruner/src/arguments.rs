@@ -32,12 +32,15 @@ pub(crate) struct ComputeArgs {
     /// them from the mapped file anyway
     #[arg(long)]
     offload: bool,
+    /// Round the layers' weights to four bits (NF4) when they are loaded, as QLoRA does; adapters train on them
+    #[arg(long, conflicts_with = "offload")]
+    load_in_4bit: bool,
 }
 
 impl ComputeArgs {
     pub(crate) fn settings(self) -> ComputeSettings {
-        let Self { device, dtype, memory, offload } = self;
-        ComputeSettings { device, dtype, memory, offload }
+        let Self { device, dtype, memory, offload, load_in_4bit: in_4bit } = self;
+        ComputeSettings { device, dtype, memory, offload, in_4bit }
     }
 }
 

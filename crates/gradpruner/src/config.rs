@@ -154,6 +154,7 @@ fn flags(settings: &RunSettings) -> Vec<OsString> {
     flags.set("dtype", compute.dtype);
     flags.set_some("memory", compute.memory);
     flags.switch("offload", compute.offload);
+    flags.switch("load-in-4bit", compute.in_4bit);
     match collect.auto {
         true => flags.set("steps", "auto"),
         false => flags.set("steps", collect.steps),

@@ -79,7 +79,7 @@ pub(crate) fn done_text(done: &Done) -> String {
 /// What a look at the rows held out found.
 pub(crate) fn look_text(look: &Trial, is_best: bool) -> String {
     let best = if is_best { ", the smallest loss so far" } else { "" };
-    format!("rows held out, after step {}: {}{best}", look.step, trial_text(look))
+    format!("{}{best}", trial_text(look))
 }
 
 /// Whose weights are kept, and why the training ended if that was early.

@@ -164,7 +164,18 @@ impl RunSettings {
             )));
         }
         self.training.check()?;
+        self.require_frozen_weights()?;
         Ok(self.planning().check(count)?)
+    }
+
+    /// Refuses to train weights that are in four bits.
+    fn require_frozen_weights(&self) -> Result<()> {
+        let Self { compute, finetune, repair, .. } = self;
+        if compute.in_4bit && (finetune.trains_weights() || *repair == Repair::Reconstruct) {
+            let what = "--load-in-4bit rounds the weights to four bits, which do not train; take --finetune lora, and a repair other than reconstruct";
+            return Err(PipelineError::Settings(what.into()));
+        }
+        Ok(())
     }
 
     /// What becomes of the layers that are chosen.
@@ -255,6 +266,9 @@ pub struct ComputeSettings {
     /// Keep frozen layers in the computer's memory and stream them through the GPU.
     #[serde(default)]
     pub offload: bool,
+    /// Keep the layers' linear weights in four bits (NF4), as QLoRA does.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_4bit: bool,
 }
 
 impl ComputeSettings {

@@ -11,7 +11,9 @@ use std::collections::{BTreeMap, btree_map};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use checkpoint::{Checkpoint, Design, LayerKind, MappedFile, ModelConfig, QkNorm, tensor_name};
+use checkpoint::{
+    Checkpoint, Design, LayerKind, MappedFile, ModelConfig, QkNorm, TensorView, tensor_name,
+};
 use tch::{Device, Kind, Tensor};
 
 use crate::attention::{Attention, Scoring};
@@ -25,6 +27,7 @@ use crate::offload::Passage;
 use crate::pack::Packed;
 use crate::parameter::Parameter;
 use crate::rope::Rotation;
+use crate::weight::{Packed4, Weight};
 use crate::{ComputeType, DeviceChoice, FinetuneError, Result};
 
 pub(crate) use backward::Keep;
@@ -43,10 +46,20 @@ pub struct Model {
     pub(crate) norm: Norm,
     /// `None` if the head is the embedding.
     pub(crate) head: Option<Parameter>,
-    /// Whether the layers' frozen weights are on the device only while a pass is at them.
-    pub(crate) offloaded: bool,
+    pub(crate) frozen: Frozen,
     /// Weights read from mapped files must not outlive the mappings.
     pub(crate) files: Arc<[Arc<MappedFile>]>,
+}
+
+/// How the layers' frozen linear weights are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Frozen {
+    /// On the device.
+    Resident,
+    /// On the device only while a pass is at them.
+    Passing,
+    /// On the device, in NF4.
+    InFourBits,
 }
 
 /// What layers share in a pass over one pack.
@@ -91,7 +104,7 @@ impl Model {
     ///
     /// Whatever [`Checkpoint::open`] refuses, or if the device cannot be used.
     pub fn load(folder: &Path, device: DeviceChoice, compute: ComputeType) -> Result<Self> {
-        Self::load_to(folder, device.resolve()?, compute, false)
+        Self::load_to(folder, device.resolve()?, compute, Frozen::Resident)
     }
 
     /// As [`Model::load`], but the layers' frozen linear weights stay mapped from the file and pass
@@ -105,28 +118,50 @@ impl Model {
         device: DeviceChoice,
         compute: ComputeType,
     ) -> Result<Self> {
-        Self::load_to(folder, device.resolve()?, compute, true)
+        Self::load_to(folder, device.resolve()?, compute, Frozen::Passing)
+    }
+
+    /// As [`Model::load`], but the layers' linear weights are rounded to NF4, four bits an element and a scale for 64 of
+    /// them (QLoRA; Dettmers et al., arXiv 2305.14314), as bitsandbytes rounds them. They do not train; adapters on them
+    /// do. A weight whose rows are no whole number of 64 elements stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// As [`Model::load`], and [`FinetuneError::NotFiniteWeight`] if a weight is not finite.
+    pub fn load_in_4bit(folder: &Path, device: DeviceChoice, compute: ComputeType) -> Result<Self> {
+        Self::load_to(folder, device.resolve()?, compute, Frozen::InFourBits)
     }
 
     fn load_to(
         folder: &Path,
         device: Device,
         compute: ComputeType,
-        offloaded: bool,
+        frozen: Frozen,
     ) -> Result<Self> {
         let checkpoint = Checkpoint::open(folder)?;
         let kind = compute.kind();
         let files = RefCell::new(Vec::new());
-        let place = |name: &str, stays: bool| -> Result<Parameter> {
-            let view = checkpoint.tensor(name)?;
-            let loaded = match stays {
-                true => load(&view, Device::Cpu, stored_kind(view.dtype()?))?,
-                false => load(&view, device, kind)?,
-            };
+        let place = |view: &TensorView<'_>, device, kind| -> Result<Parameter> {
+            let loaded = load(view, device, kind)?;
             files.borrow_mut().extend(loaded.file);
             Ok(Parameter::frozen(loaded.tensor))
         };
-        let tensor = |name: &str| place(name, false);
+        let tensor = |name: &str| place(&checkpoint.tensor(name)?, device, kind);
+        let linear = |name: &str| -> Result<Weight> {
+            let view = checkpoint.tensor(name)?;
+            let stored = stored_kind(view.dtype()?);
+            Ok(match frozen {
+                Frozen::InFourBits if Packed4::takes(view.shape().last().copied().unwrap_or(0)) => {
+                    Weight::Packed(Packed4::of(
+                        &load(&view, Device::Cpu, stored)?.tensor,
+                        name,
+                        device,
+                    )?)
+                }
+                Frozen::Passing => Weight::Whole(place(&view, Device::Cpu, stored)?),
+                Frozen::Resident | Frozen::InFourBits => Weight::Whole(place(&view, device, kind)?),
+            })
+        };
         let config = checkpoint.config()?.clone();
         let (epsilon, offset) = (config.rms_norm_eps, config.design.norm_offset);
         let norm = |weight: Parameter| Norm { weight, epsilon, offset };
@@ -156,7 +191,7 @@ impl Model {
             };
             let mut linears = BTreeMap::new();
             for &module in config.modules() {
-                let weight = place(&tensor_name(layer, module), offloaded)?;
+                let weight = linear(&tensor_name(layer, module))?;
                 let bias = match config.has_bias(module) {
                     true => Some(tensor(&format!("model.layers.{layer}.{module}.bias"))?),
                     false => None,
@@ -172,7 +207,7 @@ impl Model {
         };
         let folder = folder.to_owned();
         let files = files.into_inner().into();
-        Ok(Self { folder, config, device, kind, embedding, layers, norm, head, offloaded, files })
+        Ok(Self { folder, config, device, kind, embedding, layers, norm, head, frozen, files })
     }
 
     /// Where it was loaded from.

@@ -154,7 +154,7 @@ impl Model {
         weights.chain(adapters.flatten()).filter(|(_, parameter)| parameter.trains()).collect()
     }
 
-    /// Every weight of the checkpoint under its name there.
+    /// Every weight of the checkpoint under its name there, but for those in four bits.
     pub(crate) fn named_weights(&self) -> Vec<(String, &Parameter)> {
         let mut all = vec![("model.embed_tokens.weight".to_owned(), &self.embedding)];
         for (number, layer) in self.layers.iter().enumerate() {
@@ -168,7 +168,9 @@ impl Model {
                 all.push((name("self_attn.k_norm.weight"), &keys.weight));
             }
             for (module, linear) in &layer.linears {
-                all.push((name(&format!("{module}.weight")), &linear.weight));
+                if let Some(weight) = linear.weight.parameter() {
+                    all.push((name(&format!("{module}.weight")), weight));
+                }
                 if let Some(bias) = &linear.bias {
                     all.push((name(&format!("{module}.bias")), bias));
                 }

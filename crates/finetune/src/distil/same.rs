@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Teacher;
 use crate::parameter::Parameter;
+use crate::weight::Weight;
 use crate::{Model, Result};
 
 /// Lets the student read the teacher's frozen weights wherever they are equal to its own.
@@ -16,8 +17,9 @@ pub(super) fn share_weights(teacher: &Teacher, student: &mut Model) -> Result<()
     let layers = teacher.origin.iter().flatten().map(|&layer| &teacher.model.layers[layer]);
     for (from, to) in layers.zip(&mut student.layers) {
         for (module, to) in &mut to.linears {
-            if let Some(from) = from.linears.get(module) {
-                shared |= share(&from.weight, &mut to.weight)?;
+            let from = from.linears.get(module).and_then(|from| from.weight.parameter());
+            if let (Some(from), Weight::Whole(to)) = (from, &mut to.weight) {
+                shared |= share(from, to)?;
             }
         }
     }

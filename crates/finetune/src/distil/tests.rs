@@ -50,7 +50,7 @@ fn shrink(student: &mut Model, origin: &[usize], scales: &[RunScale]) {
         let smaller: f64 = before.map(|scale| scale.factor).product();
         for module in [Module::OProj, Module::DownProj] {
             let linear = layer.linears.get_mut(&module).unwrap();
-            linear.weight.value = &linear.weight.value / smaller;
+            *linear.weight.value_mut() = linear.weight.value() / smaller;
         }
     }
 }
@@ -303,10 +303,10 @@ fn a_teacher_joins_a_training_under_way() {
 fn equal_weights_are_held_once() {
     let ((mut student, origin), teacher) = (cut("tiny_llama", &[2, 3]), dense("tiny_llama"));
     let weight = |model: &Model, layer: usize| {
-        model.layers[layer].linears[&Module::DownProj].weight.value.shallow_clone()
+        model.layers[layer].linears[&Module::DownProj].weight.value().shallow_clone()
     };
     if let Some(linear) = student.layers[1].linears.get_mut(&Module::DownProj) {
-        linear.weight.value = linear.weight.value.copy() * 2.0;
+        *linear.weight.value_mut() = linear.weight.value().copy() * 2.0;
     }
     let pointers = [weight(&teacher, 0), weight(&teacher, 1), weight(&teacher, 5)];
     let pointers = pointers.map(|weight| weight.data_ptr());

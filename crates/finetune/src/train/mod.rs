@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use checkpoint::{StepReport, remove_if_there};
 use dataset::{Encoded, Example, Sampler};
 
-use crate::decoder::Trainable;
+use crate::decoder::{Frozen, Trainable};
 use crate::distil::Distillation;
 use crate::observer::{Nobody, Observer};
 use crate::optimizer::AdamW;
@@ -87,7 +87,9 @@ impl Trainer {
         }
         let adamw = AdamW::new(model.trained(), settings.adamw)?.masked(settings.update_share)?;
         let sampler = Sampler::new(data.examples.len(), batch, settings.seed);
+        let frozen = (model.frozen == Frozen::InFourBits).then_some("nf4");
         let recipe = Recipe::of(&settings, model.config().num_layers, &data.examples);
+        let recipe = recipe.with_frozen(frozen);
         let (distillation, begun, step) = (None, 0, 0);
         Ok(Self { model, settings, data, sampler, adamw, recipe, distillation, begun, step })
     }

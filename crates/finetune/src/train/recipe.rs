@@ -20,6 +20,9 @@ use crate::{DistilSettings, LoraSettings};
 pub(crate) struct Recipe {
     /// How many layers the model has.
     num_layers: usize,
+    /// The type of the frozen weights, where it is not the stored one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    frozen_weights: Option<&'static str>,
     method: &'static str,
     #[serde(flatten)]
     lora: Option<LoraRecipe>,
@@ -100,6 +103,7 @@ impl Recipe {
         let TrainSettings { adamw, schedule, .. } = settings;
         Self {
             num_layers,
+            frozen_weights: None,
             method,
             lora: lora.map(LoraRecipe::of),
             full_layers,
@@ -121,6 +125,12 @@ impl Recipe {
             examples_sha256: digest(examples),
             distil: None,
         }
+    }
+
+    /// Names the type of the model's frozen weights, if it is not the stored one.
+    #[must_use]
+    pub(crate) fn with_frozen(self, frozen_weights: Option<&'static str>) -> Self {
+        Self { frozen_weights, ..self }
     }
 
     /// Adds a teacher, who is there for some steps, counted from 0.

@@ -104,10 +104,14 @@ impl Stages<'_> {
     /// What every recipe depends on.
     pub(crate) fn common(&self) -> Value {
         let RunSettings { seed, compute, ignore_fields, .. } = self.settings;
-        json!({
+        let mut common = json!({
             "model": self.digests.model, "train": self.digests.train, "seed": seed, "dtype": compute.dtype,
             "ignore_fields": ignore_fields, "held_out": self.held_out,
-        })
+        });
+        if compute.in_4bit {
+            common["frozen_weights"] = "nf4".into();
+        }
+        common
     }
 
     /// The collected steps' settings, but for what changes no result.

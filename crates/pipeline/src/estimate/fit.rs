@@ -30,7 +30,7 @@ pub(crate) fn fit(
         return Ok(());
     }
     let needs = |train: &TrainSettings, examples: &[Example]| {
-        let work = Workload { config, train, compute: kind };
+        let work = Workload { config, train, compute: kind, in_4bit: compute.in_4bit };
         work.memory(largest_batch(examples, train))
     };
     let asked = needs(train, examples);
@@ -142,7 +142,8 @@ mod tests {
     fn what_is_short_of_memory_computes_again_or_is_refused() {
         let (config, train, rows) = training();
         let needs = |train: &TrainSettings| {
-            let work = Workload { config: &config, train, compute: ComputeType::BF16 };
+            let work =
+                Workload { config: &config, train, compute: ComputeType::BF16, in_4bit: false };
             work.memory(largest_batch(&rows, train)).unmapped()
         };
         let (plain, again) =
@@ -154,6 +155,7 @@ mod tests {
                 dtype: ComputeChoice::Fixed(ComputeType::BF16),
                 memory: Some(memory),
                 offload: false,
+                in_4bit: false,
             };
             let mut train = train.clone();
             fit(&config, &mut train, &compute, &rows).map(|()| train.remat)

@@ -125,7 +125,12 @@ pub(crate) fn foretell(known: Known<'_>, rates: ProductRates) -> Result<Estimate
     let on_cpu = compute_settings.device.is_cpu()?;
     let rate = rates.of(compute) * OF_PRODUCT_RATE;
     let available = compute_settings.memory.or_else(available_memory_bytes);
-    let of = Estimator { compute, rate, limit: available.filter(|_| on_cpu) };
+    let of = Estimator {
+        compute,
+        in_4bit: known.settings.compute.in_4bit,
+        rate,
+        limit: available.filter(|_| on_cpu),
+    };
     let stages = Foretold::new(known, of)?.stages()?;
     let seconds = stages.iter().map(|stage| stage.seconds).sum::<f64>();
     let other = seconds * rates.of(compute) / rates.of(rates.faster());

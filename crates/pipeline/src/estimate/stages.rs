@@ -63,6 +63,8 @@ pub(super) struct Fitting {
 /// What stages are foretold with.
 pub(super) struct Estimator {
     pub(super) compute: ComputeType,
+    /// Whether frozen weights are in four bits.
+    pub(super) in_4bit: bool,
     /// Floating-point operations a second.
     pub(super) rate: f64,
     /// Memory beyond which layers are computed again.
@@ -72,7 +74,7 @@ pub(super) struct Estimator {
 impl Estimator {
     pub(super) fn work<'a>(&self, subject: Subject<'a>) -> Workload<'a> {
         let Subject { config, train } = subject;
-        Workload { config, train, compute: self.compute }
+        Workload { config, train, compute: self.compute, in_4bit: self.in_4bit }
     }
 
     pub(super) fn training(&self, stage: Stage, training: Training<'_>) -> StageEstimate {

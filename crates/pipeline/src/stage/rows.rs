@@ -158,6 +158,7 @@ mod tests {
             dtype: ComputeChoice::Auto,
             memory: None,
             offload: false,
+            in_4bit: false,
         };
         let encoded = EncodedRows::default();
         let context = StageContext {
