@@ -436,6 +436,8 @@ fn a_folder_becomes_gguf_and_comes_back() {
     testkit::cut_words_as_gpt2(&desk.at("model"));
     let report = desk.json("convert model --to gguf --type f32 --out model.gguf");
     assert_eq!((&report["architecture"], &report["num_layers"]), (&"llama".into(), &6.into()));
+    let report = desk.json("convert model --to gguf --type q4_k_m --out small.gguf");
+    assert_eq!(report["format"], "q4_k_m");
     desk.run("convert model.gguf --out back");
     let eval = |model: &str| {
         let found =

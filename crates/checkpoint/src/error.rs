@@ -86,6 +86,11 @@ pub enum CheckpointError {
     /// A model that can be scored and pruned, and that the engine does not train.
     #[error("{}: {what}", path.display())]
     Untrained { path: PathBuf, what: String },
+    #[error(
+        "{}: `{name}` holds a number that is infinite, NaN or too large, which {format} cannot store; F32 can",
+        path.display()
+    )]
+    Unpackable { path: PathBuf, name: String, format: String },
     #[error("{}: not a usable GGUF file: {what}", path.display())]
     Gguf { path: PathBuf, what: String },
     #[error("{}: not a usable gradient record: {what}", path.display())]

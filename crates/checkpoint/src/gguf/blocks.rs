@@ -4,7 +4,7 @@
 
 use half::f16;
 
-use crate::{Dtype, narrow, widen};
+use crate::{Dtype, widen};
 
 /// How a tensor's values are packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -125,37 +125,6 @@ pub fn dequantize(bytes: &[u8], format: BlockFormat) -> Vec<f32> {
         unpack(block, &mut out);
     }
     out
-}
-
-/// Packs f32 values, as ggml's reference code does, in F32, F16, BF16 or `Q8_0`.
-///
-/// # Panics
-///
-/// If the values are no whole number of blocks, or the format is another.
-pub(super) fn quantize(values: &[f32], format: BlockFormat) -> Vec<u8> {
-    match format {
-        BlockFormat::F32 => narrow(values, Dtype::F32),
-        BlockFormat::F16 => narrow(values, Dtype::F16),
-        BlockFormat::BF16 => narrow(values, Dtype::BF16),
-        BlockFormat::Q8_0 => {
-            let (count, size) = format.block();
-            assert_eq!(values.len() % count, 0, "values must fill whole blocks");
-            let mut out = Vec::with_capacity(values.len() / count * size);
-            values.chunks_exact(count).for_each(|block| to_q8_0(block, &mut out));
-            out
-        }
-        other => panic!("{other:?} is only read"),
-    }
-}
-
-/// `d` as f16, then 32 signed bytes `round(x / d)`, with `d` the largest magnitude by 127.
-fn to_q8_0(block: &[f32], out: &mut Vec<u8>) {
-    let largest = block.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
-    let scale = largest / 127.0;
-    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    out.extend(f16::from_f32(scale).to_le_bytes());
-    // Half away from zero, as `roundf`; within a byte, since no magnitude is larger than the largest.
-    out.extend(block.iter().map(|x| (x * inverse).round() as i8 as u8));
 }
 
 fn half_at(block: &[u8], at: usize) -> f32 {
@@ -293,6 +262,7 @@ fn q6_k(block: &[u8], out: &mut Vec<f32>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::narrow;
 
     #[test]
     fn golden_blocks() {

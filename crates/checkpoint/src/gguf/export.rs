@@ -5,13 +5,14 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::BlockFormat;
-use super::blocks::quantize;
 use super::convert::gguf_name;
+use super::file_type::Mixture;
+use super::quantize::quantize;
 use super::vocabulary::vocabulary;
 use super::writer::{GgufSpec, Metadata, write};
+use super::{BlockFormat, FileType};
 use crate::{
-    Checkpoint, CheckpointError, Family, ModelConfig, Module, Norms, Result, RopeScaling,
+    Checkpoint, CheckpointError, Dtype, Family, ModelConfig, Module, Norms, Result, RopeScaling,
     TensorView,
 };
 
@@ -27,28 +28,25 @@ pub struct ExportReport {
 }
 
 /// Turns the folder of a Llama, Mistral, Qwen2 or Qwen3 model into the GGUF file `target`: its configuration, tokenizer and
-/// chat template as metadata, matrices in `format`, all else in F32.
+/// chat template as metadata, matrices as llama.cpp stores them in a file of `file_type`, all else in F32.
 ///
 /// Rows of q and k are put into rotary pairs where llama.cpp wants them so. A matrix whose rows are no whole number of blocks
-/// is stored in F16. `observe` sees how many of how many tensors are written.
+/// is stored in smaller blocks, or in F16. `observe` sees how many of how many tensors are written.
 ///
 /// # Errors
 ///
-/// If the model or its tokenizer is of a kind that is not written, `format` cannot be, `target` exists, or the disk refuses.
+/// If the model or its tokenizer is of a kind that is not written, a matrix to be quantised holds a number that is not
+/// finite, `target` exists, or the disk refuses.
 pub fn export(
     folder: &Path,
     target: &Path,
-    format: BlockFormat,
+    file_type: FileType,
     observe: &mut dyn FnMut(usize, usize),
 ) -> Result<ExportReport> {
     let checkpoint = Checkpoint::open(folder)?;
     let config = checkpoint.config()?;
     let source = Source { checkpoint: &checkpoint, config, folder };
     let architecture = source.architecture()?;
-    let Some(file_type) = file_type(format) else {
-        return source
-            .fail(format!("the format {format:?} cannot be written; f32, f16, bf16 and q8_0 can"));
-    };
     let mut metadata = source.metadata(architecture, file_type);
     metadata.extend(vocabulary(folder, config)?);
     let mut names: HashMap<String, String> = HashMap::new();
@@ -57,13 +55,10 @@ pub fn export(
         let (name, shape) = ("rope_freqs.weight".to_owned(), vec![factors.len()]);
         specs.push(GgufSpec { name, shape, format: BlockFormat::F32 });
     }
+    let mixture = Mixture::new(file_type, config);
     for (name, shape) in config.tensors() {
         let stored = gguf_name(&name);
-        let format = match shape.as_slice() {
-            &[_, columns] if columns % format.block().0 == 0 => format,
-            [_, _] => BlockFormat::F16,
-            _ => BlockFormat::F32,
-        };
+        let format = mixture.format(&stored, &shape);
         specs.push(GgufSpec { name: stored.clone(), shape, format });
         names.insert(stored, name);
     }
@@ -75,26 +70,15 @@ pub fn export(
             return source.tensor(name, spec.format);
         }
         let factors = source.rope_factors().unwrap_or_default();
-        Ok(quantize(&factors, BlockFormat::F32))
+        Ok(crate::narrow(&factors, Dtype::F32))
     })?;
     Ok(ExportReport {
         architecture: architecture.to_owned(),
         num_layers: config.num_layers,
         parameters: config.parameters(),
-        format: format!("{format:?}").to_lowercase(),
+        format: file_type.name().to_owned(),
         size_bytes: fs_err::metadata(target)?.len(),
     })
-}
-
-/// llama.cpp's number for a file mostly of a format.
-fn file_type(format: BlockFormat) -> Option<u32> {
-    match format {
-        BlockFormat::F32 => Some(0),
-        BlockFormat::F16 => Some(1),
-        BlockFormat::Q8_0 => Some(7),
-        BlockFormat::BF16 => Some(32),
-        _ => None,
-    }
 }
 
 struct Source<'a> {
@@ -140,7 +124,7 @@ impl Source<'_> {
         }
     }
 
-    fn metadata(&self, architecture: &str, file_type: u32) -> Vec<(String, Metadata)> {
+    fn metadata(&self, architecture: &str, file_type: FileType) -> Vec<(String, Metadata)> {
         let Self { config, folder, .. } = self;
         let name = folder.canonicalize().unwrap_or_else(|_| (*folder).to_owned());
         let name = name.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -163,7 +147,7 @@ impl Source<'_> {
             own("attention.layer_norm_rms_epsilon", Metadata::F32(config.rms_norm_eps as f32)),
             own("attention.key_length", count(config.head_dim)),
             own("attention.value_length", count(config.head_dim)),
-            ("general.file_type".to_owned(), Metadata::U32(file_type)),
+            ("general.file_type".to_owned(), Metadata::U32(file_type.code())),
         ];
         if architecture == "llama" {
             all.push(own("vocab_size", count(config.vocab_size)));
@@ -215,7 +199,11 @@ impl Source<'_> {
         let mut out = Vec::new();
         for row in 0..rows {
             let values = crate::widen(&bytes[source_row(row) * size..][..size], dtype);
-            out.extend(quantize(&values, format));
+            out.extend(quantize(&values, format).ok_or_else(|| CheckpointError::Unpackable {
+                path: self.folder.to_owned(),
+                name: name.to_owned(),
+                format: format!("{format:?}"),
+            })?);
         }
         Ok(out)
     }
@@ -268,11 +256,11 @@ mod tests {
         let folder = testkit::temporary_folder();
         let at = |name: &str| folder.path().join(name);
         testkit::tiny_checkpoint(&at("model"));
-        let error = export(&at("model"), &at("x.gguf"), BlockFormat::F32, &mut |_, _| {});
+        let error = export(&at("model"), &at("x.gguf"), FileType::F32, &mut |_, _| {});
         assert!(error.unwrap_err().to_string().contains("its tokenizer cannot be written"));
         testkit::cut_words_as_gpt2(&at("model"));
         let report =
-            export(&at("model"), &at("model.gguf"), BlockFormat::F32, &mut |_, _| {}).unwrap();
+            export(&at("model"), &at("model.gguf"), FileType::F32, &mut |_, _| {}).unwrap();
         assert_eq!((report.architecture.as_str(), report.num_layers), ("llama", 6));
         convert(&at("model.gguf"), &at("back"), u64::MAX, &mut |_, _| {}).unwrap();
         let (source, found) =
@@ -283,14 +271,11 @@ mod tests {
             (theirs.num_layers, &theirs.ropes, theirs.rms_norm_eps)
         );
         for view in source.weights().iter() {
-            let expected = crate::narrow(&view.to_f32().unwrap(), crate::Dtype::BF16);
+            let expected = crate::narrow(&view.to_f32().unwrap(), Dtype::BF16);
             assert!(found.tensor(view.name()).unwrap().bytes() == expected, "{}", view.name());
         }
-        let error = export(&at("model"), &at("model.gguf"), BlockFormat::F32, &mut |_, _| {});
+        let error = export(&at("model"), &at("model.gguf"), FileType::F32, &mut |_, _| {});
         assert!(matches!(error, Err(CheckpointError::Exists { .. })));
-        let error = export(&at("model"), &at("k.gguf"), BlockFormat::Q4_K, &mut |_, _| {});
-        assert!(error.unwrap_err().to_string().contains("f32, f16, bf16 and q8_0 can"));
-        assert!(!at("k.gguf").exists());
     }
 
     /// Each value within half a step of its block's scale, which is rounded to f16.
@@ -300,7 +285,7 @@ mod tests {
         let at = |name: &str| folder.path().join(name);
         testkit::tiny_checkpoint(&at("model"));
         testkit::cut_words_as_gpt2(&at("model"));
-        export(&at("model"), &at("q.gguf"), BlockFormat::Q8_0, &mut |_, _| {}).unwrap();
+        export(&at("model"), &at("q.gguf"), FileType::Q8_0, &mut |_, _| {}).unwrap();
         let file = GgufFile::open(&at("q.gguf")).unwrap();
         let pre = &file.metadata["tokenizer.ggml.pre"];
         assert_eq!(pre, &GgufValue::Text("gpt-2".into()));
@@ -315,6 +300,54 @@ mod tests {
             let near = |(x, y): (&f32, &f32)| (x - y).abs() <= largest / 127.0 * 0.58;
             assert!(found.iter().zip(expected).all(near));
         }
+    }
+
+    /// Rows of 64 and 128 are no whole blocks of 256, so that smaller blocks take their place.
+    #[test]
+    fn a_mixture_of_formats() {
+        let folder = testkit::temporary_folder();
+        let at = |name: &str| folder.path().join(name);
+        testkit::tiny_checkpoint(&at("model"));
+        testkit::cut_words_as_gpt2(&at("model"));
+        let report = export(&at("model"), &at("k.gguf"), FileType::Q4_K_M, &mut |_, _| {}).unwrap();
+        assert_eq!(report.format, "q4_k_m");
+        let file = GgufFile::open(&at("k.gguf")).unwrap();
+        assert_eq!(file.metadata["general.file_type"].as_count(), Some(15));
+        for (name, format) in [
+            ("token_embd.weight", BlockFormat::Q5_0),
+            ("output.weight", BlockFormat::Q8_0),
+            ("output_norm.weight", BlockFormat::F32),
+            ("blk.0.attn_v.weight", BlockFormat::Q5_0),
+            ("blk.2.attn_v.weight", BlockFormat::Q8_0),
+            ("blk.5.ffn_down.weight", BlockFormat::Q8_0),
+            ("blk.5.ffn_up.weight", BlockFormat::Q5_0),
+        ] {
+            assert_eq!(file.tensors[name].format, format, "{name}");
+        }
+        convert(&at("k.gguf"), &at("back"), u64::MAX, &mut |_, _| {}).unwrap();
+    }
+
+    #[test]
+    fn what_is_not_finite_is_refused() {
+        let folder = testkit::temporary_folder();
+        let at = |name: &str| folder.path().join(name);
+        testkit::tiny_checkpoint(&at("model"));
+        testkit::cut_words_as_gpt2(&at("model"));
+        let (name, path) = ("model.layers.3.mlp.up_proj.weight", at("model/model.safetensors"));
+        let mut bytes = fs_err::read(&path).unwrap();
+        let size = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + size]).unwrap();
+        let begin = header[name]["data_offsets"][0].as_u64().unwrap() as usize;
+        bytes[8 + size + begin + 400..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+        fs_err::write(&path, bytes).unwrap();
+        let error = export(&at("model"), &at("k.gguf"), FileType::Q4_K_M, &mut |_, _| {});
+        let error = error.unwrap_err().to_string();
+        let expected = format!(
+            "`{name}` holds a number that is infinite, NaN or too large, which Q5_0 cannot"
+        );
+        assert!(error.contains(&expected), "{error}");
+        assert!(!at("k.gguf").exists());
+        export(&at("model"), &at("f.gguf"), FileType::F16, &mut |_, _| {}).unwrap();
     }
 
     #[test]

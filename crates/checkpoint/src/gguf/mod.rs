@@ -3,6 +3,8 @@
 mod blocks;
 mod convert;
 mod export;
+mod file_type;
+mod quantize;
 mod reader;
 mod tokenizer;
 mod vocabulary;
@@ -11,4 +13,5 @@ mod writer;
 pub use blocks::{BlockFormat, dequantize};
 pub use convert::{ConvertReport, convert};
 pub use export::{ExportReport, export};
+pub use file_type::FileType;
 pub use reader::{GgufFile, GgufTensor, GgufValue};

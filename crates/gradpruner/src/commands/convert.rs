@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use checkpoint::gguf::{BlockFormat, convert, export};
+use checkpoint::gguf::{FileType, convert, export};
 use checkpoint::locate;
 use clap::ValueEnum;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use pipeline::{Event, Stage};
 
 use crate::arguments::size;
@@ -14,20 +15,20 @@ use crate::printer::{Outcome, Printer};
 /// Turn a GGUF file into a folder in Hugging Face layout, or such a folder into a GGUF file.
 ///
 /// From a GGUF file, weights are dequantised to BF16; config, tokenizer and chat template come from the file's own
-/// metadata. To a GGUF file, matrices are stored as --type says and all else as F32.
+/// metadata. To a GGUF file, matrices are stored as llama.cpp stores them in a file of --type, all else as F32.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   gradpruner convert SmolLM2-135M-Instruct.Q4_1.gguf --out SmolLM2-135M
-  gradpruner convert run/merged --to gguf --type q8_0 --out pruned.gguf")]
+  gradpruner convert run/merged --to gguf --type q4_k_m --out pruned.gguf")]
 pub(crate) struct ConvertArgs {
     /// The GGUF file, or with --to gguf a model: a folder in Hugging Face layout, or a hub name
     what: String,
     /// Format to convert to
     #[arg(long, default_value = "folder")]
     to: Target,
-    /// Type of the matrices in a GGUF file
-    #[arg(long, default_value = "bf16")]
-    r#type: Packing,
+    /// Type of the GGUF file, as llama-quantize names it
+    #[arg(long, default_value = "bf16", value_parser = file_type())]
+    r#type: FileType,
     /// Folder for the checkpoint, or the GGUF file to write
     #[arg(long)]
     out: PathBuf,
@@ -43,25 +44,10 @@ enum Target {
     Gguf,
 }
 
-/// How matrices are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Packing {
-    F32,
-    F16,
-    Bf16,
-    #[value(name = "q8_0")]
-    Q8,
-}
-
-impl Packing {
-    fn format(self) -> BlockFormat {
-        match self {
-            Self::F32 => BlockFormat::F32,
-            Self::F16 => BlockFormat::F16,
-            Self::Bf16 => BlockFormat::BF16,
-            Self::Q8 => BlockFormat::Q8_0,
-        }
-    }
+/// The types that can be written, by their names.
+fn file_type() -> impl TypedValueParser<Value = FileType> {
+    PossibleValuesParser::new(FileType::ALL.map(FileType::name))
+        .try_map(|name| FileType::from_name(&name).ok_or("no such type"))
 }
 
 pub(crate) fn run(args: ConvertArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
@@ -100,13 +86,13 @@ fn to_folder(
 fn to_gguf(
     model: &str,
     out: &Path,
-    packing: Packing,
+    file_type: FileType,
     printer: &mut Printer,
 ) -> anyhow::Result<Outcome> {
     let folder = locate(model)?;
     printer.event(Event::Started(Stage::Convert));
     let mut observe = |done, total| printer.event(Event::Tensors { done, total });
-    let report = export(&folder, out, packing.format(), &mut observe)?;
+    let report = export(&folder, out, file_type, &mut observe)?;
     let text = format!(
         "{} of {} layers, {:.1} M parameters, matrices in {}, {:.0} MB, written to {}",
         report.architecture,
