@@ -10,6 +10,7 @@ mod data;
 mod errors;
 mod files;
 mod hub;
+mod processes;
 mod race;
 mod run;
 mod support;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use checkpoint::CheckpointError;
+use collective::CollectiveError;
 use dataset::{DatasetError, Place};
 use evidence::EvidenceError;
 
@@ -19,6 +20,8 @@ pub enum FinetuneError {
     Dataset(#[from] DatasetError),
     #[error(transparent)]
     Evidence(#[from] EvidenceError),
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
     #[error("libtorch refused an operation")]
     Torch(#[from] tch::TchError),
     #[error("no CUDA device can be used: {0}; take `--device cpu`, or see `gradpruner doctor`")]

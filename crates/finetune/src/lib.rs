@@ -38,6 +38,7 @@ mod product;
 mod rate;
 mod reconstruct;
 mod record_sink;
+mod replicas;
 mod rope;
 mod run_errors;
 mod save;
@@ -52,6 +53,7 @@ mod walk;
 mod weight;
 
 pub use collect::{CollectSettings, Collected, Listeners, SENSITIVITY_ROWS, collect};
+pub use collective::{CollectiveError, Group, processes};
 pub use decoder::{KvCache, Model};
 pub use device::{ComputeChoice, ComputeType, DeviceChoice, num_threads, usable_gpus};
 pub use discrepancy::Discrepancy;

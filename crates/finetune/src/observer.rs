@@ -58,6 +58,11 @@ pub(crate) trait Observer {
         Ok(())
     }
 
+    /// Sees that a backward pass has gathered all that it adds to the gradients of a layer.
+    fn gathered(&mut self, _layer: usize) -> Result<()> {
+        Ok(())
+    }
+
     /// Sees a linear weight of a backward pass, if it wants gradients.
     fn weight(&mut self, _: &WeightPass<'_>) -> Result<()> {
         Ok(())

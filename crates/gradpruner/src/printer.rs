@@ -38,6 +38,11 @@ impl Outcome {
     ) -> anyhow::Result<Self> {
         Ok(Self { text: text.into(), json: serde_json::to_value(result)? })
     }
+
+    /// No result, where another process of a group prints it.
+    pub(crate) fn nothing() -> Self {
+        Self { text: String::new(), json: serde_json::Value::Null }
+    }
 }
 
 /// The bar on the screen, if any; log lines have to go above it.
@@ -97,9 +102,18 @@ impl Printer {
         }
     }
 
+    /// Says nothing from here on, where another process of a group does.
+    pub(crate) fn be_quiet(&mut self) {
+        self.quiet = true;
+        self.screen = false;
+    }
+
     /// Prints a command's result.
     pub(crate) fn outcome(&mut self, outcome: &Outcome) -> ExitCode {
         clear();
+        if outcome.json.is_null() {
+            return ExitCode::SUCCESS;
+        }
         let text = if self.json { format!("{:#}", outcome.json) } else { outcome.text.clone() };
         self.write(&format!("{}\n", text.trim_end()));
         match self.broken.take() {

@@ -97,6 +97,7 @@ impl Model {
                 below: number > lowest || self.embedding.trains(),
             };
             gradient = layer.backward(&descent, observer)?;
+            observer.gathered(number)?;
         }
         if let Some(gradient) = gradient {
             self.embedding.gather(|| {

@@ -13,6 +13,7 @@ mod teacher;
 #[cfg(test)]
 mod tests;
 
+use dataset::Example;
 use serde::{Deserialize, Serialize};
 
 use crate::loss::{Objective, PassSums};
@@ -136,6 +137,18 @@ pub(crate) struct Scales {
     pub(crate) labelled: f64,
     /// One by those of their tokens that are not the first of a row; 0 if there are none.
     pub(crate) later: f64,
+}
+
+impl Scales {
+    /// Of all of a step's rows.
+    pub(crate) fn of(examples: &[&Example]) -> Self {
+        let sum = |of: fn(&Example) -> usize| examples.iter().map(|row| of(row)).sum::<usize>();
+        let later = sum(|row| row.tokens.len().saturating_sub(1));
+        Self {
+            labelled: 1.0 / sum(Example::learned) as f64,
+            later: if later == 0 { 0.0 } else { 1.0 / later as f64 },
+        }
+    }
 }
 
 impl Lesson<'_> {

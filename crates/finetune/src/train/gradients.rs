@@ -43,11 +43,19 @@ pub(crate) fn backward(
     passes: Passes<'_>,
     observer: &mut dyn Observer,
 ) -> Result<Gathered> {
-    let labels: usize = examples.iter().map(|example| example.learned()).sum();
-    let later: usize = examples.iter().map(|example| example.tokens.len().saturating_sub(1)).sum();
-    let scale = 1.0 / labels as f64;
-    let scales =
-        Scales { labelled: scale, later: if later == 0 { 0.0 } else { 1.0 / later as f64 } };
+    backward_part(model, examples, Scales::of(examples), passes, observer)
+}
+
+/// As [`backward`], of some of a step's rows: what is added are the parts of the means over all of them, which `scales`
+/// are of.
+pub(crate) fn backward_part(
+    model: &Model,
+    examples: &[&Example],
+    scales: Scales,
+    passes: Passes<'_>,
+    observer: &mut dyn Observer,
+) -> Result<Gathered> {
+    let scale = scales.labelled;
     let (mut loss, mut tokens, mut all) = (0.0, 0, PassSums::default());
     for rows in examples.chunks(passes.batch_rows) {
         // Rows of like length side by side: attention pads them to one another.

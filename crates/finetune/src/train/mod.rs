@@ -9,23 +9,26 @@ mod settings;
 pub(crate) mod tests;
 
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use checkpoint::{StepReport, remove_if_there};
+use collective::Group;
 use dataset::{Encoded, Example, Sampler};
 
 use crate::decoder::{Frozen, Trainable};
 use crate::distil::Distillation;
 use crate::observer::{Nobody, Observer};
 use crate::optimizer::AdamW;
+use crate::replicas::Replicas;
 use crate::state::{self, Source};
 use crate::stop;
 use crate::{DistilSettings, DistilTerms, FinetuneError, Model, Result, RunScale, Teacher};
 
 pub use continuation::Continuation;
-use gradients::{Gathered, adapter_gradients};
-pub(crate) use gradients::{Passes, backward};
+use gradients::adapter_gradients;
+pub(crate) use gradients::{Gathered, Passes, backward, backward_part};
 pub use recipe::Difference;
 use recipe::Recipe;
 pub use report::{GradientSink, Gradients, KeptStep, StepMetrics, TrainReport};
@@ -42,6 +45,8 @@ pub struct Trainer {
     /// What a saved state must agree with to be taken up again.
     recipe: Recipe,
     distillation: Option<Distillation>,
+    /// The other processes that train with this one.
+    replicas: Option<Replicas>,
     /// The step it began at: another training's, if it went on from one.
     begun: usize,
     step: usize,
@@ -90,8 +95,19 @@ impl Trainer {
         let frozen = (model.frozen == Frozen::InFourBits).then_some("nf4");
         let recipe = Recipe::of(&settings, model.config().num_layers, &data.examples);
         let recipe = recipe.with_frozen(frozen);
-        let (distillation, begun, step) = (None, 0, 0);
-        Ok(Self { model, settings, data, sampler, adamw, recipe, distillation, begun, step })
+        let (distillation, replicas, begun, step) = (None, None, 0, 0);
+        Ok(Self {
+            model,
+            settings,
+            data,
+            sampler,
+            adamw,
+            recipe,
+            distillation,
+            replicas,
+            begun,
+            step,
+        })
     }
 
     /// Lets a teacher have a part in the loss of all steps from here on:
@@ -114,6 +130,24 @@ impl Trainer {
         let steps = self.begun..self.total_steps();
         self.recipe.teach(distillation.settings(), distillation.identity()?, steps);
         self.distillation = Some(distillation);
+        Ok(self)
+    }
+
+    /// Trains together with the other processes of a group, each of which has the same model, rows and settings: every
+    /// step's rows are dealt out among them, and the gradients are summed while the backward pass goes on. Steps and
+    /// results are those of one process that takes all rows, but for the order of the sums. The first process saves.
+    ///
+    /// # Errors
+    ///
+    /// [`FinetuneError::Settings`] if a teacher teaches.
+    pub fn with_group(mut self, group: Rc<Group>) -> Result<Self> {
+        if self.distillation.is_some() {
+            let what =
+                "a teacher teaches one process alone; leave out --distil, or start one process";
+            return Err(FinetuneError::Settings(what.into()));
+        }
+        let layers = self.model.config().num_layers;
+        self.replicas = Some(Replicas::new(group, &self.adamw.slots, layers));
         Ok(self)
     }
 
@@ -201,6 +235,10 @@ impl Trainer {
             saved.restore(&mut self.adamw, &Source::of)?;
             self.step = saved.step;
         }
+        if let Some(replicas) = &self.replicas {
+            // Before the first of them writes there.
+            replicas.require_step(self.step)?;
+        }
         let mut sink = sink;
         let (mut tokens, mut last_loss, mut saved) = (0, f64::NAN, Instant::now());
         while self.step < until.min(self.total_steps()) {
@@ -223,7 +261,8 @@ impl Trainer {
                 Some(steps) => self.step.is_multiple_of(steps),
                 None => saved.elapsed() > SAVE_EVERY,
             };
-            let stops = stop::is_asked() && self.step < self.total_steps();
+            let asked = self.replicas.as_ref().map_or_else(stop::is_asked, Replicas::stops);
+            let stops = asked && self.step < self.total_steps();
             match saves {
                 Some(folder) if due || stops => {
                     self.save(folder)?;
@@ -278,12 +317,16 @@ impl Trainer {
         Ok(remove_if_there(folder)?)
     }
 
-    /// Leaves the state as it is in `folder`, for [`Trainer::go_on`] and [`Trainer::run`].
+    /// Leaves the state as it is in `folder`, for [`Trainer::go_on`] and [`Trainer::run`]; of several processes, the first
+    /// one does.
     ///
     /// # Errors
     ///
     /// If the disk refuses.
     pub fn save(&self, folder: &Path) -> Result<()> {
+        if self.replicas.as_ref().is_some_and(|replicas| !replicas.writes()) {
+            return Ok(());
+        }
         state::save(folder, self.step, &self.recipe, &self.adamw)
     }
 
@@ -349,7 +392,10 @@ impl Trainer {
         let total = self.total_steps();
         let lesson = self.distillation.as_ref().map(|of| of.at(self.step, self.begun, total));
         let passes = Passes { batch_rows, keep: self.settings.keep(), lesson };
-        let Gathered { loss, distil, tokens } = backward(&self.model, &examples, passes, observer)?;
+        let Gathered { loss, distil, tokens } = match &self.replicas {
+            Some(replicas) => replicas.backward(&self.model, &examples, passes)?,
+            None => backward(&self.model, &examples, passes, observer)?,
+        };
         self.require_finite("loss", loss, &rows)?;
         if let Some(DistilTerms { objective, .. }) = distil {
             self.require_finite("loss with the teacher's part", objective, &rows)?;

@@ -1,9 +1,11 @@
 //! `gradpruner finetune`.
 
 use std::path::PathBuf;
+use std::rc::Rc;
 
 use anyhow::Context;
 use checkpoint::locate;
+use finetune::Group;
 use pipeline::{
     EncodedRows, Event, FinetuneMethod, FinetuneSettings, FinetuneTarget, HeldOut, LogTargets,
     Named, Stage, StageContext, TeacherOf, TeacherSettings, check_outputs, finetune_model,
@@ -18,7 +20,8 @@ use crate::stages::kept_text;
 /// Fine-tune a model, by LoRA or in full.
 ///
 /// LoRA writes an adapter in PEFT format, full fine-tuning a whole checkpoint. If interrupted, the
-/// same command resumes after the last saved step.
+/// same command resumes after the last saved step. Under torchrun several processes share each
+/// step's rows.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   gradpruner finetune --model pruned --train train.jsonl --epochs 3 --out adapter")]
@@ -79,6 +82,11 @@ pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<O
         compute,
     } = args;
     let context = || format!("cannot fine-tune `{model}` on `{}`", train.display());
+    let group = Group::from_env().with_context(context)?.map(Rc::new);
+    let is_first = group.as_ref().is_none_or(|group| group.rank() == 0);
+    if !is_first {
+        printer.be_quiet();
+    }
     printer.event(Event::Started(Stage::Finetune));
     let folder = locate(&model).with_context(context)?;
     let outputs = [
@@ -98,6 +106,7 @@ pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<O
         shard_bytes: shard_size,
         log: LogTargets { lines: metrics.as_deref(), events: tensorboard.as_deref() },
         stage: Stage::Finetune,
+        group,
     };
     let (training, compute) = (training.settings(method), compute.settings());
     let stage = StageContext {
@@ -119,6 +128,9 @@ pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<O
         FinetuneSettings { method, training: &training, teacher: teacher.as_ref(), cut: None };
     let observe = &mut |event| printer.event(event);
     let report = finetune_model(stage, settings, &target, observe).with_context(context)?;
+    if !is_first {
+        return Ok(Outcome::nothing());
+    }
     let kept = report.kept.map(|kept| format!("\n{}", kept_text(kept))).unwrap_or_default();
     let text = format!(
         "{} steps on {} rows, {} trained parameters, {:.0} tokens/s, last loss {:.4}{kept}\nwritten to {}",

@@ -16,6 +16,7 @@ mod prune;
 mod run;
 mod score;
 
+use ::finetune::processes;
 use anyhow::bail;
 use evidence::Need;
 use selection::Criterion;
@@ -56,6 +57,12 @@ pub(crate) enum Command {
 
 impl Command {
     pub(crate) fn run(self, printer: &mut Printer) -> anyhow::Result<Outcome> {
+        if !matches!(self, Self::Finetune(_)) && processes()? > 1 {
+            bail!(
+                "`WORLD_SIZE` says that several processes work together, and only `finetune` does so; start this command \
+                 once, without torchrun"
+            );
+        }
         match self {
             Self::Run(args) => run::run(*args, printer),
             Self::Compare(args) => compare::run(*args, printer),

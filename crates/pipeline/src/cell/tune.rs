@@ -45,6 +45,7 @@ impl Stages<'_> {
             shard_bytes: self.settings.shard_bytes,
             log: self.log,
             stage,
+            group: None,
         };
         let training = self.training_on(collected, base)?;
         let teacher = self.teacher(collected, base, observe)?;

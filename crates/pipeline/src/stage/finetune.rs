@@ -1,10 +1,11 @@
 //! Fine-tuning, from a model's folder to an adapter or a checkpoint.
 
 use std::path::PathBuf;
+use std::rc::Rc;
 
 use ::finetune::{
-    Continuation, LoraAndLayers, Method, RunScale, Teacher, TrainReport, TrainSettings, Trainer,
-    save_adapter, save_checkpoint,
+    Continuation, Group, LoraAndLayers, Method, RunScale, Teacher, TrainReport, TrainSettings,
+    Trainer, save_adapter, save_checkpoint,
 };
 use checkpoint::{CheckpointError, ModelConfig, require_companions};
 
@@ -90,6 +91,8 @@ pub struct FinetuneTarget<'a> {
     pub log: LogTargets<'a>,
     /// The stage they are logged under.
     pub stage: Stage,
+    /// The processes that train together; the first one writes.
+    pub group: Option<Rc<Group>>,
 }
 
 /// Fine-tunes a model folder on data.
@@ -116,7 +119,16 @@ pub fn finetune_model(
         require_companions(model)?;
     }
     let mut trainer = trainer(context, settings, target.from.as_ref(), observe)?;
-    let mut log = Log::new(target.log, target.stage);
+    let writes = target.group.as_ref().is_none_or(|group| group.rank() == 0);
+    if let Some(group) = &target.group {
+        if settings.training.validation.is_some() {
+            let what = "one process alone looks at rows as it trains; leave out --eval-every, or start one process";
+            return Err(PipelineError::Settings(what.into()));
+        }
+        trainer = trainer.with_group(Rc::clone(group))?;
+    }
+    let targets = if writes { target.log } else { LogTargets::default() };
+    let mut log = Log::new(targets, target.stage);
     let training = settings.training;
     let report = match training.validation {
         Some(validation) => {
@@ -129,6 +141,9 @@ pub fn finetune_model(
         })?,
     };
     log.finish()?;
+    if !writes {
+        return Ok(report);
+    }
     let tuned = trainer.into_model();
     if let Some(merged) = &target.merged {
         save_checkpoint(&tuned, merged, target.shard_bytes)?;

@@ -1,0 +1,91 @@
+// A process group of c10d as a few C functions. Each that can fail returns null, or what went wrong, to be freed by
+// `collective_free`.
+
+#include <cstring>
+#include <exception>
+
+#include <ATen/ops/from_blob.h>
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+
+namespace {
+
+template <typename F>
+char* caught(F&& body) {
+  try {
+    body();
+    return nullptr;
+  } catch (const c10::Error& error) {
+    return strdup(error.what_without_backtrace());
+  } catch (const std::exception& error) {
+    return strdup(error.what());
+  } catch (...) {
+    return strdup("an unknown error");
+  }
+}
+
+struct Group {
+  c10::intrusive_ptr<c10d::ProcessGroupGloo> gloo;
+};
+
+struct Work {
+  c10::intrusive_ptr<c10d::Work> work;
+};
+
+} // namespace
+
+extern "C" {
+
+void collective_free(char* error) {
+  free(error);
+}
+
+// Meets the others at host:port, where `serves` says whether this process keeps the store.
+char* collective_open(
+    const char* host,
+    uint16_t port,
+    bool serves,
+    const char* prefix,
+    int rank,
+    int size,
+    uint64_t timeout_seconds,
+    Group** out) {
+  return caught([&] {
+    const std::chrono::milliseconds timeout(timeout_seconds * 1000);
+    c10d::TCPStoreOptions options;
+    options.port = port;
+    options.isServer = serves;
+    options.numWorkers = static_cast<size_t>(size);
+    options.waitWorkers = false; // The group itself waits for all.
+    options.timeout = timeout;
+    auto tcp = c10::make_intrusive<c10d::TCPStore>(host, options);
+    auto store = c10::make_intrusive<c10d::PrefixStore>(prefix, tcp);
+    auto settings = c10d::ProcessGroupGloo::Options::create(timeout);
+    settings->devices.push_back(c10d::ProcessGroupGloo::createDefaultDevice());
+    auto gloo = c10::make_intrusive<c10d::ProcessGroupGloo>(store, rank, size, settings);
+    *out = new Group{std::move(gloo)};
+  });
+}
+
+void collective_close(Group* group) {
+  caught([&] { delete group; });
+}
+
+// Begins to sum numbers over all processes, in place: they must stay where they are until `collective_wait` is back.
+char* collective_start_sum(Group* group, void* numbers, int64_t count, bool is_double, Work** out) {
+  return caught([&] {
+    const auto type = is_double ? at::kDouble : at::kFloat;
+    std::vector<at::Tensor> tensors{at::from_blob(numbers, {count}, type)};
+    *out = new Work{group->gloo->allreduce(tensors, c10d::AllreduceOptions())};
+  });
+}
+
+// Waits for a sum and frees its handle.
+char* collective_wait(Work* work) {
+  auto error = caught([&] { work->work->wait(); });
+  caught([&] { delete work; });
+  return error;
+}
+
+} // extern "C"

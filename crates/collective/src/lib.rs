@@ -1,0 +1,149 @@
+//! Sums over processes: a process group of libtorch's c10d with Gloo, as `torchrun` starts its members.
+//!
+//! ```no_run
+//! use gradpruner_collective::Group;
+//!
+//! // `torchrun --no-python --nproc-per-node 2 PROGRAM` sets the variables; without them there is one process.
+//! if let Some(group) = Group::from_env()? {
+//!     let own = vec![1.0_f32 + group.rank() as f32];
+//!     let under_way = group.start_sum(own)?;
+//!     // … something else meanwhile …
+//!     assert_eq!(under_way.wait()?, [3.0]);
+//! }
+//! # Ok::<(), gradpruner_collective::CollectiveError>(())
+//! ```
+
+mod ffi;
+
+use std::env;
+
+use ffi::{Meeting, OpenGroup, Pending};
+
+pub use ffi::Number;
+
+/// What every function here returns.
+pub type Result<T, E = CollectiveError> = std::result::Result<T, E>;
+
+/// Why processes could not work together.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what the fields are")]
+#[non_exhaustive]
+pub enum CollectiveError {
+    #[error(
+        "`WORLD_SIZE` says that several processes work together, and `{0}` is not set; start them by torchrun"
+    )]
+    Missing(&'static str),
+    #[error(
+        "the environment variable `{name}` is `{found}`, which it cannot be; start the processes by torchrun"
+    )]
+    Variable { name: &'static str, found: String },
+    #[error("the processes lost each other: {0}; did one of them stop?")]
+    Group(String),
+}
+
+/// Seconds that a process waits for the others.
+const TIMEOUT_SECONDS: u64 = 1800;
+
+/// Processes that sum numbers together. All of them make the same sums in the same order.
+#[derive(Debug)]
+pub struct Group {
+    rank: usize,
+    size: usize,
+    open: OpenGroup,
+}
+
+/// A sum under way; its numbers come back from [`Sum::wait`].
+#[derive(Debug)]
+#[must_use = "the sums come from `wait`"]
+pub struct Sum<T>(Pending<T>);
+
+impl<T> Sum<T> {
+    /// Waits until all processes have added theirs, and returns the sums, the same bits in each.
+    ///
+    /// # Errors
+    ///
+    /// [`CollectiveError::Group`] if a process is gone.
+    pub fn wait(self) -> Result<Vec<T>> {
+        self.0.wait()
+    }
+}
+
+impl Group {
+    /// The group that `torchrun`'s variables describe (`RANK`, `WORLD_SIZE`, `MASTER_ADDR`, `MASTER_PORT`), once all its
+    /// processes are there; `None` if there is one process.
+    ///
+    /// # Errors
+    ///
+    /// [`CollectiveError::Missing`] or [`CollectiveError::Variable`] if the variables do not describe one,
+    /// [`CollectiveError::Group`] if the others do not come within half an hour.
+    pub fn from_env() -> Result<Option<Self>> {
+        let size = processes()?;
+        if size <= 1 {
+            return Ok(None);
+        }
+        let rank: usize = number("RANK")?;
+        if rank >= size {
+            return Err(CollectiveError::Variable { name: "RANK", found: rank.to_string() });
+        }
+        let host = variable("MASTER_ADDR")?;
+        // `torchrun` keeps the store itself and starts the processes again if one fails.
+        let agent = env::var("TORCHELASTIC_USE_AGENT_STORE").is_ok_and(|text| text == "True");
+        let attempt = env::var("TORCHELASTIC_RESTART_COUNT").unwrap_or_default();
+        let open = OpenGroup::meet(&Meeting {
+            host: &host,
+            port: number("MASTER_PORT")?,
+            serves: rank == 0 && !agent,
+            prefix: &format!("gradpruner/{attempt}"),
+            rank,
+            size,
+            timeout_seconds: TIMEOUT_SECONDS,
+        })?;
+        Ok(Some(Self { rank, size, open }))
+    }
+
+    /// The number of this process, counted from 0.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// How many processes there are.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Begins to sum numbers with those of all other processes, as many in each; Gloo's threads do it.
+    ///
+    /// # Errors
+    ///
+    /// [`CollectiveError::Group`] if a process is gone.
+    pub fn start_sum<T: Number>(&self, numbers: Vec<T>) -> Result<Sum<T>> {
+        Ok(Sum(self.open.start_sum(numbers)?))
+    }
+
+    /// As [`Group::start_sum`], and waits.
+    ///
+    /// # Errors
+    ///
+    /// As [`Group::start_sum`].
+    pub fn sum<T: Number>(&self, numbers: Vec<T>) -> Result<Vec<T>> {
+        self.start_sum(numbers)?.wait()
+    }
+}
+
+/// How many processes `WORLD_SIZE` says there are; one if it is not set.
+///
+/// # Errors
+///
+/// [`CollectiveError::Variable`] if it is no number.
+pub fn processes() -> Result<usize> {
+    if env::var_os("WORLD_SIZE").is_none() { Ok(1) } else { number("WORLD_SIZE") }
+}
+
+fn variable(name: &'static str) -> Result<String> {
+    env::var(name).map_err(|_| CollectiveError::Missing(name))
+}
+
+fn number<T: std::str::FromStr>(name: &'static str) -> Result<T> {
+    let found = variable(name)?;
+    found.parse().map_err(|_| CollectiveError::Variable { name, found })
+}

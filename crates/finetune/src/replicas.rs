@@ -1,0 +1,148 @@
+//! One training by several processes: each takes a share of every step's rows, and the gradients are summed.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use collective::{Group, Sum};
+use dataset::Example;
+use tch::{Tensor, no_grad_guard};
+
+use crate::bridge::values;
+use crate::distil::Scales;
+use crate::observer::Observer;
+use crate::optimizer::Slot;
+use crate::train::{Gathered, Passes, backward_part};
+use crate::{FinetuneError, Model, Result, stop};
+
+/// The processes that train the same model on the same rows, and what they tell each other.
+#[derive(Debug)]
+pub(crate) struct Replicas {
+    group: Rc<Group>,
+    /// Gradients that travel together, in the order in which the backward pass is done with them: layer by layer from the
+    /// top, then all else.
+    parcels: Vec<Vec<Tensor>>,
+    /// Whether any process was asked to stop before the last step.
+    stops: Cell<bool>,
+}
+
+impl Replicas {
+    pub(crate) fn new(group: Rc<Group>, slots: &[Slot], num_layers: usize) -> Self {
+        let mut parcels: Vec<Vec<Tensor>> = (0..=num_layers).map(|_| Vec::new()).collect();
+        for slot in slots {
+            let place = layer_of(&slot.name).map_or(num_layers, |layer| num_layers - 1 - layer);
+            parcels[place].push(slot.gradient.shallow_clone());
+        }
+        Self { group, parcels, stops: Cell::new(false) }
+    }
+
+    /// Whether this process writes what the training leaves.
+    pub(crate) fn writes(&self) -> bool {
+        self.group.rank() == 0
+    }
+
+    /// Whether any process was asked to stop before the last step: all stop after the same one.
+    pub(crate) fn stops(&self) -> bool {
+        self.stops.get()
+    }
+
+    /// Checks that all processes are at the same step.
+    ///
+    /// # Errors
+    ///
+    /// [`FinetuneError::Settings`] if they are not.
+    pub(crate) fn require_step(&self, step: usize) -> Result<()> {
+        let (step, size) = (step as f64, self.group.size() as f64);
+        let sums = self.group.sum(vec![step, step * step])?;
+        // The squares' mean is the mean's square only where all are alike.
+        if sums[0] == step * size && sums[1] == step * step * size {
+            return Ok(());
+        }
+        let what = "the processes found the training at different steps: let all see the same folder, or remove what was saved";
+        Err(FinetuneError::Settings(what.into()))
+    }
+
+    /// As [`backward`](crate::train::backward), of all rows, of which this process takes every so-manieth by length; the
+    /// gradients of a layer are on their way while those of the layers below are computed.
+    pub(crate) fn backward(
+        &self,
+        model: &Model,
+        examples: &[&Example],
+        passes: Passes<'_>,
+    ) -> Result<Gathered> {
+        let mut rows = examples.to_vec();
+        rows.sort_by_key(|row| std::cmp::Reverse(row.tokens.len()));
+        let rows = rows.into_iter().skip(self.group.rank()).step_by(self.group.size());
+        let rows: Vec<&Example> = rows.collect();
+        let count = rows.len().div_ceil(passes.batch_rows.max(1));
+        let sums = self.parcels.iter().map(|_| None).collect();
+        let seen = vec![0; self.parcels.len()];
+        let mut exchange = Exchange { of: self, passes: count, seen, sums };
+        let scales = Scales::of(examples);
+        let part = backward_part(model, &rows, scales, passes, &mut exchange)?;
+        exchange.finish(part)
+    }
+}
+
+/// The layer that a trained tensor is in.
+fn layer_of(name: &str) -> Option<usize> {
+    let rest = name.strip_prefix("model.").unwrap_or(name).strip_prefix("layers.")?;
+    rest.split('.').next()?.parse().ok()
+}
+
+/// The sums of one step.
+struct Exchange<'a> {
+    of: &'a Replicas,
+    /// Passes that this process makes.
+    passes: usize,
+    /// How many of these were behind each parcel's layer.
+    seen: Vec<usize>,
+    sums: Vec<Option<Sum<f32>>>,
+}
+
+impl Observer for Exchange<'_> {
+    fn gathered(&mut self, layer: usize) -> Result<()> {
+        let Some(place) = (self.seen.len() - 1).checked_sub(layer + 1) else { return Ok(()) };
+        self.seen[place] += 1;
+        if self.seen[place] == self.passes {
+            self.start(place)?;
+        }
+        Ok(())
+    }
+}
+
+impl Exchange<'_> {
+    fn start(&mut self, place: usize) -> Result<()> {
+        let gradients = &self.of.parcels[place];
+        if gradients.is_empty() || self.sums[place].is_some() {
+            return Ok(());
+        }
+        let _guard = no_grad_guard();
+        let flat = gradients.iter().map(|x| x.f_view(-1)).collect::<Result<Vec<_>, _>>()?;
+        let numbers = values(&Tensor::f_cat(&flat, 0)?)?;
+        self.sums[place] = Some(self.of.group.start_sum(numbers)?);
+        Ok(())
+    }
+
+    /// Waits for all sums, and puts them in the gradients' place.
+    fn finish(mut self, part: Gathered) -> Result<Gathered> {
+        // What no layer announced: all of it, where there were more processes than rows.
+        (0..self.sums.len()).try_for_each(|place| self.start(place))?;
+        let Gathered { loss, tokens, .. } = part;
+        let stops = f64::from(u8::from(stop::is_asked()));
+        let figures = self.of.group.sum(vec![loss, tokens as f64, stops])?;
+        let _guard = no_grad_guard();
+        for (gradients, sum) in self.of.parcels.iter().zip(self.sums) {
+            let Some(sum) = sum else { continue };
+            let flat = Tensor::f_from_slice(&sum.wait()?)?;
+            let mut first = 0;
+            for gradient in gradients {
+                let count = gradient.numel() as i64;
+                let own = flat.f_narrow(0, first, count)?.f_view_as(gradient)?;
+                gradient.shallow_clone().f_copy_(&own)?;
+                first += count;
+            }
+        }
+        self.of.stops.set(figures[2] > 0.0);
+        Ok(Gathered { loss: figures[0], tokens: figures[1] as usize, ..part })
+    }
+}

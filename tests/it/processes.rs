@@ -1,0 +1,129 @@
+//! Training by several processes, as torchrun starts them.
+
+use std::net::TcpListener;
+use std::process::{Child, Stdio};
+
+use crate::support::{Desk, text};
+
+const TRAINING: &str =
+    "--device cpu --dtype f32 --epochs 2 --batch 2 --accumulate 2 --lr 1e-3 --rank 2";
+
+/// A port that nobody listens at.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// The same command in as many processes.
+fn start(desk: &Desk, arguments: &str, size: usize) -> Vec<Child> {
+    let port = free_port();
+    (0..size)
+        .map(|rank| {
+            let mut command = desk.command(arguments);
+            command.env("RANK", rank.to_string()).env("WORLD_SIZE", size.to_string());
+            command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        })
+        .collect()
+}
+
+/// What each process printed, all of which must succeed.
+fn finish(processes: Vec<Child>) -> Vec<String> {
+    let outputs: Vec<_> =
+        processes.into_iter().map(|process| process.wait_with_output().unwrap()).collect();
+    for output in &outputs {
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    }
+    outputs.iter().map(|output| text(&output.stdout)).collect()
+}
+
+fn losses(desk: &Desk, metrics: &str) -> Vec<f64> {
+    let lines = fs_err::read_to_string(desk.at(metrics)).unwrap();
+    let line = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap();
+    lines.lines().map(|text| line(text)["loss"].as_f64().unwrap()).collect()
+}
+
+/// Losses and adapters of one process that takes all rows, by two and by five, of which one has no row in a step of
+/// four. One process writes and prints.
+#[test]
+fn processes_train_as_one_does() {
+    let desk = Desk::new();
+    let command = |out: &str| {
+        format!(
+            "finetune --model model --train train.jsonl {TRAINING} --metrics {out}.jsonl --out {out}"
+        )
+    };
+    desk.run(&command("one"));
+    let expected = losses(&desk, "one.jsonl");
+    for size in [2, 5] {
+        let out = format!("by-{size}");
+        let printed = finish(start(&desk, &command(&out), size));
+        assert!(printed[0].contains("trained parameters"), "{printed:?}");
+        assert!(printed[1..].iter().all(String::is_empty), "{printed:?}");
+        let found = losses(&desk, &format!("{out}.jsonl"));
+        assert_eq!(found.len(), expected.len());
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!((found / expected - 1.0).abs() < 1e-5, "{found} {expected}");
+        }
+        let file = |out: &str| desk.at(out).join("adapter_model.safetensors");
+        for name in testkit::tensor_names(&file("one")) {
+            let [(_, expected), (_, found)] =
+                ["one", &out].map(|out| testkit::tensor_f32(&file(out), &name));
+            let apart = testkit::relative_deviation(&found, &expected);
+            assert!(apart < 1e-3, "{name}: {apart}");
+        }
+    }
+}
+
+/// All processes take up what the first one saved, and end where they would have.
+#[test]
+fn killed_processes_go_on() {
+    let desk = Desk::new();
+    let command = |out: &str| {
+        format!("finetune --model model --train train.jsonl {TRAINING} --save-every 1 --out {out}")
+    };
+    let adapter = |out: &str| fs_err::read(desk.at(out).join("adapter_model.safetensors")).unwrap();
+    finish(start(&desk, &command("whole"), 2));
+    let mut processes = start(&desk, &command("killed"), 2);
+    while !desk.at("killed.state/step-000003").exists() {
+        std::thread::yield_now();
+    }
+    processes.iter_mut().for_each(|process| process.kill().unwrap());
+    processes.iter_mut().for_each(|process| assert!(!process.wait().unwrap().success()));
+    assert!(!desk.at("killed").exists());
+    finish(start(&desk, &command("killed"), 2));
+    assert!(adapter("killed") == adapter("whole"));
+    assert!(!desk.at("killed.state").exists());
+}
+
+/// What cannot be shared is refused, and a group that is not described.
+#[test]
+fn what_takes_one_process_says_so() {
+    let desk = Desk::new();
+    let failure = |arguments: &str, variables: &[(&str, &str)]| {
+        let mut command = desk.command(arguments);
+        command.envs(variables.iter().copied());
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        text(&output.stderr)
+    };
+    let two = [("WORLD_SIZE", "2"), ("RANK", "0")];
+    let found = failure("inspect model", &two);
+    assert!(found.contains("only `finetune` does so"), "{found}");
+    let train = format!("finetune --model model --train train.jsonl {TRAINING} --out a");
+    let found = failure(&train, &two);
+    assert!(found.contains("`MASTER_ADDR` is not set; start them by torchrun"), "{found}");
+    let found = failure(&train, &[("WORLD_SIZE", "many")]);
+    assert!(found.contains("`WORLD_SIZE` is `many`"), "{found}");
+    let port = free_port().to_string();
+    let all =
+        [("WORLD_SIZE", "2"), ("RANK", "2"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", &port)];
+    let found = failure(&train, &all);
+    assert!(found.contains("`RANK` is `2`"), "{found}");
+    let outputs: Vec<_> = start(&desk, &format!("{train} --eval-every 2"), 2)
+        .into_iter()
+        .map(|process| process.wait_with_output().unwrap())
+        .collect();
+    assert!(outputs.iter().all(|output| !output.status.success()));
+    let found = text(&outputs[0].stderr);
+    assert!(found.contains("leave out --eval-every"), "{found}");
+}
