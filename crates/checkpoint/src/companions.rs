@@ -67,7 +67,7 @@ fn companions(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// Where a folder's files may lie: in it, or, if it is a snapshot of the hub's cache, among the
 /// files of its model there, to which the snapshot links.
-fn homes(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn homes(folder: &Path) -> Result<Vec<PathBuf>> {
     let folder = fs_err::canonicalize(folder)?;
     let snapshots = folder.parent().filter(|parent| parent.ends_with("snapshots"));
     let blobs = snapshots.and_then(Path::parent).map(|model| model.join("blobs"));

@@ -124,6 +124,11 @@ pub enum CheckpointError {
     HubAnswer { url: String, what: String },
     #[error("{url}: is not there")]
     HubMissing { url: String },
+    #[error(
+        "the hub did not say whether it committed to `{name}`; look at the repository's page, or push again: what is \
+         there already is not sent again"
+    )]
+    HubCommit { name: String, source: Box<CheckpointError> },
     #[error("`{name}`: {what}")]
     HubData { name: String, what: String },
 }

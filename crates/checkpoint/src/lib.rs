@@ -38,7 +38,10 @@ pub use digest::{sha256_bytes, sha256_file};
 pub use disk::free_disk_bytes;
 pub use dtype::{Dtype, narrow, widen};
 pub use error::CheckpointError;
-pub use hub::{locate, locate_configuration, locate_data};
+pub use hub::{
+    PushEvent, PushReport, PushSettings, Pushed, PushedFile, locate, locate_configuration,
+    locate_data, push,
+};
 pub use json::{read_json, write_json};
 pub use mmap::MappedFile;
 pub use names::{LayerTensor, Module, ModuleName, tensor_name};

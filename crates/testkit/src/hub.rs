@@ -1,7 +1,9 @@
 //! A hub on loopback, as good or as bad as a test wants it.
 
+mod uploads;
+
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,16 +12,22 @@ use serde_json::json;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
+pub use uploads::Uploads;
+
 /// The commit that [`repository`] is at.
 const COMMIT: &str = "00112233445566778899aabbccddeeff00112233";
 
 /// What a client asked.
 #[derive(Debug, Clone)]
 pub struct HubRequest {
+    /// `GET`, `POST` or `PUT`.
+    pub method: String,
     /// The path, as it was sent.
     pub path: String,
     /// Headers, names in lower case.
     pub headers: BTreeMap<String, String>,
+    /// The body, as long as its header says.
+    pub body: Vec<u8>,
 }
 
 /// What the hub says.
@@ -93,15 +101,22 @@ impl FakeHub {
 }
 
 fn read(stream: &TcpStream) -> std::io::Result<HubRequest> {
-    let mut lines = BufReader::new(stream).lines();
-    let first = lines.next().unwrap_or(Ok(String::new()))?;
+    let mut reader = BufReader::new(stream);
+    let mut line = || {
+        let mut text = String::new();
+        reader.read_line(&mut text).map(|_| text.trim_end().to_owned())
+    };
+    let first = line()?;
     let mut headers = BTreeMap::new();
-    for line in lines {
-        let line = line?;
-        let Some((name, value)) = line.split_once(':') else { break };
+    while let Some((name, value)) = line()?.split_once(':') {
         headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
     }
-    Ok(HubRequest { path: first.split(' ').nth(1).unwrap_or_default().to_owned(), headers })
+    let length = headers.get("content-length").and_then(|length| length.parse().ok());
+    let mut body = vec![0; length.unwrap_or(0)];
+    reader.read_exact(&mut body)?; // Nobody is answered whose body breaks off.
+    let mut words = first.split(' ').map(str::to_owned);
+    let mut word = || words.next().unwrap_or_default();
+    Ok(HubRequest { method: word(), path: word(), headers, body })
 }
 
 fn write(mut stream: TcpStream, reply: &HubReply) -> std::io::Result<()> {
@@ -152,15 +167,32 @@ fn contents(bytes: &[u8], range: Option<&str>) -> HubReply {
         _ => HubReply::new(200, bytes),
     };
     let reply = reply.header("x-repo-commit", COMMIT);
-    let hex = |digest: &[u8]| digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    if bytes.len() < 1000 {
-        let git = Sha1::new().chain_update(format!("blob {}\0", bytes.len())).chain_update(bytes);
-        return reply.header("etag", &format!("\"{}\"", hex(&git.finalize())));
+    let checksum = format!("\"{}\"", checksum(bytes));
+    if !is_large(bytes.len()) {
+        return reply.header("etag", &checksum);
     }
     reply
         .header("etag", "\"of-the-cdn\"")
-        .header("x-linked-etag", &format!("\"{}\"", hex(&Sha256::digest(bytes))))
+        .header("x-linked-etag", &checksum)
         .header("x-linked-size", &bytes.len().to_string())
+}
+
+/// Whether a file of this size is a large one.
+fn is_large(size: usize) -> bool {
+    1000 <= size
+}
+
+/// What the hub knows a file by.
+fn checksum(bytes: &[u8]) -> String {
+    if is_large(bytes.len()) {
+        return hex(&Sha256::digest(bytes));
+    }
+    let git = Sha1::new().chain_update(format!("blob {}\0", bytes.len())).chain_update(bytes);
+    hex(&git.finalize())
+}
+
+fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn listing(folder: &Path, prefix: &str) -> Vec<String> {

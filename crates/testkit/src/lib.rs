@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use safetensors::SafeTensors;
 use tempfile::TempDir;
 
-pub use hub::{FakeHub, HubReply, HubRequest, repository};
+pub use hub::{FakeHub, HubReply, HubRequest, Uploads, repository};
 
 /// A folder that is removed when the value is dropped.
 ///

@@ -13,15 +13,15 @@ use super::repository::{Kind, Repository, is_inside, is_plain};
 use super::settings::Settings;
 use crate::{CheckpointError, Result};
 
-const MAX_REDIRECTS: usize = 5;
+pub(super) const MAX_REDIRECTS: usize = 5;
 const LISTING_BYTES: u64 = 64 << 20;
-/// For each of: a connection, the head of an answer, the next bytes of its body.
+/// For each of: a connection, the head of an answer, the next bytes of a body.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 pub(super) struct Client {
-    agent: ureq::Agent,
-    endpoint: Url,
-    token: Option<String>,
+    pub(super) agent: ureq::Agent,
+    pub(super) endpoint: Url,
+    pub(super) token: Option<String>,
 }
 
 /// The last answer after redirects, and what was said of the file on the way there.
@@ -73,6 +73,7 @@ impl Client {
             .timeout_connect(Some(PATIENCE))
             .timeout_recv_response(Some(PATIENCE))
             .timeout_per_read(Some(PATIENCE))
+            .timeout_per_write(Some(PATIENCE))
             .build();
         let bearer = settings.token.as_ref().map(|token| format!("Bearer {token}"));
         let allowed = |byte: u8| byte.is_ascii_graphic() || byte == b' ';
@@ -116,7 +117,7 @@ impl Client {
         self.url(&parts)
     }
 
-    fn url(&self, parts: &[&str]) -> Url {
+    pub(super) fn url(&self, parts: &[&str]) -> Url {
         let mut url = self.endpoint.clone();
         if let Ok(mut path) = url.path_segments_mut() {
             path.pop_if_empty().extend(parts);
@@ -204,7 +205,7 @@ pub(super) fn first_byte(response: &Response<Body>) -> Option<u64> {
     range.split_once('-')?.0.parse().ok()
 }
 
-fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+pub(super) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
@@ -232,7 +233,7 @@ pub(super) fn request_error(url: &Url, source: ureq::Error) -> CheckpointError {
 }
 
 /// Without its query, which may hold a signature, and without a password.
-fn shown(url: &Url) -> String {
+pub(super) fn shown(url: &Url) -> String {
     let mut url = url.clone();
     url.set_query(None);
     let _ = url.set_username("");

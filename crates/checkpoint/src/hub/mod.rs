@@ -1,11 +1,13 @@
 //! Models and data sets by hub name: fetched once, checked, and kept in the cache that Python's
-//! tools share.
+//! tools share; and models pushed there.
 
 mod cache;
 mod client;
 mod data;
 mod download;
+mod push;
 mod repository;
+mod sending;
 mod settings;
 
 use std::path::{Path, PathBuf};
@@ -21,6 +23,7 @@ use crate::other_formats::pickled;
 use crate::{CheckpointError, Result};
 
 pub use data::locate_data;
+pub use push::{PushEvent, PushReport, PushSettings, Pushed, PushedFile, push};
 
 /// The branch that a name alone means.
 const MAIN: &str = "main";

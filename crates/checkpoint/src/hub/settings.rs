@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use crate::{CheckpointError, Result};
 
-const ENDPOINT: &str = "https://huggingface.co";
+/// The hub where no other is named.
+pub(super) const ENDPOINT: &str = "https://huggingface.co";
 
 /// Where the hub and its cache are.
 pub(super) struct Settings {
