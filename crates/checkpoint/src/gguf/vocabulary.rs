@@ -86,7 +86,7 @@ pub(super) fn vocabulary(folder: &Path, config: &ModelConfig) -> Result<Vec<(Str
     Ok(all)
 }
 
-fn optional(path: &Path) -> Result<Value> {
+pub(super) fn optional(path: &Path) -> Result<Value> {
     if path.exists() { read_json(path) } else { Ok(Value::Null) }
 }
 
@@ -186,7 +186,7 @@ fn adds(tokenizer: &Value, side: &str, config: &Value) -> Option<bool> {
     found
 }
 
-fn chat_template(folder: &Path, config: &Value) -> Result<Option<String>> {
+pub(super) fn chat_template(folder: &Path, config: &Value) -> Result<Option<String>> {
     let path = folder.join("chat_template.jinja");
     if path.exists() {
         return Ok(Some(fs_err::read_to_string(path)?));
