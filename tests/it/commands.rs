@@ -436,6 +436,15 @@ fn a_folder_becomes_gguf_and_comes_back() {
     testkit::cut_words_as_gpt2(&desk.at("model"));
     let report = desk.json("convert model --to gguf --type f32 --out model.gguf");
     assert_eq!((&report["architecture"], &report["num_layers"]), (&"llama".into(), &6.into()));
+    assert_eq!(report["modelfile"], "Modelfile");
+    let modelfile = fs_err::read_to_string(desk.at("Modelfile")).unwrap();
+    assert!(modelfile.starts_with("FROM ./model.gguf\n"), "{modelfile}");
+    let other = desk.run("convert model --to gguf --out other.gguf");
+    assert!(
+        other.contains("the Modelfile beside it is another one and was left as it is"),
+        "{other}"
+    );
+    assert_eq!(fs_err::read_to_string(desk.at("Modelfile")).unwrap(), modelfile);
     let report = desk.json("convert model --to gguf --type q4_k_m --out small.gguf");
     assert_eq!(report["format"], "q4_k_m");
     desk.run("convert model.gguf --out back");

@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use checkpoint::gguf::{FileType, convert, export};
-use checkpoint::locate;
+use checkpoint::gguf::{ExportReport, FileType, convert, export, modelfile};
+use checkpoint::{Staging, locate};
 use clap::ValueEnum;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use pipeline::{Event, Stage};
+use serde::Serialize;
 
 use crate::arguments::size;
 use crate::printer::{Outcome, Printer};
@@ -15,7 +16,8 @@ use crate::printer::{Outcome, Printer};
 /// Turn a GGUF file into a folder in Hugging Face layout, or such a folder into a GGUF file.
 ///
 /// From a GGUF file, weights are dequantised to BF16; config, tokenizer and chat template come from the file's own
-/// metadata. To a GGUF file, matrices are stored as llama.cpp stores them in a file of --type, all else as F32.
+/// metadata. To a GGUF file, matrices are stored as llama.cpp stores them in a file of --type, all else as F32; a Modelfile
+/// for Ollama is written beside it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   gradpruner convert SmolLM2-135M-Instruct.Q4_1.gguf --out SmolLM2-135M
@@ -48,6 +50,15 @@ enum Target {
 fn file_type() -> impl TypedValueParser<Value = FileType> {
     PossibleValuesParser::new(FileType::ALL.map(FileType::name))
         .try_map(|name| FileType::from_name(&name).ok_or("no such type"))
+}
+
+/// What a GGUF file came to.
+#[derive(Serialize)]
+struct GgufReport {
+    #[serde(flatten)]
+    file: ExportReport,
+    /// Ollama's file for it; none if another one was there.
+    modelfile: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: ConvertArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
@@ -90,17 +101,35 @@ fn to_gguf(
     printer: &mut Printer,
 ) -> anyhow::Result<Outcome> {
     let folder = locate(model)?;
+    let name = out.file_name().unwrap_or_default().to_string_lossy();
+    let ollama = modelfile(&folder, &name)?;
     printer.event(Event::Started(Stage::Convert));
     let mut observe = |done, total| printer.event(Event::Tensors { done, total });
-    let report = export(&folder, out, file_type, &mut observe)?;
-    let text = format!(
+    let file = export(&folder, out, file_type, &mut observe)?;
+    let modelfile = write_beside(out, &ollama)?;
+    let mut text = format!(
         "{} of {} layers, {:.1} M parameters, matrices in {}, {:.0} MB, written to {}",
-        report.architecture,
-        report.num_layers,
-        report.parameters as f64 / 1e6,
-        report.format,
-        report.size_bytes as f64 / 1e6,
+        file.architecture,
+        file.num_layers,
+        file.parameters as f64 / 1e6,
+        file.format,
+        file.size_bytes as f64 / 1e6,
         out.display()
     );
-    Outcome::new(text, &report)
+    text.push_str(match modelfile {
+        Some(_) => "; for Ollama there is a Modelfile beside it",
+        None => "\nthe Modelfile beside it is another one and was left as it is",
+    });
+    Outcome::new(text, &GgufReport { file, modelfile })
+}
+
+/// Writes Ollama's file beside a GGUF file, unless another one is there; where it is then.
+fn write_beside(gguf: &Path, text: &str) -> anyhow::Result<Option<PathBuf>> {
+    let path = gguf.with_file_name("Modelfile");
+    if path.symlink_metadata().is_ok() {
+        let is_same = path.is_file() && fs_err::read(&path)? == text.as_bytes();
+        return Ok(is_same.then_some(path));
+    }
+    Staging::write(&path, text.as_bytes())?;
+    Ok(Some(path))
 }
