@@ -295,6 +295,7 @@ fn help_has_an_example_for_every_command() {
         "generate",
         "inspect",
         "convert",
+        "push",
         "completions",
     ] {
         let help = desk.run(&format!("{command} --help"));

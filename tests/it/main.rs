@@ -11,6 +11,7 @@ mod errors;
 mod files;
 mod hub;
 mod processes;
+mod push;
 mod race;
 mod run;
 mod support;

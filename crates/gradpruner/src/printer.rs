@@ -147,6 +147,12 @@ impl Printer {
         }
     }
 
+    /// Shows how far a push is; `file` is being sent.
+    pub(crate) fn sending(&mut self, file: &str, done: u64, total: u64) {
+        let megabytes = |bytes: u64| bytes.div_ceil(1_000_000) as usize;
+        self.progress(megabytes(done), megabytes(total), "MB", file);
+    }
+
     /// As [`Printer::event`], where one stage follows another in one process.
     pub(crate) fn stage_event(&mut self, event: Event) {
         if let Event::Started(_) = event {

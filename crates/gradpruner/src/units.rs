@@ -8,6 +8,15 @@ pub(crate) fn bytes_text(bytes: u64) -> String {
     }
 }
 
+/// A file's size, `1.3 GB`, `71 MB`, `2 kB`, `12 bytes`.
+pub(crate) fn file_size_text(bytes: u64) -> String {
+    match bytes {
+        1_000_000.. => bytes_text(bytes),
+        1_000.. => format!("{:.0} kB", bytes as f64 / 1e3),
+        _ => format!("{bytes} bytes"),
+    }
+}
+
 /// A span of time, roughly: `10 min`.
 pub(crate) fn time_text(seconds: f64) -> String {
     match seconds {
@@ -89,6 +98,8 @@ mod tests {
     #[test]
     fn figures_for_people() {
         assert_eq!([1_250_000_000, 71_000_000].map(bytes_text), ["1.2 GB", "71 MB"]);
+        let files = [1_250_000_000, 71_000_000, 1999, 12].map(file_size_text);
+        assert_eq!(files, ["1.2 GB", "71 MB", "2 kB", "12 bytes"]);
         assert_eq!([30.0, 600.0, 7200.0].map(time_text), ["30 s", "10 min", "2.0 h"]);
         assert_eq!([59, 125].map(elapsed_text), ["59 s", "2 min 05 s"]);
         assert_eq!(millions(134_515_008, " M"), "135 M");

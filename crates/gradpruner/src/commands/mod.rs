@@ -13,6 +13,7 @@ mod inspect;
 mod inspect_rows;
 mod plan;
 mod prune;
+mod push;
 mod run;
 mod score;
 
@@ -47,8 +48,10 @@ pub(crate) enum Command {
     Generate(generate::GenerateArgs),
     /// Show the contents of a model, record, adapter, scores, plan or data file
     Inspect(inspect::InspectArgs),
-    /// Turn a GGUF file into a folder in Hugging Face layout
+    /// Turn a GGUF file into a folder in Hugging Face layout, or such a folder into a GGUF file
     Convert(convert::ConvertArgs),
+    /// Upload a model, an adapter or a GGUF file to a Hugging Face hub
+    Push(push::PushArgs),
     /// Report what this machine offers, and why a GPU is not used
     Doctor(doctor::DoctorArgs),
     /// Print completions for a shell
@@ -76,6 +79,7 @@ impl Command {
             Self::Generate(args) => generate::run(args, printer),
             Self::Inspect(args) => inspect::run(args),
             Self::Convert(args) => convert::run(args, printer),
+            Self::Push(args) => push::run(args, printer),
             Self::Doctor(args) => doctor::run(args, printer),
             Self::Completions(args) => completions::run(args),
         }
