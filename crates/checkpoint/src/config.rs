@@ -14,6 +14,7 @@ pub use self::design::{Activation, Design, LayerKind, NormNames, Norms, QkNorm};
 pub use self::families::Family;
 use self::families::{Described, Given};
 use self::keys::Keys;
+pub(crate) use self::refused::{is_in_four_bits, quantised};
 pub use self::rope::{Rope, RopeScaling};
 use crate::json::read_json;
 use crate::other_formats::without_config;
@@ -88,7 +89,7 @@ impl ModelConfig {
     ///
     /// If a key is missing, of another type or out of bounds, or the model is not supported.
     pub fn from_json(raw: Map<String, Value>, path: &Path) -> Result<Self> {
-        if let Some(reason) = refused::quantised(&raw) {
+        if let Some(reason) = quantised(&raw) {
             return Err(CheckpointError::config(path, reason));
         }
         if let Some(reason) = refused::reason_against(&raw) {
@@ -364,7 +365,17 @@ mod tests {
             (
                 "quantization_config",
                 json!({"quant_method": "gptq"}),
-                "quantised (`quantization_config`, gptq)",
+                "quantised (`quantization_config`, gptq); use the model's original",
+            ),
+            (
+                "quantization_config",
+                json!({"load_in_4bit": true}),
+                "quantised (`quantization_config`); `gradpruner convert DIR --out NEW` makes",
+            ),
+            (
+                "quantization_config",
+                json!({"quant_method": "bitsandbytes", "load_in_4bit": false, "load_in_8bit": true}),
+                "quantised (`quantization_config`, bitsandbytes with 8 bits); use the model's original",
             ),
             ("vision_config", json!({}), "multimodal (`vision_config`)"),
             ("num_experts", json!(8), "Mixture-of-Experts (`num_experts` is 8)"),

@@ -72,6 +72,10 @@ pub enum CheckpointError {
         path.display()
     )]
     Quantised { path: PathBuf, name: String, found: String },
+    #[error("{}: `{name}` cannot be widened: {what}", path.display())]
+    FourBits { path: PathBuf, name: String, what: String },
+    #[error("{}: `{name}` is not the JSON of a bitsandbytes quant state", path.display())]
+    QuantState { path: PathBuf, name: String, source: serde_json::Error },
     #[error("{}: tensor `{name}` is missing; is config.json of this model?", path.display())]
     MissingTensor { path: PathBuf, name: String },
     #[error(

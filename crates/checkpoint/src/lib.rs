@@ -5,6 +5,7 @@
 //! written aside first and renamed when it is complete ([`Staging`]).
 
 mod adapter;
+pub mod bitsandbytes;
 mod checkpoint;
 mod companions;
 mod config;

@@ -1,4 +1,4 @@
-//! NF4, the four-bit type of QLoRA (Dettmers et al., arXiv 2305.14314), as bitsandbytes stores it.
+//! NF4, the four-bit type of `QLoRA` (Dettmers et al., arXiv 2305.14314), as bitsandbytes stores it.
 //!
 //! Each run of 64 elements has a scale, the largest of their magnitudes `s`; an element is `s · v`, with `v` the nearest of 16
 //! values between −1 and 1, the quantiles of a normal distribution. Two elements are a byte, the first in its high half.
@@ -27,22 +27,27 @@ const VALUES: [f32; 16] = [
 ];
 
 /// Both values of each byte.
-const PAIRS: [[f32; 2]; 256] = {
+pub(crate) type Pairs = [[f32; 2]; 256];
+
+const PAIRS: Pairs = pairs(VALUES);
+
+/// Both values of each byte, of 16 values.
+pub(crate) const fn pairs(values: [f32; 16]) -> Pairs {
     let mut pairs = [[0.0; 2]; 256];
     let mut byte = 0;
     while byte < 256 {
-        pairs[byte] = [VALUES[byte >> 4], VALUES[byte & 15]];
+        pairs[byte] = [values[byte >> 4], values[byte & 15]];
         byte += 1;
     }
     pairs
-};
+}
 
 /// Half-way points between neighbouring values: what is above is nearer to the upper one.
 const MIDDLES: [f32; 15] = {
     let mut middles = [0.0; 15];
     let mut at = 0;
     while at < 15 {
-        middles[at] = ((VALUES[at] as f64 + VALUES[at + 1] as f64) / 2.0) as f32;
+        middles[at] = f64::midpoint(VALUES[at] as f64, VALUES[at + 1] as f64) as f32;
         at += 1;
     }
     middles
@@ -89,10 +94,16 @@ impl Nf4 {
         let codes = self.codes.as_chunks::<{ NF4_BLOCK / 2 }>().0.iter().skip(first);
         let blocks = codes.zip(self.scales.iter().skip(first));
         for (out, (codes, scale)) in out.as_chunks_mut::<NF4_BLOCK>().0.iter_mut().zip(blocks) {
-            for (out, &code) in out.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
-                *out = PAIRS[code as usize].map(|value| value * scale);
-            }
+            widen_block(&PAIRS, codes, *scale, out);
         }
+    }
+}
+
+/// Writes the values of one block, two a byte.
+#[inline]
+pub(crate) fn widen_block(pairs: &Pairs, codes: &[u8], scale: f32, out: &mut [f32]) {
+    for (out, &code) in out.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
+        *out = pairs[code as usize].map(|value| value * scale);
     }
 }
 

@@ -95,7 +95,8 @@ fn are_one(one: &TensorView<'_>, other: &TensorView<'_>) -> bool {
         && (0..x.len()).step_by(step).all(equal)
 }
 
-fn is_of_a_quantiser(name: &str) -> bool {
+/// Whether a quantiser stores something under such a name.
+pub(crate) fn is_of_a_quantiser(name: &str) -> bool {
     QUANTISERS.iter().any(|ending| name.ends_with(ending)) || name.contains(".quant_state.")
 }
 

@@ -37,15 +37,29 @@ pub(super) fn reason_against(raw: &Map<String, Value>) -> Option<String> {
 }
 
 /// Why its weights cannot be used.
-pub(super) fn quantised(raw: &Map<String, Value>) -> Option<String> {
+pub(crate) fn quantised(raw: &Map<String, Value>) -> Option<String> {
     let (key, found) = ["quantization_config", "compression_config"]
         .iter()
         .find_map(|&key| Some((key, raw.get(key)?)).filter(|(_, found)| !found.is_null()))?;
     let method = found.get("quant_method").and_then(Value::as_str);
     let method = method.map_or_else(String::new, |method| format!(", {method}"));
-    Some(format!(
-        "the checkpoint is quantised (`{key}`{method}); use the model's original in BF16, F16 or F32"
-    ))
+    let bits = if is_set(found, "load_in_8bit") { " with 8 bits" } else { "" };
+    let advice = match is_in_four_bits(raw) {
+        true => "`gradpruner convert DIR --out NEW` makes an ordinary one of it",
+        false => "use the model's original in BF16, F16 or F32",
+    };
+    Some(format!("the checkpoint is quantised (`{key}`{method}{bits}); {advice}"))
+}
+
+/// Whether its weights are in bitsandbytes' four bits.
+pub(crate) fn is_in_four_bits(raw: &Map<String, Value>) -> bool {
+    let Some(found) = raw.get("quantization_config") else { return false };
+    let method = found.get("quant_method").and_then(Value::as_str);
+    method.is_none_or(|method| method == "bitsandbytes") && is_set(found, "load_in_4bit")
+}
+
+fn is_set(settings: &Value, key: &str) -> bool {
+    settings.get(key).and_then(Value::as_bool).unwrap_or(false)
 }
 
 fn multimodal(raw: &Map<String, Value>) -> Option<String> {
