@@ -1,10 +1,13 @@
 //! Valid files, as small as they can be.
 
+mod four_bits;
+
 use std::collections::BTreeMap;
 
 use checkpoint::{Module, tensor_name};
 use serde_json::{Map, Value, json};
 
+pub(crate) use self::four_bits::four_bits;
 use crate::form::Form;
 use crate::target::Seed;
 

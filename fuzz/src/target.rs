@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use checkpoint::{Adapter, Checkpoint, ModelConfig, Module, Record, Weights, gguf};
+use checkpoint::{Adapter, Checkpoint, ModelConfig, Module, Record, Weights, bitsandbytes, gguf};
 use dataset::{Chat, ChatTemplate, Content, Encoder, Message, Place, Row, read_rows};
 use evidence::{Evidence, Need};
 use repair::{LinearMaps, Reconstructed, Scales};
@@ -34,7 +34,7 @@ pub(crate) struct Target {
 }
 
 /// Every reader.
-pub(crate) const TARGETS: [Target; 15] = [
+pub(crate) const TARGETS: [Target; 16] = [
     Target { name: "config", seeds: seeds::configs, read: config },
     Target { name: "safetensors", seeds: seeds::checkpoint, read: safetensors },
     Target { name: "index", seeds: seeds::index, read: safetensors },
@@ -47,6 +47,7 @@ pub(crate) const TARGETS: [Target; 15] = [
     Target { name: "reconstructed", seeds: seeds::reconstructed, read: reconstructed },
     Target { name: "adapter", seeds: seeds::adapter, read: adapter },
     Target { name: "gguf", seeds: seeds::gguf, read: gguf },
+    Target { name: "four-bits", seeds: seeds::four_bits, read: four_bits },
     Target { name: "tokenizer", seeds: seeds::tokenizer, read: tokenizer },
     Target { name: "template", seeds: seeds::template, read: template },
     Target { name: "rows", seeds: seeds::rows, read: rows },
@@ -184,6 +185,13 @@ fn adapter(folder: &Path, _: &str) -> Verdict {
 fn gguf(folder: &Path, file: &str) -> Verdict {
     let out = folder.join("out");
     let result = gguf::convert(&folder.join(file), &out, 1 << 30, &mut |_, _| {});
+    said(checkpoint::remove_if_there(&out))?;
+    said(result).map(|_| ())
+}
+
+fn four_bits(folder: &Path, _: &str) -> Verdict {
+    let out = folder.join("out");
+    let result = bitsandbytes::convert(folder, &out, 1 << 30, &mut |_, _| {});
     said(checkpoint::remove_if_there(&out))?;
     said(result).map(|_| ())
 }

@@ -459,7 +459,10 @@ fn a_folder_becomes_gguf_and_comes_back() {
     // What comes back is rounded to BF16.
     assert!((perplexity / back - 1.0).abs() < 0.02, "{perplexity} {back}");
     for (arguments, reason) in [
-        ("convert model --out x", "it is a folder; to make a GGUF file of it, add `--to gguf`"),
+        (
+            "convert model --out x",
+            "an ordinary one already; to make a GGUF file of it, add `--to gguf`",
+        ),
         ("convert model --to gguf --out model.gguf", "exists already"),
     ] {
         let error = desk.failure(arguments);
@@ -469,4 +472,18 @@ fn a_folder_becomes_gguf_and_comes_back() {
     let error = desk.failure("convert phi3 --to gguf --out x.gguf");
     assert!(error.contains("a phi3 model cannot be written as GGUF yet"), "{error}");
     assert!(!desk.at("x.gguf").exists());
+}
+
+/// A checkpoint in four bits is refused with what to do, and that makes a model of it.
+#[test]
+fn four_bits_become_an_ordinary_folder() {
+    let desk = Desk::new();
+    testkit::copy_folder(&testkit::fixture("bitsandbytes/nf4_nested"), &desk.at("small"));
+    let error = desk.failure("inspect small");
+    assert!(error.contains("`gradpruner convert DIR --out NEW` makes an ordinary one"), "{error}");
+    let report = desk.json("convert small --out wide");
+    assert_eq!((&report["widened"], &report["copied"]), (&7.into(), &5.into()));
+    assert!(desk.run("inspect wide").contains("llama"));
+    let error = desk.failure("convert small --out wide");
+    assert!(error.contains("exists already"), "{error}");
 }

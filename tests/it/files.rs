@@ -36,6 +36,7 @@ fn models_of_another_kind() {
     let said = [
         ("model_type", json!("gpt2")),
         ("quantization_config", json!({"quant_method": "fp8", "activation_scheme": "dynamic"})),
+        ("quantization_config", json!({"quant_method": "bitsandbytes", "load_in_4bit": true})),
         ("vision_config", json!({"hidden_size": 64})),
         ("text_config", json!({"hidden_size": 64})),
         ("num_local_experts", json!(8)),
@@ -54,6 +55,9 @@ fn models_of_another_kind() {
         exit 1
         error: cannot collect gradients of `./model` on `train.jsonl`
           because: ./model/config.json: the checkpoint is quantised (`quantization_config`, fp8); use the model's original in BF16, F16 or F32
+        exit 1
+        error: cannot collect gradients of `./model` on `train.jsonl`
+          because: ./model/config.json: the checkpoint is quantised (`quantization_config`, bitsandbytes); `gradpruner convert DIR --out NEW` makes an ordinary one of it
         exit 1
         error: cannot collect gradients of `./model` on `train.jsonl`
           because: ./model/config.json: the model is multimodal (`vision_config`) and only text models are trained here; `score`, `plan` and `prune` work with gradients that your own trainer recorded

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use checkpoint::gguf::{ExportReport, FileType, convert, export, modelfile};
-use checkpoint::{Staging, locate};
+use checkpoint::{Staging, bitsandbytes, locate};
 use clap::ValueEnum;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use pipeline::{Event, Stage};
@@ -13,17 +13,19 @@ use serde::Serialize;
 use crate::arguments::size;
 use crate::printer::{Outcome, Printer};
 
-/// Turn a GGUF file into a folder in Hugging Face layout, or such a folder into a GGUF file.
+/// Turn a GGUF file or a 4-bit checkpoint into a folder in Hugging Face layout, or a folder into a GGUF file.
 ///
 /// From a GGUF file, weights are dequantised to BF16; config, tokenizer and chat template come from the file's own
-/// metadata. To a GGUF file, matrices are stored as llama.cpp stores them in a file of --type, all else as F32; a Modelfile
-/// for Ollama is written beside it.
+/// metadata. From a folder that transformers saved in 4 bits of bitsandbytes (NF4 or FP4), weights are dequantised to the
+/// type they had before; all else is copied. To a GGUF file, matrices are stored as llama.cpp stores them in a file of
+/// --type, all else as F32; a Modelfile for Ollama is written beside it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   gradpruner convert SmolLM2-135M-Instruct.Q4_1.gguf --out SmolLM2-135M
+  gradpruner convert Llama-3.2-1B-bnb-4bit --out Llama-3.2-1B
   gradpruner convert run/merged --to gguf --type q4_k_m --out pruned.gguf")]
 pub(crate) struct ConvertArgs {
-    /// The GGUF file, or with --to gguf a model: a folder in Hugging Face layout, or a hub name
+    /// The GGUF file, or a model: a folder in Hugging Face layout, or a hub name. Without --to gguf it is one in 4 bits
     what: String,
     /// Format to convert to
     #[arg(long, default_value = "folder")]
@@ -65,21 +67,27 @@ pub(crate) fn run(args: ConvertArgs, printer: &mut Printer) -> anyhow::Result<Ou
     let ConvertArgs { what, to, r#type, out, shard_size } = args;
     let context = || format!("cannot convert `{what}`");
     match to {
-        Target::Folder => to_folder(Path::new(&what), &out, shard_size, printer),
+        Target::Folder if is_gguf(Path::new(&what)) => {
+            from_gguf(Path::new(&what), &out, shard_size, printer)
+        }
+        Target::Folder => from_four_bits(&what, &out, shard_size, printer),
         Target::Gguf => to_gguf(&what, &out, r#type, printer),
     }
     .with_context(context)
 }
 
-fn to_folder(
+/// Whether it is a file, or a name of one that is not there.
+fn is_gguf(path: &Path) -> bool {
+    let is_named_so = path.extension().is_some_and(|extension| extension == "gguf");
+    path.is_file() || (is_named_so && !path.is_dir())
+}
+
+fn from_gguf(
     file: &Path,
     out: &Path,
     shard_size: u64,
     printer: &mut Printer,
 ) -> anyhow::Result<Outcome> {
-    if file.is_dir() {
-        bail!("it is a folder; to make a GGUF file of it, add `--to gguf`");
-    }
     printer.event(Event::Started(Stage::Convert));
     let mut observe = |done, total| printer.event(Event::Tensors { done, total });
     let report = convert(file, out, shard_size, &mut observe)?;
@@ -87,6 +95,27 @@ fn to_folder(
         "{} of {} layers, {:.1} M parameters, {:.0} MB, written to {}",
         report.architecture,
         report.num_layers,
+        report.parameters as f64 / 1e6,
+        report.size_bytes as f64 / 1e6,
+        out.display()
+    );
+    Outcome::new(text, &report)
+}
+
+fn from_four_bits(
+    model: &str,
+    out: &Path,
+    shard_size: u64,
+    printer: &mut Printer,
+) -> anyhow::Result<Outcome> {
+    let folder = locate(model)?;
+    printer.event(Event::Started(Stage::Convert));
+    let mut observe = |done, total| printer.event(Event::Tensors { done, total });
+    let report = bitsandbytes::convert(&folder, out, shard_size, &mut observe)?;
+    let text = format!(
+        "{} weights in 4 bits dequantised, {} tensors copied, {:.1} M parameters, {:.0} MB, written to {}",
+        report.widened,
+        report.copied,
         report.parameters as f64 / 1e6,
         report.size_bytes as f64 / 1e6,
         out.display()

@@ -48,7 +48,7 @@ pub(crate) enum Command {
     Generate(generate::GenerateArgs),
     /// Show the contents of a model, record, adapter, scores, plan or data file
     Inspect(inspect::InspectArgs),
-    /// Turn a GGUF file into a folder in Hugging Face layout, or such a folder into a GGUF file
+    /// Turn a GGUF file or a 4-bit checkpoint into an ordinary folder, or a folder into a GGUF file
     Convert(convert::ConvertArgs),
     /// Upload a model, an adapter or a GGUF file to a Hugging Face hub
     Push(push::PushArgs),
