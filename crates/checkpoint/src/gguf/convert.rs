@@ -11,8 +11,8 @@ use super::tokenizer::{TokenizerFiles, tokenizer_files};
 use super::{GgufFile, GgufValue, dequantize};
 use crate::json::write_json;
 use crate::{
-    CheckpointError, CheckpointWriter, Dtype, MOST_WIDTH, ModelConfig, Module, Result, Staging,
-    TensorSpec, narrow,
+    CheckpointError, CheckpointWriter, Dtype, MOST_WIDTH, ModelConfig, Module, NormNames, Norms,
+    Result, Staging, TensorSpec, narrow,
 };
 
 /// What [`convert`] made.
@@ -67,7 +67,7 @@ pub fn convert(
         let stored = if name == "model.embed_tokens.weight" {
             embedding.to_owned()
         } else {
-            gguf_name(name)
+            gguf_name(name, config.design.norms)
         };
         writer.write(name, &source.tensor(&stored, shape, &config)?)?;
     }
@@ -82,31 +82,38 @@ pub fn convert(
     })
 }
 
-/// The GGUF name of a Hugging Face tensor.
-pub(super) fn gguf_name(name: &str) -> String {
+/// The GGUF name of a Hugging Face tensor of a model whose layers have these `norms`.
+pub(super) fn gguf_name(name: &str, norms: Norms) -> String {
     match name {
         "model.norm.weight" => return "output_norm.weight".into(),
         "lm_head.weight" => return "output.weight".into(),
         "model.embed_tokens.weight" => return "token_embd.weight".into(),
         _ => {}
     }
-    let mut name = name.replace("model.layers.", "blk.");
-    for (ours, theirs) in [
-        ("input_layernorm", "attn_norm"),
-        ("post_attention_layernorm", "ffn_norm"),
-        ("self_attn.q_norm", "attn_q_norm"),
-        ("self_attn.k_norm", "attn_k_norm"),
-        ("self_attn.q_proj", "attn_q"),
-        ("self_attn.k_proj", "attn_k"),
-        ("self_attn.v_proj", "attn_v"),
-        ("self_attn.o_proj", "attn_output"),
-        ("mlp.gate_proj", "ffn_gate"),
-        ("mlp.up_proj", "ffn_up"),
-        ("mlp.down_proj", "ffn_down"),
-    ] {
-        name = name.replace(ours, theirs);
+    let NormNames { before_attention, after_attention, before_mlp, after_mlp } = norms.names();
+    let parts = [
+        (before_attention, "attn_norm"),
+        (after_attention, "post_attention_norm"),
+        (before_mlp, "ffn_norm"),
+        (after_mlp, "post_ffw_norm"),
+        (Some("self_attn.q_norm"), "attn_q_norm"),
+        (Some("self_attn.k_norm"), "attn_k_norm"),
+        (Some("self_attn.qkv_proj"), "attn_qkv"),
+        (Some("self_attn.q_proj"), "attn_q"),
+        (Some("self_attn.k_proj"), "attn_k"),
+        (Some("self_attn.v_proj"), "attn_v"),
+        (Some("self_attn.o_proj"), "attn_output"),
+        (Some("mlp.gate_up_proj"), "ffn_up"),
+        (Some("mlp.gate_proj"), "ffn_gate"),
+        (Some("mlp.up_proj"), "ffn_up"),
+        (Some("mlp.down_proj"), "ffn_down"),
+    ];
+    let name = name.replace("model.layers.", "blk.");
+    let found = parts.into_iter().find(|(ours, _)| ours.is_some_and(|ours| name.contains(ours)));
+    match found {
+        Some((Some(ours), theirs)) => name.replace(ours, theirs),
+        _ => name,
     }
-    name
 }
 
 struct Source<'a> {
@@ -139,7 +146,7 @@ impl Source<'_> {
     /// Refuses a file with tensors that the converted model would do without.
     fn require_used(&self, config: &ModelConfig) -> Result<()> {
         let mut used: HashSet<String> =
-            config.tensors().iter().map(|(name, _)| gguf_name(name)).collect();
+            config.tensors().iter().map(|(name, _)| gguf_name(name, config.design.norms)).collect();
         // What the configuration says, as do old files' rotations, and a head that is the embedding.
         used.extend(["rope_freqs.weight".into(), "output.weight".into()]);
         let is_stray =
@@ -327,7 +334,9 @@ impl Source<'_> {
         rows: usize,
         config: &ModelConfig,
     ) -> Result<impl Fn(usize) -> usize> {
-        let is = |module: Module| name.ends_with(&gguf_name(&format!("{module}.weight")));
+        let is = |module: Module| {
+            name.ends_with(&gguf_name(&format!("{module}.weight"), config.design.norms))
+        };
         let permuted = matches!(self.architecture()?, "llama" | "mistral")
             && (is(Module::QProj) || is(Module::KProj));
         let head_dim = if permuted { config.head_dim } else { rows.max(1) };

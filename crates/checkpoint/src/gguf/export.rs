@@ -5,16 +5,14 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::architectures::{Architecture, architecture};
 use super::convert::gguf_name;
 use super::file_type::Mixture;
 use super::quantize::quantize;
 use super::vocabulary::vocabulary;
 use super::writer::{GgufSpec, Metadata, write};
 use super::{BlockFormat, FileType};
-use crate::{
-    Checkpoint, CheckpointError, Dtype, Family, ModelConfig, Module, Norms, Result, RopeScaling,
-    TensorView,
-};
+use crate::{Checkpoint, CheckpointError, Dtype, ModelConfig, Module, Result, TensorView};
 
 /// What [`export`] made.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -27,15 +25,16 @@ pub struct ExportReport {
     pub size_bytes: u64,
 }
 
-/// Turns the folder of a Llama, Mistral, Qwen2 or Qwen3 model into the GGUF file `target`: its configuration, tokenizer and
+/// Turns the folder of a model into the GGUF file `target`: its configuration, tokenizer and
 /// chat template as metadata, matrices as llama.cpp stores them in a file of `file_type`, all else in F32.
 ///
-/// Rows of q and k are put into rotary pairs where llama.cpp wants them so. A matrix whose rows are no whole number of blocks
+/// Rows of q and k are put into rotary pairs where llama.cpp wants them so, and Gemma's norms are stored with the 1 that is
+/// added to them. A matrix whose rows are no whole number of blocks
 /// is stored in smaller blocks, or in F16. `observe` sees how many of how many tensors are written.
 ///
 /// # Errors
 ///
-/// If the model or its tokenizer is of a kind that is not written, a matrix to be quantised holds a number that is not
+/// If the model is one that llama.cpp cannot compute, its tokenizer is of a kind that is not written, a matrix to be quantised holds a number that is not
 /// finite, `target` exists, or the disk refuses.
 pub fn export(
     folder: &Path,
@@ -45,19 +44,23 @@ pub fn export(
 ) -> Result<ExportReport> {
     let checkpoint = Checkpoint::open(folder)?;
     let config = checkpoint.config()?;
-    let source = Source { checkpoint: &checkpoint, config, folder };
-    let architecture = source.architecture()?;
-    let mut metadata = source.metadata(architecture, file_type);
+    let architecture = architecture(config)
+        .map_err(|what| CheckpointError::config(&folder.join("config.json"), what))?;
+    let source =
+        Source { checkpoint: &checkpoint, config, folder, is_paired: architecture.is_paired };
+    let mut metadata = source.metadata(&architecture, file_type);
     metadata.extend(vocabulary(folder, config)?);
     let mut names: HashMap<String, String> = HashMap::new();
+    let mut factors: HashMap<String, Vec<f32>> = HashMap::new();
     let mut specs = Vec::new();
-    if let Some(factors) = source.rope_factors() {
-        let (name, shape) = ("rope_freqs.weight".to_owned(), vec![factors.len()]);
+    for (name, values) in architecture.factors {
+        let (name, shape) = (name.to_owned(), vec![values.len()]);
+        factors.insert(name.clone(), values);
         specs.push(GgufSpec { name, shape, format: BlockFormat::F32 });
     }
     let mixture = Mixture::new(file_type, config);
     for (name, shape) in config.tensors() {
-        let stored = gguf_name(&name);
+        let stored = gguf_name(&name, config.design.norms);
         let format = mixture.format(&stored, &shape);
         specs.push(GgufSpec { name: stored.clone(), shape, format });
         names.insert(stored, name);
@@ -66,14 +69,13 @@ pub fn export(
     write(target, &metadata, &specs, &mut |spec| {
         observe(done, total);
         done += 1;
-        if let Some(name) = names.get(&spec.name) {
-            return source.tensor(name, spec.format);
+        match (names.get(&spec.name), factors.get(&spec.name)) {
+            (None, Some(values)) => Ok(crate::narrow(values, Dtype::F32)),
+            (name, _) => source.tensor(name.unwrap_or(&spec.name), spec.format),
         }
-        let factors = source.rope_factors().unwrap_or_default();
-        Ok(crate::narrow(&factors, Dtype::F32))
     })?;
     Ok(ExportReport {
-        architecture: architecture.to_owned(),
+        architecture: architecture.name.to_owned(),
         num_layers: config.num_layers,
         parameters: config.parameters(),
         format: file_type.name().to_owned(),
@@ -85,107 +87,33 @@ struct Source<'a> {
     checkpoint: &'a Checkpoint,
     config: &'a ModelConfig,
     folder: &'a Path,
+    /// Whether rows of q and k go into rotary pairs.
+    is_paired: bool,
 }
 
 impl Source<'_> {
-    fn fail<T>(&self, what: impl Into<String>) -> Result<T> {
-        Err(CheckpointError::config(&self.folder.join("config.json"), what))
-    }
-
-    /// llama.cpp's name for the family.
-    fn architecture(&self) -> Result<&'static str> {
-        let Self { config, .. } = self;
-        let architecture = match config.family {
-            Family::Llama | Family::Mistral => "llama",
-            Family::Qwen2 => "qwen2",
-            Family::Qwen3 => "qwen3",
-            other => {
-                return self.fail(format!(
-                    "a {} model cannot be written as GGUF yet; llama, mistral, qwen2 and qwen3 can",
-                    other.name()
-                ));
-            }
-        };
-        debug_assert_eq!(config.design.norms, Norms::Before);
-        if config.layers.iter().any(|kind| kind.window.is_some()) {
-            return self.fail(
-                "llama.cpp has no sliding window for this family; set `sliding_window` to null in the config to export \
-                 without it",
-            );
-        }
-        match config.ropes.iter().map(|rope| &rope.scaling).find(|scaling| {
-            !matches!(
-                scaling,
-                RopeScaling::Default | RopeScaling::Linear { .. } | RopeScaling::Llama3 { .. }
-            )
-        }) {
-            None => Ok(architecture),
-            Some(_) => self.fail("this rope scaling cannot be written as GGUF yet"),
-        }
-    }
-
-    fn metadata(&self, architecture: &str, file_type: FileType) -> Vec<(String, Metadata)> {
+    fn metadata(
+        &self,
+        architecture: &Architecture,
+        file_type: FileType,
+    ) -> Vec<(String, Metadata)> {
         let Self { config, folder, .. } = self;
         let name = folder.canonicalize().unwrap_or_else(|_| (*folder).to_owned());
         let name = name.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let own = |key: &str, value: Metadata| (format!("{architecture}.{key}"), value);
-        let count = |value: usize| Metadata::U32(u32::try_from(value).unwrap_or(u32::MAX));
         let text = |value: &str| Metadata::Text(value.to_owned());
-        let theta = config.ropes.first().map_or(1e4, |rope| rope.theta);
         let mut all = vec![
-            ("general.architecture".to_owned(), text(architecture)),
+            ("general.architecture".to_owned(), text(architecture.name)),
             ("general.type".to_owned(), text("model")),
             ("general.name".to_owned(), Metadata::Text(name)),
             ("general.size_label".to_owned(), Metadata::Text(size_label(config.parameters()))),
-            own("block_count", count(config.num_layers)),
-            own("context_length", count(config.max_positions)),
-            own("embedding_length", count(config.hidden_size)),
-            own("feed_forward_length", count(config.intermediate_size)),
-            own("attention.head_count", count(config.num_heads)),
-            own("attention.head_count_kv", count(config.num_kv_heads)),
-            own("rope.freq_base", Metadata::F32(theta as f32)),
-            own("attention.layer_norm_rms_epsilon", Metadata::F32(config.rms_norm_eps as f32)),
-            own("attention.key_length", count(config.head_dim)),
-            own("attention.value_length", count(config.head_dim)),
-            ("general.file_type".to_owned(), Metadata::U32(file_type.code())),
         ];
-        if architecture == "llama" {
-            all.push(own("vocab_size", count(config.vocab_size)));
-            all.push(own("rope.dimension_count", count(config.head_dim)));
-        }
-        if let Some(RopeScaling::Linear { factor }) = config.ropes.first().map(|rope| &rope.scaling)
-        {
-            all.push(own("rope.scaling.type", text("linear")));
-            all.push(own("rope.scaling.factor", Metadata::F32(*factor as f32)));
-        }
+        let own = |(key, value): &(&str, Metadata)| {
+            (format!("{}.{key}", architecture.name), value.clone())
+        };
+        all.extend(architecture.keys.iter().map(own));
+        all.push(("general.file_type".to_owned(), Metadata::U32(file_type.code())));
         all.push(("general.quantization_version".to_owned(), Metadata::U32(2)));
         all
-    }
-
-    /// By what Llama 3.1 divides each pair's frequency.
-    fn rope_factors(&self) -> Option<Vec<f32>> {
-        let rope = self.config.ropes.first()?;
-        let &RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } =
-            &rope.scaling
-        else {
-            return None;
-        };
-        let (longest, shortest) =
-            (original_context / low_freq_factor, original_context / high_freq_factor);
-        let of_pair = |pair: usize| {
-            let frequency = 1.0 / rope.theta.powf((2 * pair) as f64 / rope.dims as f64);
-            let wavelength = 2.0 * std::f64::consts::PI / frequency;
-            if wavelength < shortest {
-                1.0
-            } else if wavelength > longest {
-                factor as f32
-            } else {
-                let smooth = (original_context / wavelength - low_freq_factor)
-                    / (high_freq_factor - low_freq_factor);
-                (1.0 / ((1.0 - smooth) / factor + smooth)) as f32
-            }
-        };
-        Some((0..rope.dims / 2).map(of_pair).collect())
     }
 
     /// One tensor's bytes, packed row by row.
@@ -196,9 +124,16 @@ impl Source<'_> {
         let (bytes, dtype) = (view.bytes(), view.dtype()?);
         let size = bytes.len() / rows.max(1);
         let source_row = self.row_order(name);
+        let offset = self.config.design.norm_offset as f32;
+        let is_shifted = offset != 0.0 && name.ends_with("norm.weight");
         let mut out = Vec::new();
         for row in 0..rows {
-            let values = crate::widen(&bytes[source_row(row) * size..][..size], dtype);
+            let mut values = crate::widen(&bytes[source_row(row) * size..][..size], dtype);
+            if is_shifted {
+                for value in &mut values {
+                    *value += offset;
+                }
+            }
             out.extend(quantize(&values, format).ok_or_else(|| CheckpointError::Unpackable {
                 path: self.folder.to_owned(),
                 name: name.to_owned(),
@@ -211,8 +146,7 @@ impl Source<'_> {
     /// Whether a weight's, or a bias's, rows go into rotary pairs.
     fn is_paired(&self, name: &str) -> bool {
         let is = |module: Module| name.contains(&format!(".{module}."));
-        let by_pairs = matches!(self.config.family, Family::Llama | Family::Mistral);
-        by_pairs && (is(Module::QProj) || is(Module::KProj))
+        self.is_paired && (is(Module::QProj) || is(Module::KProj))
     }
 
     /// A bias has a row of one number for each output.

@@ -149,7 +149,7 @@ impl Mixture {
                 BlockFormat::Q8_0
             }
             _ if is_head => BlockFormat::Q6_K,
-            Some((layer, "attn_v.weight")) => match self.of_layer(layer, 4) {
+            Some((layer, "attn_v.weight" | "attn_qkv.weight")) => match self.of_layer(layer, 4) {
                 BlockFormat::Q4_K if self.small_v => BlockFormat::Q5_K,
                 format => format,
             },

@@ -1,9 +1,12 @@
 //! GGUF files: reading them, turning them into a folder in Hugging Face layout, and such a folder into them.
 
+mod architectures;
 mod blocks;
 mod convert;
 mod export;
 mod file_type;
+#[cfg(test)]
+mod golden;
 mod modelfile;
 mod quantize;
 mod reader;

@@ -230,11 +230,14 @@ impl<'a> Source<'a> {
         let mut config = json!({
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": false,
-            "add_prefix_space": false,
             "model_max_length": self.file.metadata.iter()
                 .find(|(key, _)| key.ends_with(".context_length"))
                 .and_then(|(_, value)| value.as_count()),
         });
+        // In that of SentencePiece the normalizer says it.
+        if self.text("model") == Some("gpt2") {
+            config["add_prefix_space"] = false.into();
+        }
         for (ours, theirs) in [
             ("bos_token", "bos_token_id"),
             ("eos_token", "eos_token_id"),

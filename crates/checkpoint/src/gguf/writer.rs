@@ -18,6 +18,8 @@ pub(super) enum Metadata {
     Text(String),
     Texts(Vec<String>),
     I32s(Vec<i32>),
+    F32s(Vec<f32>),
+    Bools(Vec<bool>),
 }
 
 /// A tensor that is going to be written.
@@ -114,7 +116,7 @@ impl Metadata {
             Self::F32(_) => 6,
             Self::Bool(_) => 7,
             Self::Text(_) => 8,
-            Self::Texts(_) | Self::I32s(_) => 9,
+            Self::Texts(_) | Self::I32s(_) | Self::F32s(_) | Self::Bools(_) => 9,
         }
     }
 
@@ -125,20 +127,23 @@ impl Metadata {
             Self::F32(value) => out.extend(value.to_le_bytes()),
             Self::Bool(value) => out.push(u8::from(*value)),
             Self::Text(value) => text(out, value),
-            Self::Texts(values) => {
-                out.extend(8_u32.to_le_bytes());
-                out.extend((values.len() as u64).to_le_bytes());
-                for value in values {
-                    text(out, value);
-                }
-            }
+            Self::Texts(values) => list(out, 8, values, |out, value| text(out, value)),
             Self::I32s(values) => {
-                out.extend(5_u32.to_le_bytes());
-                out.extend((values.len() as u64).to_le_bytes());
-                for value in values {
-                    out.extend(value.to_le_bytes());
-                }
+                list(out, 5, values, |out, value| out.extend(value.to_le_bytes()));
             }
+            Self::F32s(values) => {
+                list(out, 6, values, |out, value| out.extend(value.to_le_bytes()));
+            }
+            Self::Bools(values) => list(out, 7, values, |out, value| out.push(u8::from(*value))),
         }
+    }
+}
+
+/// A list whose values have the type `kind`.
+fn list<T>(out: &mut Vec<u8>, kind: u32, values: &[T], write: impl Fn(&mut Vec<u8>, &T)) {
+    out.extend(kind.to_le_bytes());
+    out.extend((values.len() as u64).to_le_bytes());
+    for value in values {
+        write(out, value);
     }
 }
