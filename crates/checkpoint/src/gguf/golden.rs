@@ -134,6 +134,21 @@ fn what_llama_cpp_cannot_compute_is_refused() {
     check("smollm3", json!({"mlp_bias": true}), "no such biases");
 }
 
+#[test]
+fn two_tokens_of_one_text_are_refused() {
+    let folder = testkit::temporary_folder();
+    let at = |name: &str| folder.path().join(name);
+    write_model(&at("model"), "granite", "byte_level", &json!({}));
+    let path = at("model/tokenizer.json");
+    let mut tokenizer = testkit::json(&path);
+    tokenizer["added_tokens"][0]["content"] = "the".into();
+    tokenizer["model"]["vocab"]["the"] = 70.into();
+    fs_err::write(&path, tokenizer.to_string()).unwrap();
+    let error = export(&at("model"), &at("x.gguf"), FileType::F32, &mut |_, _| {});
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("and 70 are both `the`"), "{error}");
+}
+
 /// A pruned model's order of layers with and without a window is listed where it is not the family's.
 #[test]
 fn windows_that_do_not_alternate_are_listed() {

@@ -4,6 +4,7 @@ mod byte_level;
 mod sentence_piece;
 mod special;
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use serde_json::Value;
@@ -45,9 +46,13 @@ type Key = (&'static str, Metadata);
 /// If a file cannot be read, or the tokenizer is neither a byte-level BPE that llama.cpp cuts into words alike nor a BPE of
 /// `SentencePiece`.
 pub(super) fn vocabulary(folder: &Path, config: &ModelConfig) -> Result<Vec<(String, Metadata)>> {
+    let path = folder.join("tokenizer.json");
     let files = Files {
         folder,
-        tokenizer: optional(&folder.join("tokenizer.json"))?,
+        tokenizer: match folder.join("tokenizer.model").exists() {
+            true => optional(&path)?,
+            false => read_json(&path)?,
+        },
         config: optional(&folder.join("tokenizer_config.json"))?,
     };
     let (mut keys, most) = match byte_level(&files, config)? {
@@ -56,13 +61,14 @@ pub(super) fn vocabulary(folder: &Path, config: &ModelConfig) -> Result<Vec<(Str
             Some(keys) => (keys, config.vocab_size as u64),
             None => {
                 return Err(CheckpointError::config(
-                    &folder.join("tokenizer.json"),
+                    &path,
                     "its tokenizer cannot be written as GGUF yet: byte-level BPE as of GPT-2, SmolLM, Llama 3, Qwen and GPT-4o \
                      can, and BPE of SentencePiece",
                 ));
             }
         },
     };
+    require_each_text_once(folder, &keys)?;
     keys.extend(special_tokens(&files, config, most));
     let of_llama = [Family::Llama, Family::Mistral, Family::SmolLm3, Family::Granite];
     if of_llama.contains(&config.family) {
@@ -80,6 +86,25 @@ pub(super) fn vocabulary(folder: &Path, config: &ModelConfig) -> Result<Vec<(Str
         all.push(("tokenizer.chat_template".into(), Metadata::Text(template)));
     }
     Ok(all)
+}
+
+/// Refuses two tokens of one text, with which llama.cpp does not start.
+fn require_each_text_once(folder: &Path, keys: &[Key]) -> Result<()> {
+    for (_, value) in keys.iter().filter(|(key, _)| *key == "tokens") {
+        let Metadata::Texts(tokens) = value else { continue };
+        let mut seen = HashMap::new();
+        for (id, text) in tokens.iter().enumerate() {
+            if let Some(other) = seen.insert(text, id) {
+                return Err(CheckpointError::config(
+                    &folder.join("tokenizer.json"),
+                    format!(
+                        "tokens {other} and {id} are both `{text}`, and llama.cpp wants each text once"
+                    ),
+                ));
+            }
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn optional(path: &Path) -> Result<Value> {
