@@ -1,9 +1,8 @@
 //! A layer's linear weight: as it is stored, or in four bits.
 
-use checkpoint::{NF4_BLOCK, Nf4};
+use checkpoint::{NF4_BLOCK, Nf4, TensorView, widen};
 use tch::{Device, Kind, Tensor};
 
-use crate::bridge::values;
 use crate::parameter::Parameter;
 use crate::product::Factor;
 use crate::{FinetuneError, Result};
@@ -43,16 +42,23 @@ impl Packed4 {
         columns.is_multiple_of(NF4_BLOCK)
     }
 
-    /// A weight in any type, rounded to the nearest of each block's 16 values.
-    pub(crate) fn of(weight: &Tensor, name: &str, device: Device) -> Result<Self> {
-        let (rows, columns) = weight.size2()?;
+    /// A stored weight `[out, in]`, rounded to the nearest of each block's 16 values. It is read from its file a part at a
+    /// time, not mapped: pages that were looked at would count as this process's memory.
+    pub(crate) fn of(view: &TensorView<'_>, device: Device) -> Result<Self> {
+        let (dtype, reader) = (view.dtype()?, view.reader()?);
+        let &[rows, columns] = view.shape() else {
+            let what = format!("`{}` is no matrix and cannot be put into four bits", view.name());
+            return Err(FinetuneError::Settings(what));
+        };
         let mut nf4 = Nf4::default();
-        let most = (PART as i64 / columns.max(1)).max(1);
-        for first in (0..rows).step_by(most as usize) {
-            let part = values(&weight.f_narrow(0, first, most.min(rows - first))?)?;
-            nf4.extend(&part)
-                .map_err(|_| FinetuneError::NotFiniteWeight { name: name.to_owned() })?;
+        let most = (PART / columns.max(1)).max(1);
+        for first in (0..rows).step_by(most) {
+            let mut part = vec![0; most.min(rows - first) * columns * dtype.size()];
+            reader.read((first * columns * dtype.size()) as u64, &mut part)?;
+            nf4.extend(&widen(&part, dtype))
+                .map_err(|_| FinetuneError::NotFiniteWeight { name: view.name().to_owned() })?;
         }
+        let (rows, columns) = (rows as i64, columns as i64);
         let held = match device {
             Device::Cpu => Held::Here(nf4.into()),
             device => Held::on(device, &nf4, [rows, columns])?,
@@ -217,7 +223,10 @@ impl Weight {
 
 #[cfg(test)]
 mod tests {
+    use checkpoint::Checkpoint;
+
     use super::*;
+    use crate::bridge::values;
     use crate::train::tests::{golden_model, lora, rows, settings, weights_of};
     use crate::{ComputeType, DeviceChoice, Method, Model, Trainer};
 
@@ -268,19 +277,21 @@ mod tests {
     /// Rows from the middle on, by the kernel and by libtorch as a GPU has them widened.
     #[test]
     fn both_ways_widen_to_the_same_bits() {
-        tch::manual_seed(5);
-        let weight = Tensor::randn([7, 192], (Kind::Float, Device::Cpu));
-        let here = Packed4::of(&weight, "w", Device::Cpu).unwrap();
+        let folder = golden_model("tiny_llama").folder().to_owned();
+        let checkpoint = Checkpoint::open(&folder).unwrap();
+        let view = checkpoint.tensor("model.layers.1.mlp.down_proj.weight").unwrap();
+        assert_eq!(view.shape(), [64, 128]);
+        let here = Packed4::of(&view, Device::Cpu).unwrap();
         let Held::Here(nf4) = &here.held else { panic!("a CPU's weight is widened by the kernel") };
-        let held = Held::on(Device::Cpu, nf4, [7, 192]).unwrap();
+        let held = Held::on(Device::Cpu, nf4, [64, 128]).unwrap();
         let there = Packed4 { held, ..here };
-        for (first, count) in [(0, 7), (2, 3), (6, 1)] {
+        for (first, count) in [(0, 64), (2, 3), (63, 1)] {
             let rows = |of: &Packed4| values(&of.rows(first, count, Kind::Float).unwrap()).unwrap();
             assert_eq!(rows(&here), rows(&there));
         }
         let apart = testkit::relative_deviation(
-            &values(&here.rows(0, 7, Kind::Float).unwrap()).unwrap(),
-            &values(&weight).unwrap(),
+            &values(&here.rows(0, 64, Kind::Float).unwrap()).unwrap(),
+            &view.to_f32().unwrap(),
         );
         assert!((0.01..0.16).contains(&apart), "{apart}");
     }

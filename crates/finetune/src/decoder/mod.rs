@@ -152,11 +152,7 @@ impl Model {
             let stored = stored_kind(view.dtype()?);
             Ok(match frozen {
                 Frozen::InFourBits if Packed4::takes(view.shape().last().copied().unwrap_or(0)) => {
-                    Weight::Packed(Packed4::of(
-                        &load(&view, Device::Cpu, stored)?.tensor,
-                        name,
-                        device,
-                    )?)
+                    Weight::Packed(Packed4::of(&view, device)?)
                 }
                 Frozen::Passing => Weight::Whole(place(&view, Device::Cpu, stored)?),
                 Frozen::Resident | Frozen::InFourBits => Weight::Whole(place(&view, device, kind)?),
