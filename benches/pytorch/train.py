@@ -10,7 +10,7 @@ import time
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -61,18 +61,23 @@ def main():
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--load-in-4bit", action="store_true", help="NF4, by bitsandbytes and accelerate")
     options = parser.parse_args()
 
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     with open(options.train) as lines:
         rows = [encode(tokenizer, json.loads(line), options.max_length) for line in lines]
+    dtype, quantised = getattr(torch, options.dtype), {}
+    if options.load_in_4bit:
+        nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+        quantised = {"quantization_config": nf4, "device_map": options.device}
     model = AutoModelForCausalLM.from_pretrained(
-        options.model, dtype=getattr(torch, options.dtype), attn_implementation="sdpa"
+        options.model, dtype=dtype, attn_implementation="sdpa", **quantised
     )
     config = LoraConfig(
         r=options.rank, lora_alpha=32, target_modules=LINEARS, task_type="CAUSAL_LM"
     )
-    model = get_peft_model(model.to(options.device), config)
+    model = get_peft_model(model if options.load_in_4bit else model.to(options.device), config)
     model.config.use_cache = False
     if options.checkpointing:
         model.enable_input_require_grads()

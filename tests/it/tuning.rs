@@ -103,6 +103,21 @@ fn adapters_behind_scaled_cuts_are_scaled_too() {
     assert_eq!(seen, 7);
 }
 
+/// rsLoRA's factor is LoRA's with a larger alpha, which is what PEFT reads.
+#[test]
+fn rslora_is_a_larger_alpha() {
+    let desk = Desk::new();
+    let train = CHEAP_TRAINING.replace("--rank 2", "--rank 4 --alpha 6");
+    let command = format!("finetune --model model --train train.jsonl {train}");
+    desk.run(&format!("{command} --rslora --out stabilised"));
+    desk.run(&format!("{} --out plain", command.replace("--alpha 6", "--alpha 12")));
+    let read = |path: &str| fs_err::read(desk.at(path)).unwrap();
+    let weights = |out: &str| read(&format!("{out}/adapter_model.safetensors"));
+    assert!(weights("stabilised") == weights("plain"));
+    let config = testkit::json(&desk.at("stabilised/adapter_config.json"));
+    assert_eq!((&config["r"], &config["lora_alpha"]), (&4.into(), &12.0.into()));
+}
+
 /// `finetune` takes a teacher by its name; one is needed, and hidden states want the model that was cut.
 #[test]
 fn a_teacher_by_name() {

@@ -139,6 +139,11 @@ pub fn processes() -> Result<usize> {
     if env::var_os("WORLD_SIZE").is_none() { Ok(1) } else { number("WORLD_SIZE") }
 }
 
+/// The number of this process among those on its machine, by `LOCAL_RANK`; 0 if it is not set.
+pub fn local_rank() -> usize {
+    number("LOCAL_RANK").unwrap_or(0)
+}
+
 fn variable(name: &'static str) -> Result<String> {
     env::var(name).map_err(|_| CollectiveError::Missing(name))
 }

@@ -38,12 +38,13 @@ impl DeviceChoice {
     pub(crate) fn resolve(self) -> Result<Device> {
         let wanted = match self {
             Self::Cpu => return Ok(Device::Cpu),
-            Self::Auto => 0,
+            // Of several processes on one machine each has a GPU of its own.
+            Self::Auto => collective::local_rank(),
             Self::Cuda(number) => number,
         };
         match usable_gpus() {
             Ok(count) if wanted < count => Ok(Device::Cuda(wanted)),
-            found if self == Self::Auto => {
+            found @ (Ok(0) | Err(_)) if self == Self::Auto => {
                 tracing::info!(?found, "no GPU can be used; computing on the CPU");
                 Ok(Device::Cpu)
             }

@@ -323,6 +323,10 @@ pub(crate) struct TrainingArgs {
     /// LoRA alpha [default: twice the rank]
     #[arg(long, value_parser = scale)]
     alpha: Option<f64>,
+    /// Multiply adapters by alpha/√rank in place of alpha/rank (rsLoRA); the adapter is written with the alpha that comes to
+    /// the same
+    #[arg(long)]
+    rslora: bool,
     /// Weights that get adapters: `all`, or names such as `q_proj,v_proj`
     #[arg(long, default_value = "all", value_parser = targets)]
     targets: LoraTargets,
@@ -387,6 +391,7 @@ impl TrainingArgs {
             max_grad_norm,
             rank,
             alpha,
+            rslora,
             targets,
             layers,
             remat,
@@ -417,7 +422,8 @@ impl TrainingArgs {
             weight_decay,
             max_grad_norm,
             lora_rank: rank,
-            lora_alpha: alpha.unwrap_or(2.0 * rank as f64),
+            lora_alpha: alpha.unwrap_or(2.0 * rank as f64)
+                * if rslora { (rank as f64).sqrt() } else { 1.0 },
             lora_targets: targets,
             lora_layers: layers,
             remat,
