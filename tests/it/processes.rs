@@ -87,8 +87,10 @@ fn killed_processes_go_on() {
     while !desk.at("killed.state/step-000003").exists() {
         std::thread::yield_now();
     }
-    processes.iter_mut().for_each(|process| process.kill().unwrap());
-    processes.iter_mut().for_each(|process| assert!(!process.wait().unwrap().success()));
+    for process in &mut processes {
+        process.kill().unwrap();
+        assert!(!process.wait().unwrap().success());
+    }
     assert!(!desk.at("killed").exists());
     finish(start(&desk, &command("killed"), 2));
     assert!(adapter("killed") == adapter("whole"));

@@ -1,5 +1,6 @@
 //! Sums what each process has and prints it; `torchrun --no-python --nproc-per-node 2 sums` runs it twice.
 
+#![expect(clippy::print_stdout, reason = "an example shows what it found")]
 use gradpruner_collective::{CollectiveError, Group};
 
 fn main() -> Result<(), CollectiveError> {

@@ -152,3 +152,45 @@ fn number<T: std::str::FromStr>(name: &'static str) -> Result<T> {
     let found = variable(name)?;
     found.parse().map_err(|_| CollectiveError::Variable { name, found })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+
+    /// Three members, as threads: sums are waited for in another order than they began in, and one is let go of.
+    #[test]
+    fn every_member_has_the_sums() {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let size = 3;
+        let member = move |rank: usize| {
+            let meeting = Meeting {
+                host: "127.0.0.1",
+                port,
+                serves: rank == 0,
+                prefix: "test",
+                rank,
+                size,
+                timeout_seconds: 60,
+            };
+            let group = Group { rank, size, open: OpenGroup::meet(&meeting).unwrap() };
+            let own = rank as f32;
+            let sums: Vec<_> = (0..4_u16)
+                .map(|number| group.start_sum(vec![own, f32::from(number)]).unwrap())
+                .collect();
+            drop(group.start_sum(vec![1.0_f64; 1 << 16]).unwrap());
+            let found: Vec<_> = sums.into_iter().rev().map(|sum| sum.wait().unwrap()).collect();
+            let long = group.sum(vec![0.1_f64 * f64::from(own); 1000]).unwrap();
+            (found, long)
+        };
+        let members: Vec<_> = (0..size).map(|rank| thread::spawn(move || member(rank))).collect();
+        let found: Vec<_> = members.into_iter().map(|member| member.join().unwrap()).collect();
+        for (sums, long) in &found {
+            assert_eq!(*sums, [[3.0, 9.0], [3.0, 6.0], [3.0, 3.0], [3.0, 0.0]]);
+            assert!(long.iter().all(|sum| (sum - 0.3).abs() < 1e-12));
+            assert_eq!(long, &found[0].1);
+        }
+    }
+}

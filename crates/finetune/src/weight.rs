@@ -16,7 +16,7 @@ pub(crate) enum Weight {
     Packed(Packed4),
 }
 
-/// A frozen weight in NF4 (QLoRA; Dettmers et al., arXiv 2305.14314).
+/// A frozen weight in NF4 (`QLoRA`; Dettmers et al., arXiv 2305.14314).
 #[derive(Debug)]
 pub(crate) struct Packed4 {
     rows: i64,
@@ -208,7 +208,6 @@ impl Weight {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test's weights are whole")]
 impl Weight {
     /// The weight, to read it in a test.
     pub(crate) fn value(&self) -> &Tensor {
