@@ -16,7 +16,7 @@ pub(crate) enum Weight {
     Packed(Packed4),
 }
 
-/// A frozen weight in NF4 (`QLoRA`; Dettmers et al., arXiv 2305.14314).
+/// A frozen weight in NF4 (QLoRA; Dettmers et al., arXiv 2305.14314).
 #[derive(Debug)]
 pub(crate) struct Packed4 {
     rows: i64,

@@ -266,7 +266,7 @@ pub struct ComputeSettings {
     /// Keep frozen layers in the computer's memory and stream them through the GPU.
     #[serde(default)]
     pub offload: bool,
-    /// Keep the layers' linear weights in four bits (NF4), as `QLoRA` does.
+    /// Keep the layers' linear weights in four bits (NF4), as QLoRA does.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub in_4bit: bool,
 }

@@ -122,7 +122,7 @@ impl Model {
     }
 
     /// As [`Model::load`], but the layers' linear weights are rounded to NF4, four bits an element and a scale for 64 of
-    /// them (`QLoRA`; Dettmers et al., arXiv 2305.14314), as bitsandbytes rounds them. They do not train; adapters on them
+    /// them (QLoRA; Dettmers et al., arXiv 2305.14314), as bitsandbytes rounds them. They do not train; adapters on them
     /// do. A weight whose rows are no whole number of 64 elements stays as it is.
     ///
     /// # Errors
