@@ -89,3 +89,34 @@ fn a_look_needs_rows() {
     let failure = desk.failure(&format!("{command} --choose 0"));
     assert!(failure.contains("--choose 0 holds out 0 of"), "{failure}");
 }
+
+/// A stopped training may be ended sooner, and looks whose training is gone count for nothing.
+#[test]
+fn looks_follow_the_state() {
+    let desk = Desk::new();
+    let command = |out: &str| {
+        format!("finetune --model model --train train.jsonl {TOO_FAST} --save-every 1 --out {out}")
+    };
+    desk.kill_when(&command("a"), || desk.at("a.state/step-000009").exists());
+    desk.run(&format!("{} --max-steps 4", command("a")));
+    assert!(desk.at("a/adapter_model.safetensors").exists());
+
+    desk.kill_when(&command("b"), || desk.at("b.state/looks.jsonl").exists());
+    for entry in fs_err::read_dir(desk.at("b.state")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.file_name().unwrap().to_string_lossy().starts_with("step-") {
+            fs_err::remove_dir_all(path).unwrap();
+        }
+    }
+    let other = command("b").replace("--lr 0.05", "--lr 0.01");
+    desk.run(&other);
+    desk.run(&other.replace("--out b", "--out c"));
+    assert!(adapter(&desk, "b") == adapter(&desk, "c"));
+
+    let run =
+        format!("run --model model --train train.jsonl --prune 2 --eval-every 2 {CHEAP} --out r");
+    let failure = desk.failure(&format!("{run} --finetune none"));
+    assert!(failure.contains("--finetune none trains nothing"), "{failure}");
+    let failure = desk.failure(&run.replace("--prune 2", "--max-drop 2% --prune 2"));
+    assert!(failure.contains("--max-drop compares trainings at their end"), "{failure}");
+}

@@ -37,6 +37,10 @@ pub enum CollectiveError {
         "the environment variable `{name}` is `{found}`, which it cannot be; start the processes by torchrun"
     )]
     Variable { name: &'static str, found: String },
+    #[error(
+        "the processes did not meet at {place}: {why}; are all of them started, with the same `MASTER_ADDR` and `MASTER_PORT`?"
+    )]
+    Meet { place: String, why: String },
     #[error("the processes lost each other: {0}; did one of them stop?")]
     Group(String),
 }
@@ -97,8 +101,25 @@ impl Group {
             rank,
             size,
             timeout_seconds: TIMEOUT_SECONDS,
+        });
+        let open = open.map_err(|error| match error {
+            CollectiveError::Group(why) => CollectiveError::Meet { place: place(&host), why },
+            error => error,
         })?;
         Ok(Some(Self { rank, size, open }))
+    }
+
+    /// How many processes meet where, as a phrase, in the first of them; `None` in the others and if there is one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Group::from_env`], but for what only a meeting shows.
+    pub fn described() -> Result<Option<String>> {
+        let size = processes()?;
+        if size <= 1 || number::<usize>("RANK")? != 0 {
+            return Ok(None);
+        }
+        Ok(Some(format!("{size} processes at {}", place(&variable("MASTER_ADDR")?))))
     }
 
     /// The number of this process, counted from 0.
@@ -139,9 +160,18 @@ pub fn processes() -> Result<usize> {
     if env::var_os("WORLD_SIZE").is_none() { Ok(1) } else { number("WORLD_SIZE") }
 }
 
-/// The number of this process among those on its machine, by `LOCAL_RANK`; 0 if it is not set.
+fn place(host: &str) -> String {
+    format!("{host}:{}", env::var("MASTER_PORT").unwrap_or_default())
+}
+
+/// The number of this process among those of its group on its machine, by `LOCAL_RANK`; 0 if there is no group.
 pub fn local_rank() -> usize {
-    number("LOCAL_RANK").unwrap_or(0)
+    if processes().unwrap_or(1) > 1 { number("LOCAL_RANK").unwrap_or(0) } else { 0 }
+}
+
+/// How many processes of its group are on this machine, by `LOCAL_WORLD_SIZE`; 1 if there is no group.
+pub fn local_processes() -> usize {
+    if processes().unwrap_or(1) > 1 { number("LOCAL_WORLD_SIZE").unwrap_or(1).max(1) } else { 1 }
 }
 
 fn variable(name: &'static str) -> Result<String> {

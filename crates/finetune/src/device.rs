@@ -43,6 +43,8 @@ impl DeviceChoice {
             Self::Cuda(number) => number,
         };
         match usable_gpus() {
+            // A launcher may show each process its own alone.
+            Ok(1) if self == Self::Auto => Ok(Device::Cuda(0)),
             Ok(count) if wanted < count => Ok(Device::Cuda(wanted)),
             found @ (Ok(0) | Err(_)) if self == Self::Auto => {
                 tracing::info!(?found, "no GPU can be used; computing on the CPU");

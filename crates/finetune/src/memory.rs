@@ -15,13 +15,15 @@ pub fn reset_peak_memory() {
 }
 
 /// How much memory the process may still take, in bytes: what the system can free for it, or what
-/// its control group has left, whichever is less; `None` where neither says.
+/// its control group has left, whichever is less; `None` where neither says. Processes that train together on a machine
+/// share it.
 pub fn available_memory_bytes() -> Option<u64> {
     let system = fs_err::read_to_string("/proc/meminfo").ok().and_then(|text| {
         let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
         Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
     });
-    system.into_iter().chain(left_in_group()).min()
+    let all = system.into_iter().chain(left_in_group()).min();
+    all.map(|bytes| bytes / collective::local_processes() as u64)
 }
 
 /// What the control group's limit leaves beside anonymous memory; cached files can be dropped.

@@ -45,19 +45,26 @@ impl Replicas {
         self.stops.get()
     }
 
-    /// Checks that all processes are at the same step.
+    /// Checks that all processes train alike and are at the same step; `recipe` is the digest of how they train.
     ///
     /// # Errors
     ///
-    /// [`FinetuneError::Settings`] if they are not.
-    pub(crate) fn require_step(&self, step: usize) -> Result<()> {
-        let (step, size) = (step as f64, self.group.size() as f64);
-        let sums = self.group.sum(vec![step, step * step])?;
-        // The squares' mean is the mean's square only where all are alike.
-        if sums[0] == step * size && sums[1] == step * step * size {
-            return Ok(());
-        }
-        let what = "the processes found the training at different steps: let all see the same folder, or remove what was saved";
+    /// [`FinetuneError::Settings`] if they do not, in those of them that are not the mean of all.
+    pub(crate) fn require_alike(&self, recipe: &str, step: usize) -> Result<()> {
+        // So many digits that sums of a few thousand are exact.
+        let digits = u64::from_str_radix(recipe.get(..10).unwrap_or("0"), 16).unwrap_or(0);
+        let own = [digits as f64, step as f64];
+        let sums = self.group.sum(own.to_vec())?;
+        let is_alike = |at: usize| sums[at] == own[at] * self.group.size() as f64;
+        let what = match (is_alike(0), is_alike(1)) {
+            (true, true) => return Ok(()),
+            (false, _) => {
+                "the processes do not train alike: give all of them the same model, rows, settings and type"
+            }
+            _ => {
+                "the processes found the training at different steps: let all see the same folder, or remove what was saved"
+            }
+        };
         Err(FinetuneError::Settings(what.into()))
     }
 

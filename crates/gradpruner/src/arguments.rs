@@ -269,6 +269,7 @@ impl CollectingArgs {
             max_grad_norm: 1.0,
             lora_rank: collect_rank,
             lora_alpha: collect_alpha,
+            rslora: false,
             lora_targets: LoraTargets::all(),
             lora_layers: None,
             remat: false,
@@ -422,8 +423,8 @@ impl TrainingArgs {
             weight_decay,
             max_grad_norm,
             lora_rank: rank,
-            lora_alpha: alpha.unwrap_or(2.0 * rank as f64)
-                * if rslora { (rank as f64).sqrt() } else { 1.0 },
+            lora_alpha: alpha.unwrap_or(2.0 * rank as f64),
+            rslora,
             lora_targets: targets,
             lora_layers: layers,
             remat,

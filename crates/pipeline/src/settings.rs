@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use checkpoint::{ModelConfig, Module};
 use finetune::{
     AdamWSettings, ComputeChoice, ComputeType, Decay, DeviceChoice, DistilSettings, EvalSettings,
-    LoraSettings, Method, ProductRates, Schedule, TrainSettings, num_threads, product_rates,
+    FinetuneError, Group, LoraSettings, Method, ProductRates, Schedule, TrainSettings, num_threads,
+    product_rates,
 };
 use selection::{Criterion, Density, Keep, PlanSettings, Refine, Repair, RepairNeed, Share};
 use serde::{Deserialize, Serialize};
@@ -157,6 +158,15 @@ impl RunSettings {
             let what = "--max-drop judges fine-tuned models, and --finetune none tunes none; say how much to --prune";
             return Err(PipelineError::Settings(what.into()));
         }
+        if self.training.validation.is_some() && self.finetune == FinetuneMethod::None {
+            let what = "--eval-every looks at trainings, and --finetune none trains nothing; leave one of them out";
+            return Err(PipelineError::Settings(what.into()));
+        }
+        if self.training.validation.is_some() && self.max_drop.is_some() {
+            let what = "--max-drop compares trainings at their end, where --eval-every would keep an earlier state; leave one of \
+                        them out";
+            return Err(PipelineError::Settings(what.into()));
+        }
         if self.criterion.races() && self.finetune == FinetuneMethod::None {
             return Err(PipelineError::Settings(format!(
                 "`{}` compares fine-tuned models, and --finetune none tunes none; name one criterion",
@@ -282,6 +292,20 @@ impl ComputeSettings {
         Ok(self.dtype.resolve(self.device)?)
     }
 
+    /// The same with the type decided, alike in all processes of a group: as the first of them has it.
+    ///
+    /// # Errors
+    ///
+    /// As [`ComputeSettings::resolve`], or if a process is gone.
+    pub fn agreed(&self, group: &Group) -> Result<Self> {
+        let own = self.resolve()?;
+        let first = f64::from(u8::from(group.rank() == 0 && own == ComputeType::BF16));
+        let sums = group.sum(vec![first]).map_err(FinetuneError::from)?;
+        let is_bf16 = sums.first().is_some_and(|sum| *sum > 0.0);
+        let compute = if is_bf16 { ComputeType::BF16 } else { ComputeType::F32 };
+        Ok(Self { dtype: ComputeChoice::Fixed(compute), ..self.clone() })
+    }
+
     /// Where and in what type this comes to compute here, and why.
     ///
     /// # Errors
@@ -361,6 +385,9 @@ pub struct TrainingSettings {
     pub max_grad_norm: f64,
     pub lora_rank: usize,
     pub lora_alpha: f64,
+    /// Adapters are multiplied by `alpha / √rank` (rsLoRA) in place of `alpha / rank`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rslora: bool,
     pub lora_targets: LoraTargets,
     pub lora_layers: Option<LoraLayers>,
     pub remat: bool,
@@ -459,7 +486,10 @@ impl TrainingSettings {
                 return Err(PipelineError::Settings(what.into()));
             }
         };
-        let (rank, alpha, targets) = (self.lora_rank, self.lora_alpha, self.lora_targets.0.clone());
+        let (rank, targets) = (self.lora_rank, self.lora_targets.0.clone());
+        // `alpha·√r / r = alpha / √r`: what PEFT reads needs to know of no other rule.
+        let stabilised = if self.rslora { (rank as f64).sqrt() } else { 1.0 };
+        let alpha = self.lora_alpha * stabilised;
         Ok(LoraSettings { rank, alpha, targets, layers })
     }
 }

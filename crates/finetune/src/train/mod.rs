@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use checkpoint::{StepReport, remove_if_there};
+use checkpoint::{StepReport, remove_if_there, sha256_bytes};
 use collective::Group;
 use dataset::{Encoded, Example, Sampler};
 
@@ -237,7 +237,9 @@ impl Trainer {
         }
         if let Some(replicas) = &self.replicas {
             // Before the first of them writes there.
-            replicas.require_step(self.step)?;
+            let recipe = serde_json::json!([self.recipe, format!("{:?}", self.model.kind)]);
+            let digest = sha256_bytes(recipe.to_string().as_bytes());
+            replicas.require_alike(&digest, self.step)?;
         }
         let mut sink = sink;
         let (mut tokens, mut last_loss, mut saved) = (0, f64::NAN, Instant::now());

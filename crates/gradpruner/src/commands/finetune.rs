@@ -54,8 +54,9 @@ pub(crate) struct FinetuneArgs {
     #[arg(long, default_value = "5GB", value_parser = size)]
     shard_size: u64,
     /// With --eval-every: training rows to hold out, a number or a share (128 rows at most)
-    #[arg(long, default_value = "10%", help_heading = "Fine-tuning")]
-    choose: HeldOut,
+    /// [default: 10%]
+    #[arg(long, help_heading = "Fine-tuning", requires = "eval_every")]
+    choose: Option<HeldOut>,
     #[command(flatten)]
     reading: DataArgs,
     #[command(flatten)]
@@ -82,6 +83,9 @@ pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<O
         compute,
     } = args;
     let context = || format!("cannot fine-tune `{model}` on `{}`", train.display());
+    if let Some(meeting) = Group::described().with_context(context)? {
+        printer.note(&format!("  waiting for all {meeting}"));
+    }
     let group = Group::from_env().with_context(context)?.map(Rc::new);
     let is_first = group.as_ref().is_none_or(|group| group.rank() == 0);
     if !is_first {
@@ -108,12 +112,15 @@ pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<O
         stage: Stage::Finetune,
         group,
     };
-    let (training, compute) = (training.settings(method), compute.settings());
+    let (training, mut compute) = (training.settings(method), compute.settings());
+    if let Some(group) = &target.group {
+        compute = compute.agreed(group).with_context(context)?;
+    }
     let stage = StageContext {
         model: &folder,
         data: &train,
         ignored: &reading.ignore_fields,
-        held_out: training.validation.is_some().then_some(choose),
+        held_out: training.validation.map(|_| choose.unwrap_or(HeldOut::Percent(10.0))),
         compute: &compute,
         seed,
         encoded: &EncodedRows::default(),
@@ -131,14 +138,20 @@ pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<O
     if !is_first {
         return Ok(Outcome::nothing());
     }
+    let speed = match report.tokens {
+        0 => "taken before".to_owned(),
+        tokens => format!(
+            "{:.0} tokens/s, last loss {:.4}",
+            tokens as f64 / report.seconds.max(1e-9),
+            report.last_loss
+        ),
+    };
     let kept = report.kept.map(|kept| format!("\n{}", kept_text(kept))).unwrap_or_default();
     let text = format!(
-        "{} steps on {} rows, {} trained parameters, {:.0} tokens/s, last loss {:.4}{kept}\nwritten to {}",
+        "{} steps on {} rows, {} trained parameters, {speed}{kept}\nwritten to {}",
         report.steps,
         report.rows,
         report.trained_parameters,
-        report.tokens as f64 / report.seconds.max(1e-9),
-        report.last_loss,
         out.display()
     );
     Outcome::new(text, &json!({"out": out, "merged": target.merged, "report": report}))

@@ -29,6 +29,7 @@ pub(super) fn training_settings() -> TrainingSettings {
         max_grad_norm: 1.0,
         lora_rank: 4,
         lora_alpha: 8.0,
+        rslora: false,
         lora_targets: LoraTargets::all(),
         lora_layers: None,
         remat: false,

@@ -95,7 +95,7 @@ impl Trial {
     }
 
     /// Of a model whose numbers are no longer finite.
-    fn lost(step: usize) -> Self {
+    pub(super) fn lost(step: usize) -> Self {
         Self { step, loss: None, acc: None, acc_interval: None, majority: None }
     }
 

@@ -1,9 +1,9 @@
 //! A fine-tuning that looks at rows held out as it goes, keeps the best weights, and may stop early.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use ::finetune::{EvalRows, FinetuneError, KeptStep, TrainReport, Trainer, standing};
+use checkpoint::{Staging, remove_if_there};
 use serde::{Deserialize, Serialize};
 
 use super::trial::Trial;
@@ -27,7 +27,8 @@ impl ValidationSettings {
     /// `seen`; `None` if it has had its last.
     fn next(self, step: usize, looks: &[Trial], last: usize) -> Option<usize> {
         let seen = looks.last().map(|look| look.step);
-        if seen == Some(last) || self.is_out_of_patience(looks) {
+        // A state may be from beyond the last step, where fewer are taken than before.
+        if seen.is_some_and(|seen| seen >= last) || self.is_out_of_patience(looks) {
             return None;
         }
         let from = step.max(seen.map_or(1, |seen| seen + 1));
@@ -69,9 +70,10 @@ pub(super) fn train_validated(
     log: &mut Log<'_>,
     observe: &mut dyn FnMut(Event),
 ) -> Result<TrainReport> {
-    let mut validation = Validation::open(context, training, saves)?;
+    let saved = trainer.saved_step(saves)?;
+    let mut validation = Validation::open(context, training, (saves, saved.unwrap_or(0)))?;
     let last = trainer.total_steps();
-    let mut step = trainer.saved_step(saves)?.unwrap_or(0).max(trainer.steps_done());
+    let mut step = saved.unwrap_or(0).max(trainer.steps_done());
     let mut report: Option<TrainReport> = None;
     while let Some(until) = settings.next(step, &validation.looks, last) {
         let part = take(trainer, until, saves, log, observe)?;
@@ -79,7 +81,7 @@ pub(super) fn train_validated(
             Some(before) => before.followed_by(part),
             None => part,
         });
-        step = until;
+        step = trainer.steps_done();
         validation.look(trainer, log, observe)?;
     }
     let mut report = match report {
@@ -112,15 +114,27 @@ fn take(
 }
 
 impl Validation {
-    fn open(context: StageContext<'_>, training: &TrainingSettings, saves: &Path) -> Result<Self> {
+    /// The looks at a training that has taken so many steps by its state in a folder. Later ones are another training's,
+    /// whose state is gone.
+    fn open(
+        context: StageContext<'_>,
+        training: &TrainingSettings,
+        (saves, step): (&Path, usize),
+    ) -> Result<Self> {
         let (_, held_out) = context.rows()?;
         let rows = EvalRows::encode(&*context.encoder()?, &held_out, training.max_tokens)?;
         if rows.is_empty() {
             let what = "no rows are held out, and a training looks at those as it goes: hold some out by --choose";
             return Err(PipelineError::Settings(what.into()));
         }
-        let lines = saves.join("looks.jsonl");
-        Ok(Self { rows, looks: json_lines(&lines)?, lines, best: saves.join("best") })
+        let (lines, best) = (saves.join("looks.jsonl"), saves.join("best"));
+        let mut looks: Vec<Trial> = json_lines(&lines)?;
+        if looks.last().is_some_and(|look| look.step > step) {
+            looks.clear();
+            remove_if_there(&lines)?;
+            remove_if_there(&best)?;
+        }
+        Ok(Self { rows, lines, best, looks })
     }
 
     /// Looks at the model as it is, and keeps its weights if they are the best so far.
@@ -134,13 +148,17 @@ impl Validation {
         let found = standing(trainer.model(), &self.rows, BATCH_TOKENS, &mut |done| {
             observe(Event::Rows { done: done.min(total), total });
         });
-        let found = found.map_err(|error| match error {
+        let trial = match found {
+            Ok(found) => Trial::new(step, found),
+            Err(FinetuneError::NotANumber) => Trial::lost(step),
             // The state is saved.
-            FinetuneError::StoppedUnsaved => FinetuneError::Stopped { step },
-            error => error,
-        })?;
-        let trial = Trial::new(step, found);
-        if trial.loss.is_none() {
+            Err(FinetuneError::StoppedUnsaved) => {
+                return Err(FinetuneError::Stopped { step }.into());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        // After a good look a lost one is only the worst.
+        if trial.loss.is_none() && self.looks.iter().all(|look| look.loss.is_none()) {
             let what = format!(
                 "after step {step} the loss on the rows held out by --choose is not a number: too few tokens of them are \
                  the assistant's, or the learning rate is too high"
@@ -154,8 +172,8 @@ impl Validation {
             trainer.keep_weights(&self.best)?;
         }
         log.look(&trial);
-        let mut file = fs_err::OpenOptions::new().create(true).append(true).open(&self.lines)?;
-        writeln!(file, "{}", serde_json::json!(trial))?;
+        let lines = self.looks.iter().map(|look| format!("{}\n", serde_json::json!(look)));
+        Staging::write(&self.lines, lines.collect::<String>().as_bytes())?;
         observe(Event::Validated { trial, is_best });
         Ok(())
     }
@@ -190,6 +208,7 @@ mod tests {
         check(23, &[(10, 1.0), (20, 0.9)], Some(25));
         check(25, &[(20, 0.9)], Some(25));
         check(25, &[(20, 0.9), (25, 0.9)], None);
+        check(40, &[(30, 0.9), (40, 0.9)], None);
     }
 
     #[test]
