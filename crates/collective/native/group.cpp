@@ -1,5 +1,8 @@
 // A process group of c10d as a few C functions. Each that can fail returns null, or what went wrong, to be freed by
 // `collective_free`.
+//
+// libtorch carries Gloo but not its headers. c10d/ProcessGroupGloo.hpp, which includes them, holds Gloo's classes by pointer
+// only, so their names are enough: gloo/ declares those, and nothing of it is ever constructed or called on this side.
 
 #include <cstring>
 #include <exception>

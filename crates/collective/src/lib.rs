@@ -79,7 +79,7 @@ impl Group {
     /// # Errors
     ///
     /// [`CollectiveError::Missing`] or [`CollectiveError::Variable`] if the variables do not describe one,
-    /// [`CollectiveError::Group`] if the others do not come within half an hour.
+    /// [`CollectiveError::Meet`] if the others do not come within half an hour.
     pub fn from_env() -> Result<Option<Self>> {
         let size = processes()?;
         if size <= 1 {

@@ -134,7 +134,8 @@ impl Layer {
     /// a bias and without an adapter. Where a norm stands behind the MLP it is not what is added.
     pub(crate) fn frozen_mlp(&self, saved: &Saved) -> Result<Tensor> {
         let active = self.active(&saved.gate)?.f_mul(&saved.up)?;
-        let given = product::linear(&active, &self.linears[&Module::DownProj].weight, None)?;
+        let given =
+            product::linear(&active, self.linears[&Module::DownProj].weight.factor(), None)?;
         self.scaled(given)
     }
 

@@ -37,7 +37,7 @@ impl Siblings<'_> {
                 Some(bias) => Some(bias.as_kind(kind)?),
                 None => None,
             };
-            let mut output = product::linear(x, &linear.weight, bias.as_ref())?;
+            let mut output = product::linear(x, linear.weight.factor(), bias.as_ref())?;
             if let (Some(lora), Some(inner)) = (&linear.lora, &inner) {
                 let own = inner.f_narrow(1, first, lora.rank())?;
                 output = output.f_addmm_(&own, &lora.scaled_b(kind)?.f_numpy_t()?)?;
@@ -99,7 +99,7 @@ impl Siblings<'_> {
     ) -> Result<Tensor> {
         let mut sum: Option<Tensor> = None;
         for (linear, gradient) in self.0.iter().zip(gradients) {
-            sum = Some(product::add_product(sum, gradient, &linear.weight)?);
+            sum = Some(product::add_product(sum, gradient, linear.weight.factor())?);
         }
         if let Some(inner) = inner_gradient
             && let Some(a) = self.stacked_a(inner.f_kind()?)?

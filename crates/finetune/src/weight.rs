@@ -127,22 +127,9 @@ impl Factor for Packed4 {
     }
 }
 
-impl Factor for Weight {
-    fn size(&self) -> Result<(i64, i64)> {
-        self.factor().size()
-    }
-
-    fn whole(&self, kind: Kind) -> Result<Option<&Tensor>> {
-        self.factor().whole(kind)
-    }
-
-    fn rows(&self, first: i64, count: i64, kind: Kind) -> Result<Tensor> {
-        self.factor().rows(first, count, kind)
-    }
-}
-
 impl Weight {
-    fn factor(&self) -> &dyn Factor {
+    /// The weight as products take it.
+    pub(crate) fn factor(&self) -> &dyn Factor {
         match self {
             Self::Whole(parameter) => &parameter.value,
             Self::Packed(packed) => packed,

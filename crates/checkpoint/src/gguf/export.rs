@@ -184,6 +184,12 @@ mod tests {
     use super::*;
     use crate::gguf::{GgufFile, GgufValue, convert, dequantize};
 
+    /// A small model whose tokenizer llama.cpp knows.
+    fn make_model(folder: &Path) {
+        testkit::tiny_checkpoint(folder);
+        testkit::cut_words_as_gpt2(folder);
+    }
+
     /// A model that was a GGUF file is one again: the same configuration and the same weights.
     #[test]
     fn there_and_back() {
@@ -217,8 +223,7 @@ mod tests {
     fn eight_bits_are_near() {
         let folder = testkit::temporary_folder();
         let at = |name: &str| folder.path().join(name);
-        testkit::tiny_checkpoint(&at("model"));
-        testkit::cut_words_as_gpt2(&at("model"));
+        make_model(&at("model"));
         export(&at("model"), &at("q.gguf"), FileType::Q8_0, &mut |_, _| {}).unwrap();
         let file = GgufFile::open(&at("q.gguf")).unwrap();
         let pre = &file.metadata["tokenizer.ggml.pre"];
@@ -241,8 +246,7 @@ mod tests {
     fn a_mixture_of_formats() {
         let folder = testkit::temporary_folder();
         let at = |name: &str| folder.path().join(name);
-        testkit::tiny_checkpoint(&at("model"));
-        testkit::cut_words_as_gpt2(&at("model"));
+        make_model(&at("model"));
         let report = export(&at("model"), &at("k.gguf"), FileType::Q4_K_M, &mut |_, _| {}).unwrap();
         assert_eq!(report.format, "q4_k_m");
         let file = GgufFile::open(&at("k.gguf")).unwrap();
@@ -265,8 +269,7 @@ mod tests {
     fn what_is_not_finite_is_refused() {
         let folder = testkit::temporary_folder();
         let at = |name: &str| folder.path().join(name);
-        testkit::tiny_checkpoint(&at("model"));
-        testkit::cut_words_as_gpt2(&at("model"));
+        make_model(&at("model"));
         let (name, path) = ("model.layers.3.mlp.up_proj.weight", at("model/model.safetensors"));
         let mut bytes = fs_err::read(&path).unwrap();
         let size = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;

@@ -82,7 +82,8 @@ fn list_of(commit: &str, files: &[&str], card: Value) -> HubReply {
     HubReply::new(200, list.to_string())
 }
 
-fn chain(error: CheckpointError) -> String {
+/// An error and what caused it, as the program prints them.
+pub(super) fn chain(error: CheckpointError) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

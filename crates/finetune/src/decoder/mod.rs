@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use checkpoint::{
-    Checkpoint, Design, LayerKind, MappedFile, ModelConfig, QkNorm, TensorView, tensor_name,
+    Checkpoint, Design, LayerKind, MappedFile, ModelConfig, NF4_BLOCK, QkNorm, TensorView,
+    tensor_name,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -201,6 +202,14 @@ impl Model {
             true => None,
             false => Some(tensor("lm_head.weight")?),
         };
+        let linears = || layers.iter().flat_map(|layer| layer.linears.values());
+        let whole = linears().filter(|linear| linear.weight.parameter().is_some()).count();
+        if frozen == Frozen::InFourBits && whole > 0 {
+            let all = linears().count();
+            tracing::warn!(
+                "{whole} of {all} linear weights are not put into four bits: their rows are no multiple of {NF4_BLOCK} elements"
+            );
+        }
         let folder = folder.to_owned();
         let files = files.into_inner().into();
         Ok(Self { folder, config, device, kind, embedding, layers, norm, head, frozen, files })

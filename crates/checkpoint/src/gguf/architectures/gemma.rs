@@ -80,7 +80,7 @@ fn pattern(config: &ModelConfig, period: usize) -> Option<Key> {
     }
     tracing::warn!(
         "the layers with a sliding window are no longer all but every {period}th, so that the file lists them; \
-         llama.cpp reads the list since 2026, and programs that do not read it compute another model"
+         the llama.cpp of llama-cpp-python 0.3.36 reads the list, and programs that do not read it compute another model"
     );
     Some(("attention.sliding_window_pattern", Metadata::Bools(found)))
 }

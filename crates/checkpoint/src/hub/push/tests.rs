@@ -1,10 +1,10 @@
-use std::error::Error;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use testkit::{FakeHub, HubReply, Uploads, temporary_folder};
 
 use super::*;
+use crate::hub::tests::chain;
 use crate::hub::{Hub, is_wanted};
 
 const WEIGHTS: usize = 300_000;
@@ -79,16 +79,6 @@ impl Desk {
     fn error(&self, hub: &FakeHub) -> String {
         self.push(hub).unwrap_err()
     }
-}
-
-fn chain(error: CheckpointError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text += &format!(": {error}");
-        cause = error.source();
-    }
-    text
 }
 
 /// How often a hub was asked by a method at an address that holds a text.
