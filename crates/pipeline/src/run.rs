@@ -119,6 +119,12 @@ pub fn run(
         stages.watch(&collected, &pruned, observe)?;
     }
     let merged = run.settings.save_merged.then(|| run.at("merged"));
+    if merged.is_some() && run.settings.compute.in_4bit {
+        tracing::warn!(
+            "the adapter is merged into the weights as they are stored, and evaluated on the weights in four bits; evaluate \
+             the merged model by `gradpruner eval`"
+        );
+    }
     let tuned = stages.tune(&collected, &pruned, merged, observe)?;
     let dense = stages.dense();
     let dense_tuned = match run.settings.tunes_dense() {

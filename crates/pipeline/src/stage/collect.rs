@@ -106,9 +106,8 @@ pub fn collect_record(
     };
     let ::finetune::Collected { activations, hidden, sensitivity, steps } = found;
     let (gradients, stability) = sink.meter.finish();
-    if let Some(stability) = stability.filter(Stability::is_weak) {
+    if stability.as_ref().is_some_and(Stability::is_weak) {
         tracing::warn!(
-            tau = stability.between_halves,
             "the order of layers differs between halves of the data; more rows or steps would \
              make the choice surer"
         );
