@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 use crate::bridge::{is_finite, number, values};
 use crate::offload::Passage;
 use crate::stop;
-use crate::walk::Walk;
+use crate::walk::{Pack, Walk};
 use crate::{FinetuneError, Model, Result};
 
 /// What is fitted, and how.
@@ -42,12 +42,14 @@ pub struct FittedMap {
 /// run does:
 ///
 /// ```text
-/// min_T ‖(y + m·T) − x‖² + λ·‖T − I‖²
+/// min_T ‖(y + m·T) − x‖² + λ·‖T − I‖² + ‖m₁·T − m₁‖²
 /// ```
 ///
 /// with `m` what `r`'s frozen `down_proj` gives, `y` the rest of `r`'s output (an adapter's part and a bias
-/// among it), both in the model as it is repaired so far, and `x` the run's output in the dense model. First tokens of
-/// rows are left out. Folded into that weight (`W ← Tᵀ·W`), `T` costs nothing at run time.
+/// among it), both in the model as it is repaired so far, and `x` the run's output in the dense model, without the first
+/// tokens of rows. What the weight gives for these, `m₁`, is to stay as it is: a layer's MLP may give the first token a
+/// state a hundred times as large, which all others attend to from then on, and a map that has not seen it scrambles it.
+/// Folded into that weight (`W ← Tᵀ·W`), `T` costs nothing at run time.
 ///
 /// All rows go through one layer at a time; held are two states of each token, two more within a run, and two
 /// `hidden × hidden` sums in f64. Adapters that the model has are seen. Returns how many tokens were fitted on;
@@ -95,7 +97,7 @@ pub fn fit_linear_maps<E: From<FinetuneError>>(
                 };
                 if let Some(begun) = &mut begun {
                     let mapped = layer.frozen_mlp(&own_saved)?;
-                    begun.begin(&pack.later, &own, mapped)?;
+                    begun.begin(pack, &own, mapped)?;
                 }
             }
             dense[at] = out;
@@ -121,6 +123,8 @@ pub fn fit_linear_maps<E: From<FinetuneError>>(
 struct Fit {
     /// `Σ mᵀm`, `[hidden, hidden]`, f64.
     squares: Option<Tensor>,
+    /// Of each pack, the MLP's frozen output for first tokens.
+    first: Vec<Tensor>,
     /// Of each pack, the MLP's frozen output and the rest.
     states: Vec<(Tensor, Tensor)>,
 }
@@ -136,8 +140,9 @@ struct Solved {
 
 impl Fit {
     /// Adds a pack: the receiver's output and, of it, what the map will take.
-    fn begin(&mut self, later: &Tensor, output: &Tensor, mapped: Tensor) -> Result<()> {
-        let m = wide_of(&mapped, later)?;
+    fn begin(&mut self, pack: &Pack, output: &Tensor, mapped: Tensor) -> Result<()> {
+        self.first.push(mapped.f_index_select(0, &pack.first)?);
+        let m = wide_of(&mapped, &pack.later)?;
         let square = m.f_numpy_t()?.f_mm(&m)?;
         self.squares = Some(match self.squares.take() {
             Some(mut sum) => sum.f_add_(&square)?,
@@ -150,7 +155,7 @@ impl Fit {
 
     /// Solves for the map, given the dense model's states after the run.
     fn finish(self, dense: &[Tensor], later: &[&Tensor], ridge: f64) -> Result<Solved> {
-        let Self { squares, states } = self;
+        let Self { squares, first, states } = self;
         let squares = squares.unwrap_or_default();
         let (side, _) = squares.size2()?;
         let at = (Kind::Double, squares.device());
@@ -166,7 +171,8 @@ impl Fit {
         if !(is_finite(&squares)? && is_finite(&products)?) {
             return Err(not_finite());
         }
-        let map = Ridge::new(&squares, ridge)?.solve(&products)?.f_to_kind(Kind::Float)?;
+        let kept = wide(&Tensor::f_cat(&first, 0)?)?;
+        let map = Ridge::new(&squares, ridge, kept)?.solve(&products)?.f_to_kind(Kind::Float)?;
         let (mut repaired, mut after) = (Vec::new(), 0.0);
         for (((mapped, rest), dense), later) in states.iter().zip(dense).zip(later) {
             let kind = rest.f_kind()?;
@@ -179,30 +185,43 @@ impl Fit {
     }
 }
 
-/// The normal equations of a map, `(M + λ·I)·T = P + λ·I`, factored.
+/// The normal equations of a map, `(M + K)·T = P + K`, factored, with `K = λ·I + kᵀ·k` for what is to be kept.
 pub(crate) struct Ridge {
-    /// `λ`.
-    pub(crate) lambda: f64,
-    /// `λ·I`.
-    diagonal: Tensor,
+    lambda: f64,
+    /// `k`, `[n, side]`.
+    kept: Tensor,
+    /// `K`.
+    held: Tensor,
     factor: Tensor,
 }
 
 impl Ridge {
-    /// Those of `M`, `[side, side]` in f64, with `λ` relative to the mean of its diagonal.
-    pub(crate) fn new(squares: &Tensor, relative: f64) -> Result<Self> {
+    /// Those of `M`, `[side, side]` in f64, with `λ` relative to the mean of its diagonal, and of `k`.
+    pub(crate) fn new(squares: &Tensor, relative: f64, kept: Tensor) -> Result<Self> {
         let (side, _) = squares.size2()?;
         let lambda = relative * number(&squares.f_trace()?)? / side as f64;
         let lambda = lambda.max(f64::MIN_POSITIVE);
         let at = (Kind::Double, squares.device());
-        let diagonal = Tensor::f_eye(side, at)?.f_mul_scalar(lambda)?;
-        let factor = squares.f_add(&diagonal)?.f_linalg_cholesky(false)?;
-        Ok(Self { lambda, diagonal, factor })
+        let held = Tensor::f_eye(side, at)?.f_mul_scalar(lambda)?;
+        let held = held.f_add(&kept.f_numpy_t()?.f_mm(&kept)?)?;
+        if !is_finite(&held)? {
+            return Err(not_finite());
+        }
+        let factor = squares.f_add(&held)?.f_linalg_cholesky(false)?;
+        Ok(Self { lambda, kept, held, factor })
     }
 
     /// `T` for `P`.
     pub(crate) fn solve(&self, products: &Tensor) -> Result<Tensor> {
-        Ok(products.f_add(&self.diagonal)?.f_cholesky_solve(&self.factor, false)?)
+        Ok(products.f_add(&self.held)?.f_cholesky_solve(&self.factor, false)?)
+    }
+
+    /// `tr(Tᵀ·K·(I − T))`.
+    pub(crate) fn bent(&self, map: &Tensor) -> Result<f64> {
+        let free = number(&map.f_trace()?)? - norm_squared(map)?;
+        let of_kept = self.kept.f_mm(map)?;
+        let kept = of_kept.f_mul(&self.kept.f_sub(&of_kept)?)?;
+        Ok(self.lambda * free + number(&kept.f_sum(Kind::Double)?)?)
     }
 }
 
@@ -256,7 +275,7 @@ mod tests {
 
     /// Normal equations by plain loops in f64 and Gaussian elimination, from states that transformers' forward
     /// pass would give too: those the golden tests hold the decoder to.
-    fn solved(m: &[Vec<f64>], gap: &[Vec<f64>], ridge: f64) -> Vec<Vec<f64>> {
+    fn solved(m: &[Vec<f64>], gap: &[Vec<f64>], first: &[Vec<f64>], ridge: f64) -> Vec<Vec<f64>> {
         let side = m[0].len();
         let mut left = vec![vec![0.0; side]; side];
         let mut right = vec![vec![0.0; side]; side];
@@ -272,6 +291,14 @@ mod tests {
         for i in 0..side {
             left[i][i] += lambda;
             right[i][i] += lambda;
+        }
+        for first in first {
+            for i in 0..side {
+                for j in 0..side {
+                    left[i][j] += first[i] * first[j];
+                    right[i][j] += first[i] * first[j];
+                }
+            }
         }
         for pivot in 0..side {
             for row in 0..side {
@@ -323,29 +350,51 @@ mod tests {
             let (found, tokens) = fitted(&model, &settings_of(&[(1, 2..=3)]));
             let side = model.config().hidden_size;
             let by_token = |x: &[f32]| -> Vec<Vec<f64>> {
-                x.chunks(side).skip(1).map(|x| x.iter().map(|&x| f64::from(x)).collect()).collect()
+                x.chunks(side).map(|x| x.iter().map(|&x| f64::from(x)).collect()).collect()
             };
-            let (mut all_m, mut gaps, mut size, mut before) = (vec![], vec![], 0.0, 0.0);
+            let (mut all_m, mut gaps, mut kept) = (vec![], vec![], vec![]);
+            let (mut size, mut before) = (0.0, 0.0);
             for row in &rows("tiny_llama").examples {
                 let seen = states(&model, row, &[0, 1, 2, 3]);
                 let (out, m, target) =
                     (by_token(&seen[1].0), by_token(&seen[1].1), by_token(&seen[3].0));
-                for ((out, m), target) in out.iter().zip(&m).zip(&target) {
+                kept.push(m[0].clone());
+                for ((out, m), target) in out.iter().zip(&m).zip(&target).skip(1) {
                     let gap: Vec<f64> = (0..side).map(|i| target[i] - (out[i] - m[i])).collect();
                     size += target.iter().map(|x| x * x).sum::<f64>();
                     before += (0..side).map(|i| (target[i] - out[i]).powi(2)).sum::<f64>();
                     gaps.push(gap);
                 }
-                all_m.extend(m);
+                all_m.extend(m.into_iter().skip(1));
             }
             assert_eq!(tokens, all_m.len());
-            let expected = solved(&all_m, &gaps, 1e-3);
+            let expected = solved(&all_m, &gaps, &kept, 1e-3);
             let flat: Vec<f32> = expected.iter().flatten().map(|&x| x as f32).collect();
             let apart = testkit::relative_deviation(&found[0].matrix, &flat);
             assert!(apart < 1e-4, "adapted: {adapted}, {apart}");
             assert!((found[0].error_before / (before / size) - 1.0).abs() < 1e-5);
             assert!(found[0].error_after < found[0].error_before);
         }
+    }
+
+    /// A receiver that gives first tokens a state a thousand times as large gives them the same with its map, to within
+    /// rounding; without these rows of the normal equations it would not.
+    #[test]
+    fn first_tokens_stay_as_they_are() {
+        let _guard = tch::no_grad_guard();
+        let at = (Kind::Double, Device::Cpu);
+        let side = 16;
+        let m = Tensor::randn([64, side], at);
+        let kept = Tensor::randn([4, side], at) * 1e3;
+        let products = m.tr().mm(&Tensor::randn([64, side], at));
+        let change = |kept: Tensor, of: &Tensor| {
+            let map = Ridge::new(&m.tr().mm(&m), 1e-3, kept).unwrap().solve(&products).unwrap();
+            let apart = norm_squared(&(of.mm(&map) - of)).unwrap();
+            (apart / norm_squared(of).unwrap()).sqrt()
+        };
+        let (with, without) =
+            (change(kept.shallow_clone(), &kept), change(Tensor::zeros([0, side], at), &kept));
+        assert!(with < 1e-3 && without > 0.1, "{with}, {without}");
     }
 
     /// The second run's map is fitted on what the first one leaves, and errors are of that.

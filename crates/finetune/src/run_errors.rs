@@ -14,25 +14,26 @@ use crate::walk::Walk;
 /// its output in the dense model:
 ///
 /// ```text
-/// min_T ‖(y + m·T) − x‖² + λ·‖T − I‖²,   error = ‖(y + m·T) − x‖² / ‖x‖²
+/// min_T ‖(y + m·T) − x‖² + λ·‖T − I‖² + ‖m₁·T − m₁‖²,   error = ‖(y + m·T) − x‖² / ‖x‖²
 /// ```
 ///
-/// With `M = mᵀm`, `g = x − y`, `P = mᵀg` and `(M + λI)·T = P + λI` the residual needs no product with `m` again:
+/// With `M = mᵀm`, `g = x − y`, `P = mᵀg`, `K = λI + m₁ᵀm₁` and `(M + K)·T = P + K` the residual needs no product with `m`
+/// again:
 ///
 /// ```text
-/// ‖g − m·T‖² = ‖g‖² − tr(Tᵀ·P) + λ·(tr(T) − ‖T‖²)
+/// ‖g − m·T‖² = ‖g‖² − tr(Tᵀ·P) + tr(Tᵀ·K·(I − T))
 /// ```
 ///
-/// `M + λI` is factored once a receiver, for all runs behind it. Held are two states of each token and layer.
+/// `M + K` is factored once a receiver, for all runs behind it. Held are two states of each token and layer.
 pub(crate) fn run_errors(walk: &Walk<'_>, settings: &RunSettings) -> Result<RunErrors> {
     let runs: Vec<_> = settings.runs().map(std::ops::RangeInclusive::into_inner).collect();
     let mut errors = RunErrors::default();
     let Some(last) = runs.iter().map(|&(_, last)| last).max() else { return Ok(errors) };
     let is_receiver = |layer: usize| runs.iter().any(|&(first, _)| first == layer + 1);
-    let States { outputs, mapped } = states(walk, settings.tokens, last, &is_receiver)?;
+    let States { outputs, mapped, first } = states(walk, settings.tokens, last, &is_receiver)?;
     let sizes = outputs.iter().map(norm_squared_wide).collect::<Result<Vec<_>>>()?;
-    for (receiver, m) in mapped.iter().enumerate() {
-        let Some(m) = m else { continue };
+    for (receiver, (m, first)) in mapped.iter().zip(&first).enumerate() {
+        let (Some(m), Some(first)) = (m, first) else { continue };
         let m = wide(m)?;
         let y = wide(&outputs[receiver])?.f_sub(&m)?;
         let transposed = m.f_numpy_t()?;
@@ -40,7 +41,7 @@ pub(crate) fn run_errors(walk: &Walk<'_>, settings: &RunSettings) -> Result<RunE
         if !is_finite(&squares)? {
             return Err(not_finite());
         }
-        let ridge = Ridge::new(&squares, settings.ridge)?;
+        let ridge = Ridge::new(&squares, settings.ridge, wide(first)?)?;
         for &(first, last) in runs.iter().filter(|&&(first, _)| first == receiver + 1) {
             stop::check()?;
             let gap = wide(&outputs[last])?.f_sub(&y)?;
@@ -50,8 +51,7 @@ pub(crate) fn run_errors(walk: &Walk<'_>, settings: &RunSettings) -> Result<RunE
             }
             let map = ridge.solve(&products)?;
             let explained = number(&map.f_mul(&products)?.f_sum(tch::Kind::Double)?)?;
-            let bent = number(&map.f_trace()?)? - norm_squared(&map)?;
-            let left = norm_squared(&gap)? - explained + ridge.lambda * bent;
+            let left = norm_squared(&gap)? - explained + ridge.bent(&map)?;
             // Rounding can leave a true zero just below it.
             errors.insert(first..=last, left.max(0.0) / sizes[last].max(f64::MIN_POSITIVE));
         }
@@ -65,6 +65,8 @@ struct States {
     outputs: Vec<Tensor>,
     /// What the MLP's frozen weight gave in each receiver.
     mapped: Vec<Option<Tensor>>,
+    /// The same for the first tokens of the rows in the packs these are of.
+    first: Vec<Option<Tensor>>,
 }
 
 /// The states of `most` tokens at most, first ones of rows left out, up to and with a layer.
@@ -91,26 +93,30 @@ fn states(
         x.push(walk.model.embed(&pack.rows)?);
     }
     let mut passage = Passage::new(walk.model, 0..=last);
-    let (mut outputs, mut mapped) = (Vec::new(), Vec::new());
+    let (mut outputs, mut mapped, mut first) = (Vec::new(), Vec::new(), Vec::new());
     for number in 0..=last {
         stop::check()?;
         let layer = passage.next()?;
-        let (mut outs, mut parts) = (Vec::new(), Vec::new());
+        let (mut outs, mut parts, mut firsts) = (Vec::new(), Vec::new(), Vec::new());
         for ((pack, tokens), x) in packs.iter().zip(&mut x) {
             let (out, saved) = walk.through(pack, number, &layer, x)?;
             outs.push(out.f_index_select(0, tokens)?);
             if is_receiver(number) {
-                parts.push(layer.frozen_mlp(&saved)?.f_index_select(0, tokens)?);
+                let mapped = layer.frozen_mlp(&saved)?;
+                parts.push(mapped.f_index_select(0, tokens)?);
+                firsts.push(mapped.f_index_select(0, &pack.first)?);
             }
             *x = out;
         }
         outputs.push(Tensor::f_cat(&outs, 0)?);
-        mapped.push(match parts.is_empty() {
-            true => None,
-            false => Some(Tensor::f_cat(&parts, 0)?),
-        });
+        for (all, parts) in [(&mut mapped, parts), (&mut first, firsts)] {
+            all.push(match parts.is_empty() {
+                true => None,
+                false => Some(Tensor::f_cat(&parts, 0)?),
+            });
+        }
     }
-    Ok(States { outputs, mapped })
+    Ok(States { outputs, mapped, first })
 }
 
 fn norm_squared_wide(x: &Tensor) -> Result<f64> {

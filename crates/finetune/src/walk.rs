@@ -22,6 +22,8 @@ pub(crate) struct Pack {
     /// Where its tokens stand that are not the first of a row: those have activations hundreds of times as
     /// large, which would drown all others.
     pub(crate) later: Tensor,
+    /// Where the first tokens of its rows stand.
+    pub(crate) first: Tensor,
     shared: Shared,
 }
 
@@ -39,11 +41,13 @@ impl<'a> Walk<'a> {
             let count = rest.iter().take_while(fits).count().max(1);
             let (together, others) = rest.split_at(count);
             let rows = Packed::examples(together, model.device)?;
-            let later = rows.positions.iter().enumerate().filter(|&(_, &position)| position != 0);
-            let later: Vec<i64> = later.map(|(at, _)| at as i64).collect();
-            let later = Tensor::f_from_slice(&later)?.f_to(model.device)?;
+            let all = 0..rows.positions.len() as i64;
+            let (first, later): (Vec<i64>, Vec<i64>) =
+                all.partition(|&at| rows.positions[at as usize] == 0);
+            let [first, later] =
+                [first, later].map(|at| Tensor::f_from_slice(&at)?.f_to(model.device));
             let shared = model.prepare(&rows)?;
-            packs.push(Pack { rows, later, shared });
+            packs.push(Pack { rows, later: later?, first: first?, shared });
             rest = others;
         }
         Ok(Self { model, packs })

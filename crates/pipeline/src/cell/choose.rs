@@ -5,7 +5,7 @@ use evidence::LossProbe;
 use selection::{Criterion, Selection};
 use serde_json::json;
 
-use super::{CollectedSlots, Stages, found};
+use super::{CollectedSlots, RULES, Stages, found};
 use crate::stage::{LossesOf, with_losses};
 use crate::store::Slot;
 use crate::{Done, Event, Result, Stage};
@@ -50,7 +50,7 @@ impl Stages<'_> {
     pub(crate) fn selection_slot(&self, criterion: Criterion, collected: &CollectedSlots) -> Slot {
         let choice = self.settings.choice_by(criterion);
         let recipe = json!({
-            "common": self.common(), "record": collected.record.digest, "criterion": choice.criterion,
+            "version": RULES, "common": self.common(), "record": collected.record.digest, "criterion": choice.criterion,
             "prune": choice.prune, "keep": choice.keep, "refine": choice.refine,
             "max_tokens": choice.needs_losses().then_some(self.settings.training.max_tokens),
         });

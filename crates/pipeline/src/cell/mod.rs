@@ -35,6 +35,9 @@ use crate::{
     Event, HeldOut, Result, RunSettings, Stage, TeacherSettings, TrainingSettings, Verdict,
 };
 
+/// Raised whenever the same rows choose other layers, or fit another repair.
+pub(crate) const RULES: u32 = 2;
+
 /// What the stages of a cell have in common.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stages<'a> {

@@ -9,7 +9,7 @@ use selection::{Plan, Repair, RepairNeed};
 use serde_json::json;
 
 use super::judge::Repaired;
-use super::{Base, CollectedSlots, Stages, found};
+use super::{Base, CollectedSlots, RULES, Stages, found};
 use crate::stage::{FitTarget, RETRAINING_RATE, RETRAINING_STEPS, fit_name, fit_repair, scales_of};
 use crate::store::Slot;
 use crate::{Done, Event, Result, Stage};
@@ -119,7 +119,7 @@ impl Stages<'_> {
     pub(super) fn fitted(&self, collected: &CollectedSlots, plan: &Plan) -> Option<Slot> {
         let name = fit_name(plan.repair())?;
         let mut recipe = json!({
-            "common": self.common(), "pruned": plan.pruned, "tokens": self.settings.linear_map.tokens,
+            "version": RULES, "common": self.common(), "pruned": plan.pruned, "tokens": self.settings.linear_map.tokens,
             "ridge": (plan.repair() == Repair::LinearMap).then_some(self.settings.linear_map.ridge),
             "state": collected.state.as_ref().map(|slot| &slot.digest),
             "max_tokens": self.settings.training.max_tokens,

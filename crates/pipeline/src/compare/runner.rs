@@ -11,7 +11,9 @@ use serde_json::json;
 use super::inputs::{Inputs, Unpruned};
 use super::models::LeftModel;
 use super::{Cell, CellResult, CompareSettings, EvaluatedOn, TriedRate};
-use crate::cell::{Base, CollectedSlots, DecidedIn, Decision, Stages, Subject, TestSet, lasting};
+use crate::cell::{
+    Base, CollectedSlots, DecidedIn, Decision, RULES, Stages, Subject, TestSet, lasting,
+};
 use crate::lock::RunLock;
 use crate::log::LogTargets;
 use crate::stage::{EncodedRows, Until};
@@ -91,6 +93,9 @@ impl<'a> CellRunner<'a> {
             "repair_always": settings.repair_always, "teacher": stages.digests.teacher,
             "evaluation": settings.evaluation, "evals": self.inputs.eval_digests, "version": RESULTS,
         });
+        if cell.way.as_ref().is_some_and(|way| !way.paper) {
+            recipe["rules"] = json!(RULES);
+        }
         if self.settings.tries_rates() {
             recipe["rates"] = json!(self.settings.learning_rates);
         }
