@@ -227,7 +227,7 @@ fn what_cannot_be_compared_is_refused_and_what_time_is_short_for_is_named() {
     let failure = desk.failure(&command("--prune 2,5"));
     assert!(failure.contains("--keep first:1,last:1 leaves 4 of 6 layers"), "{failure}");
     assert!(
-        failure.contains("--prune 5 --methods igia --repairs linear-map --finetune lora"),
+        failure.contains("--prune 5 --methods best --repairs linear-map --finetune lora"),
         "{failure}"
     );
     let failure =
@@ -360,4 +360,19 @@ fn learning_rates_are_chosen_on_held_out_rows() {
         "compare --model model --train train.jsonl --eval test.jsonl --prune 2 --learning-rates 1e-3 --out x",
     );
     assert!(failure.contains("takes two or more to choose from"), "{failure}");
+}
+
+/// A cell that there is no plan for is named, and the others are made.
+#[test]
+fn a_cell_without_a_plan_is_passed_over() {
+    let desk = Desk::new();
+    // All layers but the last go, so layer 0 is to be merged.
+    let found = desk
+        .json(&command("--prune 5 --keep none --methods last --repairs same-sign,drop --merge 3"));
+    let cells = found["cells"].as_array().unwrap();
+    assert_eq!(cells.len(), 2, "{found}");
+    let reason = found["impossible"][0]["reason"].as_str().unwrap();
+    assert!(reason.contains("no retained layer stands before it"), "{reason}");
+    let report = fs_err::read_to_string(desk.at("c/compare.md")).unwrap();
+    assert!(report.contains("Not to be had, 5 by last, same-sign, lora, seed 0: "), "{report}");
 }

@@ -70,6 +70,68 @@ fn a_winner_goes_on_from_its_own_trial() {
     assert!(fitted.exists());
 }
 
+/// Of several choices the one goes that loses least right after the repair, and all that follows is what its criterion
+/// alone would have come to, to the bit.
+#[test]
+fn the_best_choice_right_after_the_repair_is_taken() {
+    let desk = Desk::new();
+    let best = "--criterion best:igia+linear-fit+last+random --seed 5";
+    desk.run(&run(best, "r"));
+    let race = testkit::json(&desk.at("r/race.json"));
+    let candidates = race["candidates"].as_array().unwrap();
+    assert!(candidates.len() > 1, "all chose the same: {candidates:?}");
+    let losses: Vec<f64> = candidates
+        .iter()
+        .map(|one| {
+            let trials = one["trials"].as_array().unwrap();
+            assert_eq!((trials.len(), trials[0]["step"].as_u64()), (1, Some(3)));
+            trials[0]["loss"].as_f64().unwrap()
+        })
+        .collect();
+    assert!(losses.is_sorted(), "{losses:?}");
+    let winner = candidates[0]["criteria"][0].as_str().unwrap();
+    desk.run(&run(&format!("--criterion {winner} --seed 5 --hold-out"), "alone"));
+    assert!(adapter(&desk, "r") == adapter(&desk, "alone"));
+    let plan = |out: &str| testkit::json(&desk.at(out).join("plan.json"));
+    assert_eq!(plan("r"), plan("alone"));
+    // Whoever wins, the layers have scores, and the card says who won.
+    assert_eq!(testkit::json(&desk.at("r/scores.json"))["criterion"], "igia");
+    let card = fs_err::read_to_string(desk.at("r/adapter/README.md")).unwrap();
+    assert!(card.contains(&format!("chosen by `{winner}")), "{card}");
+    assert!(!desk.at("r/race").exists());
+
+    // The same in a comparison, where it costs no training of its own, and where nothing is trained.
+    let compared = desk.json(&format!(
+        "compare --model model --train train.jsonl --eval test.jsonl --prune 2 --choose 4 --seed 5 --out c \
+         --methods {winner},best:igia+linear-fit+last+random {}",
+        CHEAP.replace("--epochs 1", "--epochs 3")
+    ));
+    let cells = compared["cells"].as_array().unwrap();
+    assert_eq!(cells[1]["evaluations"][0]["after"]["perplexity"], {
+        cells[2]["evaluations"][0]["after"]["perplexity"].clone()
+    });
+    assert!(cells[2]["seconds_choosing"].as_f64() > cells[1]["seconds_choosing"].as_f64());
+    desk.run(&run(&format!("{best} --finetune none"), "none"));
+    assert!(!desk.at("none/adapter").exists() && !desk.at("none/adapter.state").exists());
+}
+
+/// Killed while choices are compared, the same command ends in the same bytes.
+#[test]
+fn a_killed_comparison_of_choices_goes_on() {
+    let desk = Desk::new();
+    let command = |out: &str| run("--criterion best:last+magnitude+random", out);
+    desk.run(&command("whole"));
+    for mark in
+        ["race", "race/verdict-", "race/trial-", "race.json", "verdict.json", "adapter.state"]
+    {
+        let out = format!("at-{}", mark.replace(['/', '.'], "-"));
+        desk.kill_when(&command(&out), || desk.has_like(&format!("{out}/{mark}")));
+        desk.run(&command(&out));
+        assert!(adapter(&desk, &out) == adapter(&desk, "whole"), "killed at {mark}");
+        assert!(!desk.at(&out).join("race").exists());
+    }
+}
+
 /// Killed in the middle of a race, the same command ends in the same bytes.
 #[test]
 fn a_killed_race_goes_on() {
@@ -114,7 +176,7 @@ fn auto_looks_at_the_winner_again() {
     // A race takes rows that are not trained on.
     assert_eq!(testkit::json(&desk.at("r/record/manifest.json"))["data"]["rows"], 20);
     let failure = desk.failure(&run("--criterion race:igia", "s"));
-    assert!(failure.contains("`race:igia` is no race"), "{failure}");
+    assert!(failure.contains("`race:igia` compares nothing"), "{failure}");
     let failure = desk.failure(&run("--criterion race --finetune none", "s"));
     assert!(failure.contains("`race` compares fine-tuned models"), "{failure}");
     assert!(!desk.at("s").exists());

@@ -8,7 +8,7 @@ use crate::support::{CHEAP, CHEAP_TRAINING, Desk, text};
 
 fn command(out: &str) -> String {
     format!(
-        "run --model model --train train.jsonl --eval test.jsonl --prune 33% --merge 1 --density 0.5 --repair-always \
+        "run --model model --train train.jsonl --eval test.jsonl --prune 33% --criterion igia --merge 1 --density 0.5 --repair-always \
          --with-dense --save-merged --save-every 1 --out {out} {CHEAP}"
     )
 }
@@ -175,7 +175,7 @@ fn what_a_person_reads_of_a_run() {
         for part in [
             "# model, 4 of 6 layers",
             "from `model` without layers ",
-            "chosen by `igia`; layer ",
+            "chosen by `igia`",
             "| pruned, fine-tuned |",
             "On `test.jsonl`.",
             digest.as_str().unwrap(),
@@ -298,7 +298,8 @@ fn repairs_are_kept_where_less_is_lost() {
     let desk = Desk::new();
     let run = |repair: &str, out: &str| {
         let output = desk.output(&format!(
-            "run --model model --train train.jsonl --prune 2 --finetune none --repair {repair} --out {out} {CHEAP}"
+            "run --model model --train train.jsonl --prune 2 --criterion igia --finetune none --repair {repair} --out {out} \
+             {CHEAP}"
         ));
         // Nothing was there before, nor is anything told twice.
         let said = text(&output.stderr);
@@ -351,8 +352,9 @@ fn repairs_are_kept_where_less_is_lost() {
 #[test]
 fn a_repair_that_overflows_is_refused() {
     let desk = Desk::new();
-    let run =
-        format!("run --model model --train train.jsonl --prune 2 --finetune none --out r {CHEAP}");
+    let run = format!(
+        "run --model model --train train.jsonl --prune 2 --criterion igia --finetune none --out r {CHEAP}"
+    );
     desk.run(&run);
     // The maps as they might be; what was made of them is made again.
     let maps = desk.at("r/maps/maps.safetensors");
@@ -440,7 +442,8 @@ fn rows_to_choose_by_are_not_trained_on() {
     };
     assert_eq!(run("--criterion perplexity --choose 25%", "a"), 18);
     assert_eq!(run("--refine swap --choose 4", "b"), 20);
-    assert_eq!(run("--choose 4", "c"), 24);
+    assert_eq!(run("--criterion igia --choose 4", "c"), 24);
+    assert_eq!(run("--choose 4", "e"), 20);
     assert!(desk.at("a/scores.json").exists());
     let failure = desk.failure(&format!(
         "run --model model --train train.jsonl --prune 2 --out d --criterion greedy --choose 24 {CHEAP}"

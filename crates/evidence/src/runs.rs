@@ -16,7 +16,8 @@ pub struct RunSettings {
     pub tokens: usize,
 }
 
-/// What a linear map in the place of a run of layers leaves of its output, `‖x̂ − x‖² / ‖x‖²`, by run.
+/// What a linear map in the place of a run of layers leaves of its output, `‖x̂ − x‖² / ‖x‖²`, and what first tokens lack
+/// without the run, by run.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RunErrors(BTreeMap<(usize, usize), f64>);
 

@@ -11,11 +11,15 @@ use crate::stop;
 use crate::walk::Walk;
 
 /// For each run of layers, what the best map of [`fit_linear_maps`](crate::fit_linear_maps) for it alone would leave of
-/// its output in the dense model:
+/// its output in the dense model, and what first tokens lack without the run:
 ///
 /// ```text
-/// min_T ‖(y + m·T) − x‖² + λ·‖T − I‖² + ‖m₁·T − m₁‖²,   error = ‖(y + m·T) − x‖² / ‖x‖²
+/// min_T ‖(y + m·T) − x‖² + λ·‖T − I‖² + ‖m₁·T − m₁‖²
+/// error = ‖(y + m·T) − x‖² / ‖x‖² + (max(‖x₁‖ − ‖y₁ + m₁‖, 0) / ‖x₁‖)²
 /// ```
+///
+/// No map gives first tokens the large state that a layer of the run would have given them, without which all later layers
+/// attend elsewhere.
 ///
 /// With `M = mᵀm`, `g = x − y`, `P = mᵀg`, `K = λI + m₁ᵀm₁` and `(M + K)·T = P + K` the residual needs no product with `m`
 /// again:
@@ -30,9 +34,11 @@ pub(crate) fn run_errors(walk: &Walk<'_>, settings: &RunSettings) -> Result<RunE
     let mut errors = RunErrors::default();
     let Some(last) = runs.iter().map(|&(_, last)| last).max() else { return Ok(errors) };
     let is_receiver = |layer: usize| runs.iter().any(|&(first, _)| first == layer + 1);
-    let States { outputs, mapped, first } = states(walk, settings.tokens, last, &is_receiver)?;
+    let States { outputs, mapped, first_outputs, first_mapped } =
+        states(walk, settings.tokens, last, &is_receiver)?;
     let sizes = outputs.iter().map(norm_squared_wide).collect::<Result<Vec<_>>>()?;
-    for (receiver, (m, first)) in mapped.iter().zip(&first).enumerate() {
+    let first_sizes = first_outputs.iter().map(norm_squared_wide).collect::<Result<Vec<_>>>()?;
+    for (receiver, (m, first)) in mapped.iter().zip(&first_mapped).enumerate() {
         let (Some(m), Some(first)) = (m, first) else { continue };
         let m = wide(m)?;
         let y = wide(&outputs[receiver])?.f_sub(&m)?;
@@ -53,7 +59,10 @@ pub(crate) fn run_errors(walk: &Walk<'_>, settings: &RunSettings) -> Result<RunE
             let explained = number(&map.f_mul(&products)?.f_sum(tch::Kind::Double)?)?;
             let left = norm_squared(&gap)? - explained + ridge.bent(&map)?;
             // Rounding can leave a true zero just below it.
-            errors.insert(first..=last, left.max(0.0) / sizes[last].max(f64::MIN_POSITIVE));
+            let error = left.max(0.0) / sizes[last].max(f64::MIN_POSITIVE);
+            let [has, had] = [receiver, last].map(|layer| first_sizes[layer].sqrt());
+            let lacking = (had - has).max(0.0) / had.max(f64::MIN_POSITIVE);
+            errors.insert(first..=last, error + lacking.powi(2));
         }
     }
     Ok(errors)
@@ -66,7 +75,8 @@ struct States {
     /// What the MLP's frozen weight gave in each receiver.
     mapped: Vec<Option<Tensor>>,
     /// The same for the first tokens of the rows in the packs these are of.
-    first: Vec<Option<Tensor>>,
+    first_outputs: Vec<Tensor>,
+    first_mapped: Vec<Option<Tensor>>,
 }
 
 /// The states of `most` tokens at most, first ones of rows left out, up to and with a layer.
@@ -93,30 +103,34 @@ fn states(
         x.push(walk.model.embed(&pack.rows)?);
     }
     let mut passage = Passage::new(walk.model, 0..=last);
-    let (mut outputs, mut mapped, mut first) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut outputs, mut mapped) = (Vec::new(), Vec::new());
+    let (mut first_outputs, mut first_mapped) = (Vec::new(), Vec::new());
     for number in 0..=last {
         stop::check()?;
         let layer = passage.next()?;
-        let (mut outs, mut parts, mut firsts) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut outs, mut parts) = (Vec::new(), Vec::new());
+        let (mut first_outs, mut first_parts) = (Vec::new(), Vec::new());
         for ((pack, tokens), x) in packs.iter().zip(&mut x) {
             let (out, saved) = walk.through(pack, number, &layer, x)?;
             outs.push(out.f_index_select(0, tokens)?);
+            first_outs.push(out.f_index_select(0, &pack.first)?);
             if is_receiver(number) {
                 let mapped = layer.frozen_mlp(&saved)?;
                 parts.push(mapped.f_index_select(0, tokens)?);
-                firsts.push(mapped.f_index_select(0, &pack.first)?);
+                first_parts.push(mapped.f_index_select(0, &pack.first)?);
             }
             *x = out;
         }
         outputs.push(Tensor::f_cat(&outs, 0)?);
-        for (all, parts) in [(&mut mapped, parts), (&mut first, firsts)] {
+        first_outputs.push(Tensor::f_cat(&first_outs, 0)?);
+        for (all, parts) in [(&mut mapped, parts), (&mut first_mapped, first_parts)] {
             all.push(match parts.is_empty() {
                 true => None,
                 false => Some(Tensor::f_cat(&parts, 0)?),
             });
         }
     }
-    Ok(States { outputs, mapped, first })
+    Ok(States { outputs, mapped, first_outputs, first_mapped })
 }
 
 fn norm_squared_wide(x: &Tensor) -> Result<f64> {
@@ -135,7 +149,7 @@ mod tests {
         RunSettings { candidates: (0..6).collect(), longest: 4, ridge: 1e-3, tokens: usize::MAX }
     }
 
-    /// Every run's error against that of the map fitted for it alone.
+    /// Every run's error against that of the map fitted for it alone, and first tokens' states by the plain forward pass.
     #[test]
     fn errors_are_those_of_fitted_maps() {
         for name in ["tiny_llama", "tiny_qwen2"] {
@@ -145,6 +159,7 @@ mod tests {
             let _guard = tch::no_grad_guard();
             for batch_tokens in [usize::MAX, 24] {
                 let walk = Walk::new(&model, &examples, batch_tokens).unwrap();
+                let first = first_sizes(&walk);
                 let found = run_errors(&walk, &settings()).unwrap();
                 let runs: Vec<_> = found.iter().collect();
                 assert_eq!(runs.len(), 4 + 4 + 3 + 2 + 1);
@@ -160,13 +175,33 @@ mod tests {
                         Ok::<_, FinetuneError>(())
                     };
                     fit_linear_maps(&model, &examples, &of_map, &mut take).unwrap();
-                    let expected = expected.unwrap();
+                    let [has, had] = [run.start() - 1, *run.end()].map(|layer| first[layer]);
+                    let lacking = if had > has { (1.0 - has / had).powi(2) } else { 0.0 };
+                    let expected = expected.unwrap() + lacking;
                     // The fitted map is rounded to f32 before its error is taken.
                     let apart = (error - expected).abs();
                     assert!(apart < 1e-4 * expected + 1e-9, "{name} {run:?}: {error}, {expected}");
                 }
             }
         }
+    }
+
+    /// The size of first tokens' states after each layer.
+    fn first_sizes(walk: &Walk<'_>) -> Vec<f64> {
+        let mut states = walk.embedded().unwrap();
+        let layers = walk.model.layers.iter().enumerate();
+        let sizes = layers.map(|(number, layer)| {
+            let mut sum = 0.0;
+            for (pack, state) in walk.packs.iter().zip(&mut states) {
+                *state = walk.through(pack, number, layer, state).unwrap().0;
+                let first = pack.rows.positions.iter().enumerate().filter(|&(_, &at)| at == 0);
+                for (at, _) in first {
+                    sum += norm_squared(&state.get(at as i64)).unwrap();
+                }
+            }
+            sum.sqrt()
+        });
+        sizes.collect()
     }
 
     /// So many tokens as are wanted, from the first on.

@@ -568,12 +568,12 @@ fn targets(text: &str) -> Result<LoraTargets, String> {
     text.split(',').map(ToOwned::to_owned).collect::<Vec<_>>().try_into()
 }
 
-/// The name of a criterion, or a race of them.
+/// The name of a criterion, or how several are compared.
 pub(crate) fn choosing() -> impl TypedValueParser<Value = Choosing> {
     ChoosingParser
 }
 
-/// As [`criterion`], for what may also be a race.
+/// As [`criterion`], for what may also be several.
 #[derive(Clone)]
 struct ChoosingParser;
 
@@ -592,13 +592,17 @@ impl TypedValueParser for ChoosingParser {
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
         let one = Criterion::all().map(|one| PossibleValue::new(one.name()).help(one.about()));
-        let races = [
+        let several = [
+            PossibleValue::new("best").help(
+                "of the choices of igia and linear-fit the one that loses least right after the repair, on rows held out; \
+                 best:igia+bi names others",
+            ),
             PossibleValue::new("race").help(
                 "the choices of several criteria, each fine-tuned for a few steps; race:igia+bi names them",
             ),
             PossibleValue::new("auto").help("a race of criteria that have proven themselves"),
         ];
-        Some(Box::new(one.chain(races)))
+        Some(Box::new(one.chain(several)))
     }
 }
 

@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use checkpoint::{Staging, locate};
-use pipeline::{RunOutcome, RunSettings, digest_data};
+use pipeline::{Candidate, RunOutcome, RunSettings, digest_data};
 use selection::Repair;
 
 use crate::models::{ModelRow, model_table};
+use crate::stages::criteria_text;
 use crate::units::layers_named;
 
 /// A folder of a run that holds weights.
@@ -87,7 +88,7 @@ fn card(kind: Kind, found: &RunOutcome, rows: &[ModelRow], digest: &str) -> Stri
         "---\n{base_line}{license}library_name: {library}\ntags:\n- gradpruner\n- pruned\n---\n\n\
          # {model}, {kept} of {all} layers{what}\n\n\
          Made by gradpruner {version} from `{base}` without {pruned} (counted from 0), which were chosen by \
-         `{criterion}`; {repair}.\n\n{data}\n\n\
+         {criterion}; {repair}.\n\n{data}\n\n\
          {table}{evaluated}\n\n\
          ```python\n{loading}\n```\n",
         base = match Path::new(&settings.model).exists() {
@@ -103,12 +104,28 @@ fn card(kind: Kind, found: &RunOutcome, rows: &[ModelRow], digest: &str) -> Stri
         what = if kind == Kind::Adapter { ": LoRA adapter" } else { "" },
         version = env!("CARGO_PKG_VERSION"),
         pruned = layers_named(&plan.pruned),
-        criterion = settings.criterion,
+        criterion = chosen_by(found),
         repair = repair_text(found),
         data = data_text(kind, settings, digest),
         table = model_table(&rows).markdown(),
         loading = kind.loading(),
     )
+}
+
+/// What the layers were chosen by.
+fn chosen_by(found: &RunOutcome) -> String {
+    let Some(race) = &found.race else { return format!("`{}`", found.settings.criterion) };
+    let named = |candidate: &Candidate| criteria_text(&candidate.criteria).replace(", ", "`, `");
+    let all: Vec<String> = race.candidates.iter().map(named).collect();
+    match all.as_slice() {
+        [winner, others @ ..] if !others.is_empty() => {
+            format!(
+                "`{winner}`, which did best on rows held out (beside `{}`)",
+                others.join("`, `")
+            )
+        }
+        _ => format!("`{}`", all.concat()),
+    }
 }
 
 /// What the rows were used for.

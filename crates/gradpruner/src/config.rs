@@ -325,7 +325,7 @@ mod tests {
         };
         assert_eq!(
             shown("gradpruner run --model m --train t.jsonl --prune 3 --out o"),
-            "gradpruner run --model=m --train=t.jsonl --prune=3 --criterion=igia --repair=linear-map --finetune=lora \
+            "gradpruner run --model=m --train=t.jsonl --prune=3 --criterion=best --repair=linear-map --finetune=lora \
              --rank=16 --out p"
         );
         let full = shown(

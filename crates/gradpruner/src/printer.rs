@@ -222,6 +222,10 @@ impl Printer {
                 let line = self.compared.line(&cell);
                 self.note(&format!("  {line}"));
             }
+            Event::CellImpossible(reason) => {
+                clear();
+                self.note(&format!("  ✗ passed over: {reason}"));
+            }
             Event::Trying { criteria, pruned } => {
                 clear();
                 let (names, layers) = (criteria_text(&criteria), layers_text(&pruned));

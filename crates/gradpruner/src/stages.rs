@@ -13,7 +13,7 @@ pub(crate) fn stage_text(stage: Stage) -> &'static str {
         Stage::Collect => "collect gradients",
         Stage::Score => "score layers",
         Stage::Amount => "find how many layers go",
-        Stage::Race => "race",
+        Stage::Race => "candidates",
         Stage::Plan => "plan",
         Stage::Fit => "fit the repair",
         Stage::Judge => "judge the repair",
@@ -44,7 +44,10 @@ pub(crate) fn done_text(done: &Done) -> String {
         Done::Amount(amount) => amount_text(amount),
         Done::Raced(race) => race.candidates.first().map_or_else(String::new, |winner| {
             let others = race.candidates.len() - 1;
-            format!("won by {} of {} choices", criteria_text(&winner.criteria), others + 1)
+            match others {
+                0 => format!("one choice, by {}", criteria_text(&winner.criteria)),
+                _ => format!("best of {}: {}", others + 1, criteria_text(&winner.criteria)),
+            }
         }),
         Done::Planned(plan) => layer_strip(plan),
         Done::Fitted(Fitted { runs, tokens }) => {

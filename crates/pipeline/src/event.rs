@@ -89,9 +89,11 @@ pub enum Event {
     Done(Stage, Done),
     /// The rows to train on are tokens now.
     Encoded(RowCounts),
+    /// The cell cannot be made, for this reason, and is passed over.
+    CellImpossible(String),
     /// A linear map was fitted.
     Fitted(FittedRun),
-    /// A candidate of a race is trained for a few steps.
+    /// A candidate is pruned and repaired, or, in a race, trained for a few steps.
     Trying {
         /// Whose choice it is.
         criteria: Vec<Criterion>,

@@ -13,7 +13,7 @@ use crate::{PipelineError, Result};
 pub enum HeldOut {
     /// So many rows.
     Rows(usize),
-    /// So many percent of the rows, rounded to nearest, but no more than [`HeldOut::MOST`].
+    /// So many percent of the rows, rounded to nearest, but one at least and no more than [`HeldOut::MOST`].
     Percent(f64),
 }
 
@@ -26,7 +26,8 @@ impl HeldOut {
         match self {
             Self::Rows(count) => count,
             Self::Percent(percent) => {
-                let count = (all as f64 * percent / 100.0).round() as usize;
+                let least = usize::from(percent > 0.0 && all > 1);
+                let count = ((all as f64 * percent / 100.0).round() as usize).max(least);
                 if count < all { count.min(Self::MOST) } else { count }
             }
         }
@@ -55,7 +56,7 @@ impl HeldOut {
         if count == 0 || count >= all {
             return Err(PipelineError::Settings(format!(
                 "--choose {self} holds out {count} of {all} training rows; at least one must be held out and one left \
-                 to train on"
+                 to train on; a criterion that looks at none, such as --criterion igia, needs none"
             )));
         }
         // An epoch that no training reaches: its order has nothing to do with theirs.
@@ -128,10 +129,11 @@ mod tests {
 
     #[test]
     fn parts_that_leave_nothing_are_refused() {
-        for text in ["1%", "100%", "0", "20", "400"] {
+        for text in ["0%", "100%", "0", "20", "400"] {
             let error = text.parse::<HeldOut>().unwrap().split(rows(20), 0).unwrap_err();
             assert!(error.to_string().contains(&format!("--choose {text} holds out")), "{error}");
         }
+        assert_eq!(HeldOut::Percent(1.0).split(rows(20), 0).unwrap().1.len(), 1);
         assert!("many".parse::<HeldOut>().is_err() && "-3%".parse::<HeldOut>().is_err());
     }
 }

@@ -32,7 +32,7 @@ pub use choice::Choice;
 pub use choosing::Choosing;
 pub use compare::{
     Cell, CellDone, CellResult, CompareSettings, Comparison, ComparisonNeeds, EvaluatedOn,
-    TriedRate, Way, compare,
+    Impossible, TriedRate, Way, compare,
 };
 pub use data::{digest_data, read_data};
 pub use error::PipelineError;

@@ -71,7 +71,7 @@ pub struct RunOutcome {
     pub settings: RunSettings,
     /// The plan it carried out.
     pub plan: Plan,
-    /// The layers' scores, if they were chosen by scores.
+    /// The layers' scores, if a criterion that was asked gives them.
     pub scores: Option<Scores>,
     /// How it was found how many layers go, if it was said how much may be lost.
     pub amount: Option<Amount>,
@@ -347,14 +347,15 @@ impl Run {
             return Ok(Planned { scores, race, plan: Plan::read(&plan_path)? });
         }
         let Decision { selection, race } = stages.decide(collected, observe)?;
-        if let Some(scores) = &selection.scores {
+        let scores = race.as_ref().map_or(&selection.scores, |race| &race.scores).clone();
+        if let Some(scores) = &scores {
             scores.write(&scores_path)?;
         }
         observe(Event::Started(Stage::Plan));
         let plan = Plan::of(self.num_layers, &selection, &self.settings.planning())?;
         plan.write(&plan_path)?;
         observe(Event::Done(Stage::Plan, Done::Planned(plan.clone())));
-        Ok(Planned { scores: selection.scores, race, plan })
+        Ok(Planned { scores, race, plan })
     }
 
     /// How well the plan's linear maps fit, if it has any and they are still there.

@@ -135,7 +135,7 @@ impl RunSettings {
         let wanted = self.hold_out
             || self.max_drop.is_some()
             || self.training.validation.is_some()
-            || self.criterion.races()
+            || self.criterion.compares()
             || self.choices().iter().any(Choice::needs_losses)
             || self.repair.needs(RepairNeed::Losses);
         wanted.then_some(self.choose)

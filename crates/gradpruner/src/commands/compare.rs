@@ -40,7 +40,7 @@ pub(crate) struct CompareArgs {
     #[arg(long, required = true, value_delimiter = ',')]
     prune: Vec<Share>,
     /// Criteria that select the layers to remove
-    #[arg(long, default_value = "igia,bi,last", value_delimiter = ',', value_parser = choosing())]
+    #[arg(long, default_value = "best,igia,last", value_delimiter = ',', value_parser = choosing())]
     methods: Vec<Choosing>,
     /// Repairs of the layers that stay
     #[arg(long, default_value = "linear-map", value_delimiter = ',', value_parser = repair())]

@@ -52,7 +52,7 @@ pub(crate) struct EstimateArgs {
     #[arg(long, visible_alias = "trainable", default_value = "lora")]
     finetune: FinetuneMethod,
     /// Criterion that selects the layers to remove
-    #[arg(long, default_value = "igia", value_parser = choosing(), help_heading = "Choosing layers")]
+    #[arg(long, default_value = "best", value_parser = choosing(), help_heading = "Choosing layers")]
     criterion: Choosing,
     /// Also fine-tune the dense model the same way
     #[arg(long)]

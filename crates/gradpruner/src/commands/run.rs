@@ -59,7 +59,7 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     max_drop: Option<MaxDrop>,
     /// Criterion that selects the layers to remove
-    #[arg(long, default_value = "igia", value_parser = choosing(), help_heading = "Choosing layers")]
+    #[arg(long, default_value = "best", value_parser = choosing(), help_heading = "Choosing layers")]
     criterion: Choosing,
     /// Parts of the pruned model to fine-tune: lora, lora+cuts (the layers next to a cut in full, adapters on the others),
     /// full, head+last:3 or none

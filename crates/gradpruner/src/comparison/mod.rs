@@ -8,7 +8,7 @@ mod progress;
 mod remake;
 mod sentence;
 
-use pipeline::{Cell, CompareSettings, Comparison, Way};
+use pipeline::{Cell, CompareSettings, Comparison, Impossible, Way};
 
 pub(crate) use self::page::html;
 pub(crate) use self::progress::Progress;
@@ -57,8 +57,8 @@ pub(crate) fn markdown(found: &Comparison, settings: &CompareSettings) -> String
     for (ratio, table) in matrices {
         text.push_str(&format!("\n{ratio} pruned:\n\n{}\n", table.markdown()));
     }
-    if let Some(left_out) = left_out(found) {
-        text.push_str(&format!("\n{left_out}\n"));
+    for missing in missing(found) {
+        text.push_str(&format!("\n{missing}\n"));
     }
     text
 }
@@ -74,10 +74,15 @@ fn trained_on(found: &Comparison, set: usize) -> Option<String> {
     Some(format!("{count} rows of {name} were trained on too; its figures say little."))
 }
 
-/// The cells that there was no time for, if there are any.
-fn left_out(found: &Comparison) -> Option<String> {
+/// The cells that there was no time for and those that cannot be made, if there are any.
+fn missing(found: &Comparison) -> Vec<String> {
     let left_out: Vec<_> = found.left_out.iter().map(cell_text).collect();
-    (!left_out.is_empty()).then(|| format!("No time was left for: {}.", left_out.join("; ")))
+    let no_time =
+        (!left_out.is_empty()).then(|| format!("No time was left for: {}.", left_out.join("; ")));
+    let impossible = found.impossible.iter().map(|Impossible { cell, reason }| {
+        format!("Not to be had, {}: {reason}.", cell_text(cell))
+    });
+    no_time.into_iter().chain(impossible).collect()
 }
 
 /// The comparison as CSV, a line a cell and set.
@@ -149,7 +154,7 @@ pub(crate) fn terminal(found: &Comparison) -> String {
     parts.extend(
         matrices.iter().map(|(ratio, table)| format!("{ratio} pruned\n\n{}", table.text())),
     );
-    parts.extend(left_out(found));
+    parts.extend(missing(found));
     parts.join("\n\n")
 }
 

@@ -2,9 +2,7 @@
 
 use pipeline::{CompareSettings, Comparison};
 
-use super::{
-    AGREEMENT, Remake, agreement, charts, figures, left_out, remake, sentence, trained_on,
-};
+use super::{AGREEMENT, Remake, agreement, charts, figures, missing, remake, sentence, trained_on};
 use crate::page::{escape, page};
 use crate::units::counted;
 
@@ -18,8 +16,8 @@ pub(crate) fn html(found: &Comparison, settings: &CompareSettings) -> String {
         escape(&found.train),
         counted(found.cells.len(), "cell"),
     );
-    if let Some(left_out) = left_out(found) {
-        body.push_str(&format!("<p class=\"warning\">{}</p>", escape(&left_out)));
+    for missing in missing(found) {
+        body.push_str(&format!("<p class=\"warning\">{}</p>", escape(&missing)));
     }
     for set in 0..found.evals.len() {
         body.push_str(&evaluated_on(found, settings, set));

@@ -9,7 +9,7 @@ use std::path::Path;
 use dataset::Row;
 use pipeline::{Amount, Race, RunOutcome, Stage, StageTime, Trial};
 use repair::MapsHeader;
-use selection::{Density, Merge, Plan, Repair};
+use selection::{Density, Merge, Plan, Repair, Scores};
 
 use crate::machine::Machine;
 use crate::models::{model_rows, model_table, no_better_than_majority};
@@ -60,7 +60,7 @@ pub(crate) fn html(found: &RunOutcome, around: &Surroundings<'_>) -> String {
         body.push_str(&format!("<h2>How many layers</h2>{}", amount_table(amount)));
     }
     if let Some(race) = &found.race {
-        body.push_str(&format!("<h2>The race</h2>{}", race_table(race)));
+        body.push_str(&format!("<h2>Candidates</h2>{}", race_table(race)));
     }
     if let Some(scores) = scores {
         let criterion = scores.criterion.name();
@@ -80,6 +80,14 @@ pub(crate) fn html(found: &RunOutcome, around: &Surroundings<'_>) -> String {
         escape(around.settings)
     ));
     page(&name, &body)
+}
+
+/// The scores, if the layers went by them: where candidates are compared, the winner may be another criterion's.
+fn deciding_scores(found: &RunOutcome) -> Option<&Scores> {
+    let winner = found.race.as_ref().and_then(|race| race.candidates.first());
+    let decided =
+        |scores: &&Scores| winner.is_none_or(|winner| winner.criteria.contains(&scores.criterion));
+    found.scores.as_ref().filter(decided)
 }
 
 /// Every number of layers that was tried, and how the fine-tuned model stood on the rows held out.
@@ -102,7 +110,7 @@ fn amount_table(amount: &Amount) -> String {
     )
 }
 
-/// Every candidate of a race, the winner first: the layers it removes, and its loss by the steps it had trained.
+/// Every candidate, the winner first: the layers it removes, and its loss by the steps it had trained.
 fn race_table(race: &Race) -> String {
     let mut steps: Vec<usize> = race
         .candidates
@@ -151,7 +159,7 @@ fn name_of(run: &Path) -> String {
 
 /// What came out, in a sentence or two; and what to suspect if that is no better than the most frequent answer.
 fn lead(found: &RunOutcome) -> String {
-    let RunOutcome { plan, scores, evaluations, .. } = found;
+    let RunOutcome { plan, evaluations, .. } = found;
     let (dense, pruned) = evaluations.sizes;
     let less = |after: u64, before: u64| percent(1.0 - after as f64 / before as f64);
     let mut text = format!(
@@ -181,10 +189,11 @@ fn lead(found: &RunOutcome) -> String {
     }
     let mut html = format!("<p class=\"lead\">{}</p>", escape(&text));
     if let Some(majority) = evaluations.pruned_tuned.as_ref().and_then(no_better_than_majority) {
-        let suspects: String = suspects::suspects(plan, scores.as_ref(), found.maps.as_ref())
-            .iter()
-            .map(|suspect| format!("<li>{}</li>", escape(suspect)))
-            .collect();
+        let suspects: String =
+            suspects::suspects(plan, deciding_scores(found), found.maps.as_ref())
+                .iter()
+                .map(|suspect| format!("<li>{}</li>", escape(suspect)))
+                .collect();
         html.push_str(&format!(
             "<div class=\"warning\"><p><strong>The result may be no better than always giving the most frequent \
              answer</strong>, which is right on {}. Train longer or on more rows, raise <code>--lr</code>, or prune fewer \

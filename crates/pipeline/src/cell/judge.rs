@@ -8,7 +8,7 @@ use selection::{Plan, Repair, RepairNeed};
 use serde_json::json;
 
 use super::{CollectedSlots, Stages, found};
-use crate::stage::{Judged, LOSS_ROWS, LossesOf, judge_repair};
+use crate::stage::{JUDGED_ROWS, Judged, LossesOf, judge_repair};
 use crate::store::Slot;
 use crate::{Done, Event, Result, Stage, Verdict};
 
@@ -34,7 +34,7 @@ impl Stages<'_> {
             "fitted": self.fitted(collected, plan).map(|slot| slot.digest),
             "state": collected.state.as_ref().map(|slot| &slot.digest),
             "max_tokens": self.settings.training.max_tokens, "always": self.settings.repair_always,
-            "rows": LOSS_ROWS,
+            "rows": JUDGED_ROWS,
         });
         if plan.repair().needs(RepairNeed::Record) {
             recipe["record"] = json!(collected.record.digest);

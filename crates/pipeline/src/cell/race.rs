@@ -1,10 +1,11 @@
-//! A race: the choices of several criteria, each fine-tuned for a few steps, the worse half dropped round by round.
+//! The choices of several criteria, pruned, repaired and compared on rows held out: as they come out of that, or in a race,
+//! each fine-tuned for a few steps, the worse half dropped round by round.
 //!
-//! All begin at the collected steps, with the same seed, rate and batches. What a candidate has trained is its training's
+//! In a race all begin at the collected steps, with the same seed, rate and batches. What a candidate has trained is its training's
 //! own beginning: the winner goes on from there, and only what the others trained is spent on top.
 
 use checkpoint::{read_json, remove_if_there};
-use selection::{Criterion, Plan, Selection, SelectionError};
+use selection::{Criterion, Plan, Scores, Selection, SelectionError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -15,13 +16,16 @@ use crate::stage::{Trial, Until};
 use crate::store::Slot;
 use crate::{Choosing, Done, Event, PipelineError, Result, Stage};
 
-/// How a race went; `race.json` of a run.
+/// How choices compared; `race.json` of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Race {
     /// What the winner chose.
     pub selection: Selection,
     /// Those who ran, the winner first, then by how far they came.
     pub candidates: Vec<Candidate>,
+    /// Scores of the layers, if any criterion gives them: the winner's, or else the first's that was named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scores: Option<Scores>,
     /// Whether no candidate was clearly better than always giving the most frequent answer, a quarter of the training in.
     pub collapsed: bool,
 }
@@ -65,7 +69,7 @@ struct Runner {
 const TAKE_OVERS: usize = 2;
 
 impl Stages<'_> {
-    /// Chooses the layers that go: by a criterion, or by a race.
+    /// Chooses the layers that go: by a criterion, or by how several choices come out.
     pub(crate) fn decide(
         &self,
         collected: &CollectedSlots,
@@ -108,13 +112,14 @@ impl Stages<'_> {
             let Some(selection) = self.chosen(criterion, collected)? else { continue };
             let base = self.base(collected, &self.plan_of(&selection)?);
             let tuned = self.tuned(collected, &base)?;
-            let rounds = (1..=candidate.trials.len()).map(Until::Round);
-            let quarter = (self.settings.criterion == Choosing::Auto).then_some(Until::Quarter);
-            let trials: f64 =
-                rounds.chain(quarter).map(|until| self.trial_slot(&tuned, until).seconds()).sum();
+            let seconds = |until| self.trial_slot(&tuned, until).seconds();
+            let rounds: f64 = (1..=candidate.trials.len()).map(Until::Round).map(seconds).sum();
+            let trained = rounds + seconds(Until::Quarter);
+            took.choosing += seconds(Until::Start);
             match place {
-                0 => took.training += trials,
-                _ => took.choosing += trials + base.seconds,
+                0 if self.settings.criterion.races() => took.training += trained,
+                0 => {}
+                _ => took.choosing += trained + base.seconds,
             }
         }
         Ok(took)
@@ -123,7 +128,7 @@ impl Stages<'_> {
     /// How the race came out, if there was one and it is done.
     pub(crate) fn raced(&self, collected: &CollectedSlots) -> Result<Option<Race>> {
         let slot = self.race_slot(collected);
-        match self.settings.criterion.races() && slot.is_there()? {
+        match self.settings.criterion.compares() && slot.is_there()? {
             true => Ok(Some(read_json(&slot.path)?)),
             false => Ok(None),
         }
@@ -151,23 +156,14 @@ impl Stages<'_> {
 
     fn race(&self, collected: &CollectedSlots, observe: &mut dyn FnMut(Event)) -> Result<Race> {
         let mut running = self.candidates(collected, observe)?;
-        let mut fallen: Vec<Runner> = Vec::new();
-        let mut round = 0;
-        while running.len() > 1 {
-            round += 1;
-            for runner in &mut running {
-                self.try_out(runner, collected, Until::Round(round), observe)?;
-            }
-            // Stable: of equals the one that was named first stays.
-            running.sort_by(|one, other| rank(one).total_cmp(&rank(other)));
-            let mut worse = running.split_off(running.len().div_ceil(2));
-            worse.append(&mut fallen);
-            fallen = worse;
+        let scores = running.iter().find_map(|runner| runner.selection.scores.clone());
+        match self.settings.criterion.races() {
+            true => self.rounds(&mut running, collected, observe)?,
+            false => self.order(&mut running, collected, Until::Start, observe)?,
         }
-        running.append(&mut fallen);
         let collapsed = match self.settings.criterion {
             Choosing::Auto => self.take_over(&mut running, collected, observe)?,
-            Choosing::By(_) | Choosing::Race(_) => false,
+            Choosing::By(_) | Choosing::Best(_) | Choosing::Race(_) => false,
         };
         let selection = match running.first() {
             Some(winner) => winner.selection.clone(),
@@ -176,8 +172,48 @@ impl Stages<'_> {
         for loser in running.iter().skip(1) {
             self.forget(collected, loser)?;
         }
+        let scores = selection.scores.clone().or(scores);
         let candidates = running.into_iter().map(|runner| runner.candidate).collect();
-        Ok(Race { selection, candidates, collapsed })
+        Ok(Race { selection, candidates, scores, collapsed })
+    }
+
+    /// Runs until one is left; the others come behind it, by how far they came.
+    fn rounds(
+        &self,
+        running: &mut Vec<Runner>,
+        collected: &CollectedSlots,
+        observe: &mut dyn FnMut(Event),
+    ) -> Result<()> {
+        let mut fallen: Vec<Runner> = Vec::new();
+        let mut round = 0;
+        while running.len() > 1 {
+            round += 1;
+            self.order(running, collected, Until::Round(round), observe)?;
+            let mut worse = running.split_off(running.len().div_ceil(2));
+            worse.append(&mut fallen);
+            fallen = worse;
+        }
+        running.append(&mut fallen);
+        Ok(())
+    }
+
+    /// Tries all out and puts the best first; if there is but one, there is nothing to find out.
+    fn order(
+        &self,
+        runners: &mut [Runner],
+        collected: &CollectedSlots,
+        until: Until,
+        observe: &mut dyn FnMut(Event),
+    ) -> Result<()> {
+        if runners.len() < 2 {
+            return Ok(());
+        }
+        for runner in &mut *runners {
+            self.try_out(runner, collected, until, observe)?;
+        }
+        // Stable: of equals the one that was named first stays.
+        runners.sort_by(|one, other| rank(one).total_cmp(&rank(other)));
+        Ok(())
     }
 
     /// Removes what a loser has trained: nothing goes on from there.
@@ -219,6 +255,8 @@ impl Stages<'_> {
         found
             .into_iter()
             .map(|(candidate, selection)| {
+                let (criteria, pruned) = (candidate.criteria.clone(), candidate.pruned.clone());
+                observe(Event::Trying { criteria, pruned });
                 let base = self.prune(collected, &self.plan_of(&selection)?, observe)?;
                 Ok(Runner { candidate, selection, base })
             })
@@ -235,10 +273,10 @@ impl Stages<'_> {
     ) -> Result<()> {
         let criteria = runner.candidate.criteria.clone();
         observe(Event::Started(Stage::Race));
-        observe(Event::Trying {
-            criteria: criteria.clone(),
-            pruned: runner.candidate.pruned.clone(),
-        });
+        if until != Until::Start {
+            let pruned = runner.candidate.pruned.clone();
+            observe(Event::Trying { criteria: criteria.clone(), pruned });
+        }
         let found = self.trial(&runner.base, collected, until, observe)?;
         observe(Event::Tried { criteria, trial: found });
         runner.candidate.trials.push(found);

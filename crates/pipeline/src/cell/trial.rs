@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 
 use super::{Base, CollectedSlots, Stages};
 use crate::log::LogTargets;
-use crate::stage::{Trial, TrialTarget, Until, trial};
+use crate::stage::{FinetuneSettings, Trial, TrialTarget, Until, trial};
 use crate::store::Slot;
-use crate::{Event, Result, Stage};
+use crate::{Event, FinetuneMethod, Result, Stage};
 
 /// Raised whenever a look is taken after other steps or at other rows.
 const LOOKS: u32 = 2;
@@ -32,14 +32,16 @@ impl Stages<'_> {
             return Ok(read_json(&slot.path)?);
         }
         let own = trial_lines(&tuned);
+        let trains = until != Until::Start;
         // A run's own steps are logged with the others; those that may be in vain are not.
-        let log = match self.store.is(self.home) {
-            true => self.log,
-            false => LogTargets { lines: Some(&own), events: None },
+        let log = match (trains, self.store.is(self.home)) {
+            (false, _) => LogTargets::default(),
+            (true, true) => self.log,
+            (true, false) => LogTargets { lines: Some(&own), events: None },
         };
         let stage = if self.is_dense(base) { Stage::DenseFinetune } else { Stage::Finetune };
         let target = TrialTarget {
-            saves: Self::saves(&tuned)?,
+            saves: trains.then(|| Self::saves(&tuned)).transpose()?,
             from: self.continuation(collected, base)?,
             until,
             stage,
@@ -47,9 +49,22 @@ impl Stages<'_> {
             log,
         };
         let training = self.training_on(collected, base)?;
+        let context = self.context(&base.folder);
+        if !trains {
+            // Adapters that add nothing yet, or what they have learnt in the collected steps.
+            let training = training.untaught();
+            let settings = FinetuneSettings {
+                method: FinetuneMethod::Lora,
+                ..self.finetuning(base, &training, None)
+            };
+            return slot.make(|| {
+                let found = trial(context, settings, &target, observe)?;
+                slot.write(&found)?;
+                Ok(found)
+            });
+        }
         let teacher = self.teacher(collected, base, observe)?;
-        let (context, settings) =
-            (self.context(&base.folder), self.finetuning(base, &training, teacher.as_ref()));
+        let settings = self.finetuning(base, &training, teacher.as_ref());
         slot.make(|| {
             let found = trial(context, settings, &target, observe)?;
             slot.write(&found)?;

@@ -26,7 +26,7 @@ use self::models::LeftModels;
 use self::runner::CellRunner;
 use crate::data::rows_in_common;
 use crate::estimate::require_disk;
-use crate::{Event, Result, RunSettings};
+use crate::{Event, PipelineError, Result, RunSettings};
 
 /// What a comparison found; `compare.json` holds it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -47,6 +47,18 @@ pub struct Comparison {
     pub cells: Vec<CellResult>,
     /// The cells that the budget left no time for.
     pub left_out: Vec<Cell>,
+    /// The cells whose layers cannot go as their rules have it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub impossible: Vec<Impossible>,
+}
+
+/// A cell that there is no plan for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Impossible {
+    /// Which.
+    pub cell: Cell,
+    /// Why.
+    pub reason: String,
 }
 
 /// A cell that is done, and how far the comparison is.
@@ -63,7 +75,7 @@ pub struct CellDone {
 }
 
 /// Computes every cell that is not there yet, one seed of everything before the second, and writes `compare.json`
-/// after each. What later cells need of the pruned checkpoints stays as long as they need it.
+/// after each. A cell that there is no plan for is passed over. What later cells need of the pruned checkpoints stays as long as they need it.
 ///
 /// # Errors
 ///
@@ -86,6 +98,7 @@ pub fn compare(
         dtype: runner.dtype(),
         cells: Vec::new(),
         left_out: Vec::new(),
+        impossible: Vec::new(),
     };
     let there: Vec<bool> = cells.iter().map(|cell| runner.has(cell)).collect::<Result<_>>()?;
     let to_make = |from: usize| -> Vec<&Cell> {
@@ -115,7 +128,18 @@ pub fn compare(
         }
         observe(Event::Cell { number: number + 1, total: cells.len(), cell: cell.clone() });
         let begun = Instant::now();
-        let result = runner.run(cell, observe)?;
+        let result = match runner.run(cell, observe) {
+            Ok(result) => result,
+            // Such as the paper's form where layer 0 is to be merged: that says nothing of the others.
+            Err(PipelineError::Selection(error)) if !cell.is_dense() => {
+                let reason = error.to_string();
+                observe(Event::CellImpossible(reason.clone()));
+                found.impossible.push(Impossible { cell: cell.clone(), reason });
+                write(&found, folder)?;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         let took = begun.elapsed().as_secs_f64();
         if !there[number] {
             recent = [recent[1], took];

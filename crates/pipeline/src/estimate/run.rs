@@ -123,7 +123,7 @@ impl<'a> Foretold<'a> {
             .then(|| self.of.fitting(self.dense(), self.train, fitting))
     }
 
-    /// The race, if there is one, and the trainings.
+    /// What candidates are told apart by, if there are some, and the trainings.
     fn tuning(&self, stages: &mut Vec<StageEstimate>) -> Result<()> {
         let Self { settings, of, train, pruned, config, .. } = self;
         let student = self.trained(pruned)?;
@@ -144,13 +144,13 @@ impl<'a> Foretold<'a> {
             found.add(&of.looking(whole, train, Passes { rows, count }));
             stages.push(found);
         }
-        if settings.criterion.races() && self.count > 0 {
+        if settings.criterion.compares() && self.count > 0 {
             let race = RaceCost::of(&settings.criterion, steps);
             let mut found = of.training(Stage::Race, Training { steps: race.steps, ..training });
             let mut look = |rows, count: usize| {
                 found.add(&of.looking(subject, train, Passes { rows, count: count as f64 }));
             };
-            look(rows.min(Until::Round(1).most_rows()), race.trials);
+            look(rows.min(race.until.most_rows()), race.trials);
             // The winner once more, a quarter of its training in; that it has not collapsed is hoped.
             if settings.criterion == Choosing::Auto {
                 look(rows, 1);
@@ -274,26 +274,32 @@ impl<'a> Foretold<'a> {
     }
 }
 
-/// What a race takes beyond its winner's own training, where all candidates chose other layers.
+/// What telling candidates apart takes beyond the winner's own training, where all chose other layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct RaceCost {
     /// Steps that the losers have trained.
     steps: usize,
-    /// How often a candidate is looked at after a round.
+    /// How often a candidate is looked at.
     trials: usize,
+    /// When it is.
+    until: Until,
 }
 
 impl RaceCost {
     fn of(choosing: &Choosing, steps: usize) -> Self {
-        let round = Until::Round(1).step(0, steps);
         let mut running = choosing.criteria().len();
+        if !choosing.races() {
+            return Self { steps: 0, trials: running, until: Until::Start };
+        }
+        let until = Until::Round(1);
+        let round = until.step(0, steps);
         let (mut rounds, mut trials) = (0, 0);
         while running > 1 {
             rounds += 1;
             trials += running;
             running = running.div_ceil(2);
         }
-        Self { steps: (trials - rounds) * round, trials }
+        Self { steps: (trials - rounds) * round, trials, until }
     }
 }
 

@@ -204,7 +204,8 @@ fn every_amount_is_fitted_trained_and_looked_at() {
 fn a_race_fits_trains_and_looks_at_every_candidate() {
     let (rows, one) = (rows(), run_settings());
     let layers = tiny().num_layers - 2;
-    for (text, in_vain, trials) in [("race:igia+bi+last+cka", 16, 6), ("auto", 28, 11)] {
+    let cases = [("best:igia+bi+last", 0, 3), ("race:igia+bi+last+cka", 16, 6), ("auto", 28, 11)];
+    for (text, in_vain, trials) in cases {
         let race = RunSettings { criterion: text.parse().unwrap(), ..one.clone() };
         let candidates = race.criterion.criteria().len() as f64;
         let fit = |settings: &RunSettings| stage(settings, &rows, Stage::Fit);

@@ -18,8 +18,10 @@ pub struct LossesOf<'a> {
     pub adapters: Option<StateOf<'a>>,
 }
 
-/// Rows that losses are computed on, if none are held out for them; and that repairs are judged on at most.
+/// Rows that losses are computed on, if none are held out for them.
 pub(crate) const LOSS_ROWS: usize = HeldOut::MOST;
+/// Rows that repairs are judged on at most: whether less is lost with one is seen on few.
+pub(crate) const JUDGED_ROWS: usize = 32;
 
 /// Hands losses with layers skipped to `choose` (method.md §3): of the dense model, on the rows held out, or, if
 /// none are, on 128 of those trained on.
@@ -69,7 +71,7 @@ impl Judge<'_> {
     }
 }
 
-/// Hands a judge of pruned models to `judge` (method.md §8), on 128 of the rows of [`with_losses`] at most.
+/// Hands a judge of pruned models to `judge` (method.md §8), on 32 of the rows of [`with_losses`] at most.
 ///
 /// # Errors
 ///
@@ -81,8 +83,7 @@ pub fn with_judge<T>(
     judge: impl FnOnce(&Judge<'_>) -> Result<T>,
 ) -> Result<T> {
     let compute = context.compute;
-    // Whether a repair helps is seen on few rows.
-    with_dense(context, of, LOSS_ROWS, observe, |model, rows| {
+    with_dense(context, of, JUDGED_ROWS, observe, |model, rows| {
         let rule = Discrepancy::new(model, rows, BATCH_TOKENS)?;
         judge(&Judge { rule, compute })
     })

@@ -23,7 +23,7 @@ pub use fit::{FitTarget, Fitted, fit_name, fit_repair};
 pub(crate) use fit::{RETRAINING_RATE, RETRAINING_STEPS, require_foldable};
 pub(crate) use judge::scales_of;
 pub use judge::{Judged, Verdict, judge_repair};
-pub(crate) use losses::LOSS_ROWS;
+pub(crate) use losses::{JUDGED_ROWS, LOSS_ROWS};
 pub use losses::{Judge, LossesOf, with_judge, with_losses};
 pub use rows::{EncodedRows, read_encoder};
 pub use trial::{Trial, TrialTarget, Until, trial};

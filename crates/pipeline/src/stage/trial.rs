@@ -17,6 +17,8 @@ use crate::{EvaluationSettings, Event, HeldOut, Result, Stage};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Until {
+    /// Its beginning: nothing is trained.
+    Start,
     /// The end of a round of a race, counted from 1: an eighteenth of the training each, of four to twelve steps.
     Round(usize),
     /// A quarter of the training.
@@ -38,6 +40,7 @@ impl Until {
     pub(crate) fn step(self, first: usize, last: usize) -> usize {
         let all = last.saturating_sub(first);
         let taken = match self {
+            Self::Start => 0,
             Self::Round(number) => {
                 number * (all / ROUNDS).clamp(*ROUND_STEPS.start(), *ROUND_STEPS.end())
             }
@@ -51,7 +54,7 @@ impl Until {
     pub(crate) fn most_rows(self) -> usize {
         match self {
             Self::Round(_) => ROUND_ROWS,
-            Self::Quarter | Self::End => usize::MAX,
+            Self::Start | Self::Quarter | Self::End => usize::MAX,
         }
     }
 }
@@ -59,8 +62,8 @@ impl Until {
 /// Where a trial goes on from and what it leaves.
 #[derive(Debug, Clone)]
 pub struct TrialTarget<'a> {
-    /// Folder of the training's state, to go on from and to leave.
-    pub saves: PathBuf,
+    /// Folder of the training's state, to go on from and to leave, if there is anything to leave.
+    pub saves: Option<PathBuf>,
     /// What the training goes on from, if it does not begin.
     pub from: Option<Continuation>,
     /// How far it goes.
@@ -126,11 +129,12 @@ pub fn trial(
     let mut trainer = trainer(context, settings, target.from.as_ref(), observe)?;
     let until = target.until.step(trainer.steps_done(), trainer.total_steps());
     // A state from further on says nothing of here: the steps are taken again, and that state is left alone.
-    let is_beyond = trainer.saved_step(&target.saves)?.is_some_and(|step| step > until);
+    let saves = target.saves.as_deref();
+    let saved = saves.map(|saves| trainer.saved_step(saves)).transpose()?.flatten();
+    let is_beyond = saved.is_some_and(|step| step > until);
     let mut log =
         Log::new(if is_beyond { LogTargets::default() } else { target.log }, target.stage);
-    let saves = (!is_beyond).then_some(target.saves.as_path());
-    let trained = trainer.run_until(until, saves, &mut |metrics| {
+    let trained = trainer.run_until(until, saves.filter(|_| !is_beyond), &mut |metrics| {
         log.add(metrics);
         observe(Event::Step(*metrics));
     });
@@ -175,7 +179,7 @@ mod tests {
         let steps = |until: Until, first, last| until.step(first, last);
         // 107 steps after 40: rounds of 5.
         assert_eq!([1, 2, 3].map(|round| steps(Until::Round(round), 40, 147)), [45, 50, 55]);
-        assert_eq!(steps(Until::Quarter, 40, 147), 67);
+        assert_eq!([Until::Start, Until::Quarter].map(|until| steps(until, 40, 147)), [40, 67]);
         // Twelve steps at most, four at least, and never beyond the last.
         assert_eq!(steps(Until::Round(1), 0, 10_000), 12);
         assert_eq!([1, 2, 3].map(|round| steps(Until::Round(round), 3, 12)), [7, 11, 12]);

@@ -16,10 +16,11 @@ const TOKENS: usize = 2000;
 /// dense model (`ReplaceMe`, arXiv 2505.02819),
 ///
 /// ```text
-/// min over disjoint runs, none beside another, of Σ_R ‖(y + m·T_R) − x‖² / ‖x‖²
+/// min over disjoint runs, none beside another, of Σ_R ‖(y + m·T_R) − x‖² / ‖x‖² + (max(‖x₁‖ − ‖y₁ + m₁‖, 0) / ‖x₁‖)²
 /// ```
 ///
-/// with `x` the run's output. The sum is least by dynamic programming over layers: with layer `l` staying,
+/// with `x` the run's output, and `x₁` that for the first tokens of rows, to which a layer may give a state that no map
+/// can. The sum is least by dynamic programming over layers: with layer `l` staying,
 ///
 /// ```text
 /// best(l, k) = min( best(l − 1, k), min_n best(l − n − 1, k − n) + error(l − n … l − 1) )
