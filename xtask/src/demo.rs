@@ -10,11 +10,9 @@ use crate::root::{root, run as run_command, say};
 use crate::{data, libtorch};
 
 /// The settings of the demo; docs/results.md tells how they were chosen.
-const SETTINGS: [&str; 18] = [
+const SETTINGS: [&str; 16] = [
     "--prune",
     "33%",
-    "--criterion",
-    "igia",
     "--merge",
     "0",
     "--finetune",
