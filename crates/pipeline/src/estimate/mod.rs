@@ -5,7 +5,7 @@ mod run;
 mod sample;
 mod stages;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use checkpoint::ModelConfig;
 use finetune::{

@@ -15,7 +15,7 @@ use crate::{
 /// Tokens of every row, all to learn from.
 const TOKENS: usize = 10;
 
-pub(super) fn training_settings() -> TrainingSettings {
+pub(crate) fn training_settings() -> TrainingSettings {
     TrainingSettings {
         epochs: 1.0,
         max_steps: None,

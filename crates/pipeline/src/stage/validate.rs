@@ -61,7 +61,8 @@ struct Validation {
 ///
 /// # Errors
 ///
-/// If no rows are held out or they have nothing to predict, training fails, the model overflows, or the disk refuses.
+/// If no rows are held out or they have nothing to predict, training fails, the model overflows before a look was good, or the disk
+/// refuses.
 pub(super) fn train_validated(
     context: StageContext<'_>,
     training: &TrainingSettings,
@@ -76,7 +77,18 @@ pub(super) fn train_validated(
     let mut step = saved.unwrap_or(0).max(trainer.steps_done());
     let mut report: Option<TrainReport> = None;
     while let Some(until) = settings.next(step, &validation.looks, last) {
-        let part = take(trainer, until, saves, log, observe)?;
+        let part = match take(trainer, until, saves, log, observe) {
+            // What was good before is still there.
+            Err(PipelineError::Finetune(error @ FinetuneError::NotFinite { .. }))
+                if validation.has_good() =>
+            {
+                tracing::warn!(
+                    "{error}. The training ends here, with the weights that were best on the rows held out"
+                );
+                break;
+            }
+            part => part?,
+        };
         report = Some(match report {
             Some(before) => before.followed_by(part),
             None => part,
@@ -137,6 +149,11 @@ impl Validation {
         Ok(Self { rows, lines, best, looks })
     }
 
+    /// Whether any look found a finite loss.
+    fn has_good(&self) -> bool {
+        self.looks.iter().any(|look| look.loss.is_some())
+    }
+
     /// Looks at the model as it is, and keeps its weights if they are the best so far.
     fn look(
         &mut self,
@@ -158,7 +175,7 @@ impl Validation {
             Err(error) => return Err(error.into()),
         };
         // After a good look a lost one is only the worst.
-        if trial.loss.is_none() && self.looks.iter().all(|look| look.loss.is_none()) {
+        if trial.loss.is_none() && !self.has_good() {
             let what = format!(
                 "after step {step} the loss on the rows held out by --choose is not a number: too few tokens of them are \
                  the assistant's, or the learning rate is too high"
@@ -181,7 +198,13 @@ impl Validation {
 
 #[cfg(test)]
 mod tests {
+    use ::finetune::{ComputeChoice, ComputeType, DeviceChoice};
+
     use super::*;
+    use crate::estimate::tests::training_settings;
+    use crate::log::LogTargets;
+    use crate::stage::{EncodedRows, FinetuneSettings, FinetuneTarget, finetune_model};
+    use crate::{ComputeSettings, FinetuneMethod, HeldOut, Stage};
 
     fn looks(losses: &[(usize, f64)]) -> Vec<Trial> {
         let look = |&(step, loss): &(usize, f64)| Trial {
@@ -192,6 +215,76 @@ mod tests {
             majority: None,
         };
         losses.iter().map(look).collect()
+    }
+
+    /// A training that overflows after a good look ends there, with the weights that were best then.
+    #[test]
+    fn what_was_good_is_kept_where_a_training_overflows() {
+        let folder = testkit::temporary_folder();
+        let at = |name: &str| folder.path().join(name);
+        testkit::tiny_checkpoint(&at("model"));
+        fs_err::write(at("train.jsonl"), testkit::tiny_rows(0..24)).unwrap();
+        let (compute, encoded) = (
+            ComputeSettings {
+                device: DeviceChoice::Cpu,
+                dtype: ComputeChoice::Fixed(ComputeType::F32),
+                memory: None,
+                offload: false,
+                in_4bit: false,
+            },
+            EncodedRows::default(),
+        );
+        let (model, data) = (at("model"), at("train.jsonl"));
+        let context = StageContext {
+            model: &model,
+            data: &data,
+            ignored: &[],
+            held_out: Some(HeldOut::Rows(4)),
+            compute: &compute,
+            seed: 0,
+            encoded: &encoded,
+        };
+        let train = |every, max_steps, out: &str| {
+            // The rate of the first step is 0, those after it break the weights.
+            let training = TrainingSettings {
+                learning_rate: 1e30,
+                warmup: 0.1,
+                epochs: 8.0,
+                max_steps,
+                validation: Some(ValidationSettings { every, patience: None }),
+                ..training_settings()
+            };
+            let settings = FinetuneSettings {
+                method: FinetuneMethod::Full,
+                training: &training,
+                teacher: None,
+                cut: None,
+            };
+            let target = FinetuneTarget {
+                target: at(out),
+                merged: None,
+                saves: at(&format!("{out}.state")),
+                from: None,
+                shard_bytes: 1 << 30,
+                log: LogTargets::default(),
+                stage: Stage::Finetune,
+                group: None,
+            };
+            finetune_model(context, settings, &target, &mut |_| {})
+        };
+        let report = train(1, None, "out").unwrap();
+        let kept = report.kept.unwrap();
+        assert_eq!((kept.step, kept.stopped_early), (1, true));
+        train(1, Some(1), "short").unwrap();
+        let weights = |out: &str| fs_err::read(at(out).join("model.safetensors")).unwrap();
+        assert!(weights("out") == weights("short") && !at("out.state").exists());
+        // Before anything was looked at, there is nothing to keep.
+        let error = train(1000, None, "none").unwrap_err();
+        assert!(
+            matches!(error, PipelineError::Finetune(FinetuneError::NotFinite { .. })),
+            "{error}"
+        );
+        assert!(!at("none").exists());
     }
 
     /// At multiples, after the last step, and again where a process was killed before it had looked.
