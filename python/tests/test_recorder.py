@@ -78,6 +78,18 @@ class Records(unittest.TestCase):
             self.assertAlmostEqual(entry["loss"], loss, places=4)
             self.assertEqual((entry["tokens"], entry["learning_rate"]), (48, 1e-3))
 
+    @unittest.skipUnless(importlib.util.find_spec("trl"), "TRL is not installed")
+    def test_sft_trainer_with_accumulation(self):
+        callback = GradientRecorder(self.folder / "record", steps=3)
+        made = tiny.sft_trainer(tiny.model(), self.folder / "out", 2, 2, [callback], weight_decay=0.0, max_grad_norm=0.0)
+        made.train()
+        self.assertEqual(made.state.global_step, 5)
+        manifest, found = steps_of(self.folder / "record")
+        expected, losses = by_hand(tiny.model(), 3, 4)
+        self.assert_close(found, expected)
+        for entry, loss in zip(manifest["steps"], losses):
+            self.assertAlmostEqual(entry["loss"], loss, places=4)
+
     def test_stops_and_leaves_nothing_half_written(self):
         callback = GradientRecorder(self.folder / "record", steps=2, stop=True)
         made = tiny.trainer(tiny.model(), self.folder / "out", 4, 1, [callback])

@@ -41,15 +41,44 @@ class Rows(torch.utils.data.Dataset):
         return {"input_ids": row, "attention_mask": torch.ones_like(row), "labels": row.clone()}
 
 
-def trainer(made, folder, batch, accumulate, callbacks, **more):
-    """A Trainer that takes rows in their order."""
+def in_order(kind):
+    """A kind of Trainer that takes rows in their order."""
 
-    class InOrder(transformers.Trainer):
+    class InOrder(kind):
         def _get_train_sampler(self, *_):
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
-    arguments = transformers.TrainingArguments(
+    return InOrder
+
+
+def arguments(folder, batch, accumulate, **more):
+    """What a training of five steps is told."""
+    return dict(
         output_dir=str(folder), per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate,
         learning_rate=1e-3, lr_scheduler_type="constant", max_steps=5, report_to=[], save_strategy="no",
         use_cpu=True, disable_tqdm=True, logging_strategy="no", **more)
-    return InOrder(model=made, args=arguments, train_dataset=Rows(), callbacks=callbacks)
+
+
+def trainer(made, folder, batch, accumulate, callbacks, **more):
+    """A Trainer that takes rows in their order."""
+    told = transformers.TrainingArguments(**arguments(folder, batch, accumulate, **more))
+    return in_order(transformers.Trainer)(model=made, args=told, train_dataset=Rows(), callbacks=callbacks)
+
+
+def sft_trainer(made, folder, batch, accumulate, callbacks, **more):
+    """TRL's SFTTrainer, on the same rows."""
+    import datasets
+    import pyarrow
+    import tokenizers
+    import trl
+
+    told = trl.SFTConfig(
+        **arguments(folder, batch, accumulate, **more), bf16=False, gradient_checkpointing=False,
+        dataset_kwargs={"skip_prepare_dataset": True})
+    rows = [{key: row[key].tolist() for key in ("input_ids", "labels")} for row in Rows()]
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({f"<{number}>": number for number in range(96)}, "<0>"))
+    names = transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<0>", eos_token="<2>")
+    # A fingerprint, since datasets cannot work one out in every version of pyarrow.
+    rows = datasets.Dataset(pyarrow.Table.from_pylist(rows), fingerprint="rows")
+    return in_order(trl.SFTTrainer)(
+        model=made, args=told, train_dataset=rows, processing_class=names, callbacks=callbacks)
