@@ -97,7 +97,7 @@ fn the_best_choice_right_after_the_repair_is_taken() {
     // Whoever wins, the layers have scores, and the card says who won.
     assert_eq!(testkit::json(&desk.at("r/scores.json"))["criterion"], "igia");
     let card = fs_err::read_to_string(desk.at("r/adapter/README.md")).unwrap();
-    assert!(card.contains(&format!("chosen by `{winner}")), "{card}");
+    assert!(card.contains(&format!("chosen by `{winner}`")), "{card}");
     assert!(!desk.at("r/race").exists());
 
     // The same in a comparison, where it costs no training of its own, and where nothing is trained.
@@ -107,12 +107,48 @@ fn the_best_choice_right_after_the_repair_is_taken() {
         CHEAP.replace("--epochs 1", "--epochs 3")
     ));
     let cells = compared["cells"].as_array().unwrap();
+    assert!(cells[1]["evaluations"][0]["after"]["perplexity"].is_f64());
     assert_eq!(cells[1]["evaluations"][0]["after"]["perplexity"], {
         cells[2]["evaluations"][0]["after"]["perplexity"].clone()
     });
     assert!(cells[2]["seconds_choosing"].as_f64() > cells[1]["seconds_choosing"].as_f64());
     desk.run(&run(&format!("{best} --finetune none"), "none"));
     assert!(!desk.at("none/adapter").exists() && !desk.at("none/adapter.state").exists());
+    // What the adapters of a training are to be says nothing where none are trained yet.
+    desk.run(&run(&format!("{best} --finetune full --lora-layers auto --rank 300"), "full"));
+}
+
+/// A criterion whose choice cannot be carried out does not keep the others from theirs.
+#[test]
+fn a_choice_without_a_plan_is_left_out() {
+    let desk = Desk::new();
+    let run = |criterion: &str, out: &str| {
+        run(&format!("--criterion {criterion} --keep none --repair same-sign --merge 3"), out)
+            .replace("--prune 2", "--prune 5")
+    };
+    // `last` takes layer 0 and would merge it.
+    let output = desk.output(&run("best:last+linear-fit", "r"));
+    let said = text(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("there is no plan by last: "), "{said}");
+    let race = testkit::json(&desk.at("r/race.json"));
+    assert_eq!(race["candidates"][0]["criteria"], serde_json::json!(["linear-fit"]));
+    let failure =
+        desk.failure(&run("best:last+random", "s").replace("--prune 5", "--prune 5 --seed 1"));
+    assert!(failure.contains("no retained layer stands before it"), "{failure}");
+}
+
+/// Of several criteria, the choice by the one that goes by gradients alone is followed as these are collected.
+#[test]
+fn a_choice_is_followed_as_gradients_are_collected() {
+    let desk = Desk::new();
+    let followed = |rest: &str, out: &str| {
+        let said = text(&desk.output(&run(rest, out)).stderr);
+        let line = said.lines().find(|line| line.contains("layer order: τ"));
+        line.unwrap_or_else(|| panic!("{said}")).split_once(" steps; ").unwrap().1.to_owned()
+    };
+    let alone = followed("--criterion igia --hold-out", "one");
+    assert_eq!(followed("--criterion best:linear-fit+igia", "several"), alone);
 }
 
 /// Killed while choices are compared, the same command ends in the same bytes.

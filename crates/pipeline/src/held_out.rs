@@ -56,7 +56,7 @@ impl HeldOut {
         if count == 0 || count >= all {
             return Err(PipelineError::Settings(format!(
                 "--choose {self} holds out {count} of {all} training rows; at least one must be held out and one left \
-                 to train on; a criterion that looks at none, such as --criterion igia, needs none"
+                 to train on"
             )));
         }
         // An epoch that no training reaches: its order has nothing to do with theirs.

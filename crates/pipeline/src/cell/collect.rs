@@ -1,6 +1,8 @@
 //! The record, and the training's state if the training goes on from it.
 
 use checkpoint::remove_if_there;
+use evidence::Need;
+use selection::Criterion;
 use serde_json::json;
 
 use super::{Stages, found};
@@ -31,6 +33,19 @@ impl Stages<'_> {
         CollectedSlots { record, state }
     }
 
+    /// Whose choice is followed as gradients are collected: of several criteria the first that gradients alone are enough
+    /// for.
+    fn followed(&self) -> Option<Criterion> {
+        let criteria = self.settings.criterion.criteria();
+        match criteria.as_slice() {
+            [one] => Some(*one),
+            several => several
+                .iter()
+                .copied()
+                .find(|one| one.needs(Need::Gradients) && !one.needs(Need::Loss)),
+        }
+    }
+
     /// Collects gradients, unless what they leave is there.
     pub(crate) fn collect(&self, observe: &mut dyn FnMut(Event)) -> Result<CollectedSlots> {
         let collected = self.collected();
@@ -49,7 +64,7 @@ impl Stages<'_> {
             state: state.as_ref().map(|slot| slot.path.as_path()),
             model_name: &self.settings.model,
             log: self.log,
-            choice: self.settings.criterion.criterion().map(|one| self.settings.choice_by(one)),
+            choice: self.followed().map(|one| self.settings.choice_by(one)),
         };
         let settings = self.settings.collecting();
         let found = record

@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::trial::trial_lines;
-use super::{Base, CollectedSlots, Stages, found, lasting};
+use super::{Base, CollectedSlots, RULES, Stages, found, lasting};
 use crate::log::replay;
-use crate::stage::{Trial, Until};
+use crate::stage::{JUDGED_ROWS, Trial, Until};
 use crate::store::Slot;
 use crate::{Choosing, Done, Event, PipelineError, Result, Stage};
 
@@ -113,12 +113,16 @@ impl Stages<'_> {
             let base = self.base(collected, &self.plan_of(&selection)?);
             let tuned = self.tuned(collected, &base)?;
             let seconds = |until| self.trial_slot(&tuned, until).seconds();
-            let rounds: f64 = (1..=candidate.trials.len()).map(Until::Round).map(seconds).sum();
-            let trained = rounds + seconds(Until::Quarter);
-            took.choosing += seconds(Until::Start);
+            let rounds = || (1..=candidate.trials.len()).map(Until::Round).map(seconds).sum();
+            let (looks, trained): (f64, f64) = match self.settings.criterion {
+                Choosing::By(_) => (0.0, 0.0),
+                Choosing::Best(_) => (seconds(Until::Start), 0.0),
+                Choosing::Race(_) => (0.0, rounds()),
+                Choosing::Auto => (0.0, rounds() + seconds(Until::Quarter)),
+            };
+            took.choosing += looks;
             match place {
-                0 if self.settings.criterion.races() => took.training += trained,
-                0 => {}
+                0 => took.training += trained,
                 _ => took.choosing += trained + base.seconds,
             }
         }
@@ -142,7 +146,8 @@ impl Stages<'_> {
     pub(super) fn trying_out(&self, collected: &CollectedSlots) -> Value {
         let settings = self.settings;
         json!({
-            "common": self.common(), "record": collected.record.digest, "choosing": settings.criterion,
+            "version": RULES, "rows": JUDGED_ROWS, "common": self.common(), "record": collected.record.digest,
+            "choosing": settings.criterion, "criteria": settings.criterion.criteria(),
             "prune": settings.prune, "keep": settings.keep, "refine": settings.refine,
             "repair": settings.repair, "merge": settings.merge, "density": settings.density, "linear_map": settings.linear_map, "finetune": settings.finetune,
             "repair_always": settings.repair_always, "training": lasting(&settings.training),
@@ -155,8 +160,7 @@ impl Stages<'_> {
     }
 
     fn race(&self, collected: &CollectedSlots, observe: &mut dyn FnMut(Event)) -> Result<Race> {
-        let mut running = self.candidates(collected, observe)?;
-        let scores = running.iter().find_map(|runner| runner.selection.scores.clone());
+        let (mut running, scores) = self.candidates(collected, observe)?;
         match self.settings.criterion.races() {
             true => self.rounds(&mut running, collected, observe)?,
             false => self.order(&mut running, collected, Until::Start, observe)?,
@@ -213,6 +217,11 @@ impl Stages<'_> {
         }
         // Stable: of equals the one that was named first stays.
         runners.sort_by(|one, other| rank(one).total_cmp(&rank(other)));
+        if runners.iter().all(|runner| rank(runner).is_infinite()) {
+            tracing::warn!(
+                "the loss of no candidate is finite, so the first is taken; compute in f32, or prune fewer layers"
+            );
+        }
         Ok(())
     }
 
@@ -223,13 +232,14 @@ impl Stages<'_> {
         Ok(remove_if_there(&trial_lines(&tuned))?)
     }
 
-    /// Every criterion's choice, equal ones once, pruned and repaired.
+    /// Every criterion's choice, equal ones once, pruned and repaired; and the first scores that one of them gives.
     fn candidates(
         &self,
         collected: &CollectedSlots,
         observe: &mut dyn FnMut(Event),
-    ) -> Result<Vec<Runner>> {
+    ) -> Result<(Vec<Runner>, Option<Scores>)> {
         let mut found: Vec<(Candidate, Selection)> = Vec::new();
+        let (mut scores, mut refused) = (None, None);
         for criterion in self.settings.criterion.criteria() {
             let selection = match self.choose(criterion, collected, observe) {
                 Ok(selection) => selection,
@@ -237,11 +247,18 @@ impl Stages<'_> {
                 Err(PipelineError::Selection(
                     error @ (SelectionError::Keep(_) | SelectionError::Share(_)),
                 )) => {
-                    tracing::warn!(criterion = criterion.name(), %error, "it has no choice to race with");
+                    tracing::warn!("{} has no choice to compare: {error}", criterion.name());
                     continue;
                 }
                 Err(error) => return Err(error),
             };
+            // Such as one that takes layer 0 where it is to be merged into the layer before.
+            if let Err(error) = self.plan_of(&selection) {
+                tracing::warn!("there is no plan by {}: {error}", criterion.name());
+                refused = Some(error);
+                continue;
+            }
+            scores = scores.or_else(|| selection.scores.clone());
             let mut pruned = selection.removed.clone();
             pruned.sort_unstable();
             let same = found.iter_mut().find(|(candidate, _)| candidate.pruned == pruned);
@@ -252,7 +269,10 @@ impl Stages<'_> {
                 found.push((Candidate { criteria, pruned, trials: Vec::new() }, selection));
             }
         }
-        found
+        if let (true, Some(error)) = (found.is_empty(), refused) {
+            return Err(error);
+        }
+        let runners: Result<Vec<Runner>> = found
             .into_iter()
             .map(|(candidate, selection)| {
                 let (criteria, pruned) = (candidate.criteria.clone(), candidate.pruned.clone());
@@ -260,7 +280,8 @@ impl Stages<'_> {
                 let base = self.prune(collected, &self.plan_of(&selection)?, observe)?;
                 Ok(Runner { candidate, selection, base })
             })
-            .collect()
+            .collect();
+        Ok((runners?, scores))
     }
 
     /// Trains a candidate further and notes how good it is then.

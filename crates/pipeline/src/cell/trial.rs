@@ -9,7 +9,7 @@ use super::{Base, CollectedSlots, Stages};
 use crate::log::LogTargets;
 use crate::stage::{FinetuneSettings, Trial, TrialTarget, Until, trial};
 use crate::store::Slot;
-use crate::{Event, FinetuneMethod, Result, Stage};
+use crate::{Event, FinetuneMethod, LoraTargets, Result, Stage, TrainingSettings};
 
 /// Raised whenever a look is taken after other steps or at other rows.
 const LOOKS: u32 = 2;
@@ -52,7 +52,15 @@ impl Stages<'_> {
         let context = self.context(&base.folder);
         if !trains {
             // Adapters that add nothing yet, or what they have learnt in the collected steps.
-            let training = training.untaught();
+            let mut training = training.untaught();
+            if collected.state.is_none() {
+                training = TrainingSettings {
+                    lora_layers: None,
+                    lora_targets: LoraTargets::all(),
+                    lora_rank: 1,
+                    ..training
+                };
+            }
             let settings = FinetuneSettings {
                 method: FinetuneMethod::Lora,
                 ..self.finetuning(base, &training, None)

@@ -16,6 +16,7 @@ use std::time::Instant;
 
 use ::finetune::ComputeChoice;
 use checkpoint::Staging;
+use selection::SelectionError;
 use serde::{Deserialize, Serialize};
 
 pub use cell::{Cell, CellResult, EvaluatedOn, TriedRate, Way};
@@ -131,7 +132,11 @@ pub fn compare(
         let result = match runner.run(cell, observe) {
             Ok(result) => result,
             // Such as the paper's form where layer 0 is to be merged: that says nothing of the others.
-            Err(PipelineError::Selection(error)) if !cell.is_dense() => {
+            Err(PipelineError::Selection(
+                error @ (SelectionError::Plan(_)
+                | SelectionError::Keep(_)
+                | SelectionError::Share(_)),
+            )) => {
                 let reason = error.to_string();
                 observe(Event::CellImpossible(reason.clone()));
                 found.impossible.push(Impossible { cell: cell.clone(), reason });

@@ -64,7 +64,9 @@ impl<'a> Foretold<'a> {
         let mut stages = vec![self.collecting()];
         stages.extend(self.choosing());
         stages.extend(self.fitting());
-        let disk_bytes = stored(&self.pruned);
+        // All candidates are there until one is taken.
+        let candidates = self.settings.criterion.criteria().len() as u64;
+        let disk_bytes = stored(&self.pruned).saturating_mul(candidates);
         stages.push(StageEstimate { disk_bytes, ..self.of.writing(Stage::Prune) });
         if self.settings.finetune != FinetuneMethod::None {
             self.tuning(&mut stages)?;

@@ -79,9 +79,9 @@ pub(super) fn train_validated(
     while let Some(until) = settings.next(step, &validation.looks, last) {
         let part = match take(trainer, until, saves, log, observe) {
             // What was good before is still there.
-            Err(PipelineError::Finetune(error @ FinetuneError::NotFinite { .. }))
-                if validation.has_good() =>
-            {
+            Err(PipelineError::Finetune(
+                error @ (FinetuneError::NotFinite { .. } | FinetuneError::NotFiniteWeight { .. }),
+            )) if validation.has_good() => {
                 tracing::warn!(
                     "{error}. The training ends here, with the weights that were best on the rows held out"
                 );
