@@ -50,6 +50,28 @@ fn the_amount_that_is_taken_is_a_run_of_its_own() {
     assert_eq!(desk.json(&run("--max-drop 100% --prune 4", "all")), found);
 }
 
+/// The same where choices are compared for each amount, and where that is killed.
+#[test]
+fn an_amount_whose_choices_are_compared() {
+    let desk = Desk::new();
+    let best = "--criterion best:last+magnitude";
+    let command = |out: &str| run(&format!("--max-drop 100% --prune 3 {best}"), out);
+    desk.run(&command("all"));
+    let race = testkit::json(&desk.at("all/race.json"));
+    assert_eq!(race["candidates"].as_array().unwrap().len(), 2, "{race}");
+    let plan = testkit::json(&desk.at("all/plan.json"));
+    assert_eq!(plan["pruned"], race["candidates"][0]["pruned"]);
+    assert!(!desk.at("all/race").exists() && !desk.at("all/amounts").exists());
+    desk.run(&run(&format!("--prune 3 --with-dense --hold-out {best}"), "by-hand"));
+    assert!(adapter(&desk, "all") == adapter(&desk, "by-hand"));
+    for mark in ["amounts/verdict-", "amounts/race-", "amount.json", "race.json"] {
+        let out = format!("at-{}", mark.replace(['/', '.'], "-"));
+        desk.kill_when(&command(&out), || desk.has_like(&format!("{out}/{mark}")));
+        desk.run(&command(&out));
+        assert!(adapter(&desk, &out) == adapter(&desk, "all"), "killed at {mark}");
+    }
+}
+
 /// Killed in the middle, the same command ends in the same bytes, with a race in it too.
 #[test]
 fn a_killed_search_goes_on() {

@@ -1,6 +1,6 @@
 //! Sentences about stages: what they are called, and what they came to.
 
-use finetune::KeptStep;
+use finetune::{KeptStep, TrainReport};
 use pipeline::{Amount, Done, Fitted, Stability, Stage, Trial, TriedAmount, Verdict};
 use selection::{Criterion, Plan};
 
@@ -26,6 +26,11 @@ pub(crate) fn stage_text(stage: Stage) -> &'static str {
         Stage::EvaluateTuned => "evaluate pruned, tuned",
         Stage::EvaluateDenseTuned => "evaluate dense, tuned",
     }
+}
+
+/// Which step's weights were kept, if a training chose between several.
+fn kept(report: &TrainReport) -> String {
+    report.kept.map(|kept| format!("; {}", kept_text(kept))).unwrap_or_default()
 }
 
 /// What a stage came to, in one line.
@@ -66,14 +71,14 @@ pub(crate) fn done_text(done: &Done) -> String {
         }
         // They were taken to choose by.
         Done::Trained(report) if report.tokens == 0 => {
-            format!("{} steps, taken before", report.steps)
+            format!("{} steps, taken before{}", report.steps, kept(report))
         }
         Done::Trained(report) => format!(
             "{} steps, {} tokens, last loss {:.4}{}",
             report.steps,
             report.tokens,
             report.last_loss,
-            report.kept.map(|kept| format!("; {}", kept_text(kept))).unwrap_or_default()
+            kept(report)
         ),
         Done::Evaluated(report) => figures_text(report.acc, report.perplexity),
     }
