@@ -151,15 +151,12 @@ fn a_choice_is_followed_as_gradients_are_collected() {
     assert_eq!(followed("--criterion best:linear-fit+igia", "several"), alone);
 }
 
-/// Killed while choices are compared, the same command ends in the same bytes.
-#[test]
-fn a_killed_comparison_of_choices_goes_on() {
+/// Killed where these are there, the same command ends in the same bytes.
+fn goes_on(criterion: &str, marks: &[&str]) {
     let desk = Desk::new();
-    let command = |out: &str| run("--criterion best:last+magnitude+random", out);
+    let command = |out: &str| run(&format!("--criterion {criterion}"), out);
     desk.run(&command("whole"));
-    for mark in
-        ["race", "race/verdict-", "race/trial-", "race.json", "verdict.json", "adapter.state"]
-    {
+    for mark in marks {
         let out = format!("at-{}", mark.replace(['/', '.'], "-"));
         desk.kill_when(&command(&out), || desk.has_like(&format!("{out}/{mark}")));
         desk.run(&command(&out));
@@ -168,21 +165,28 @@ fn a_killed_comparison_of_choices_goes_on() {
     }
 }
 
-/// Killed in the middle of a race, the same command ends in the same bytes.
+#[test]
+fn a_killed_comparison_of_choices_goes_on() {
+    goes_on(
+        "best:last+magnitude+random",
+        &["race", "race/verdict-", "race/trial-", "race.json", "verdict.json", "adapter.state"],
+    );
+}
+
 #[test]
 fn a_killed_race_goes_on() {
-    let desk = Desk::new();
-    let command = |out: &str| run("--criterion race:last+magnitude+random", out);
-    desk.run(&command("whole"));
-    for mark in
-        ["race", "race/adapter-", "race/trial-", "race.json", "pruned", "adapter.state", "adapter"]
-    {
-        let out = format!("at-{}", mark.replace(['/', '.'], "-"));
-        desk.kill_when(&command(&out), || desk.has_like(&format!("{out}/{mark}")));
-        desk.run(&command(&out));
-        assert!(adapter(&desk, &out) == adapter(&desk, "whole"), "killed at {mark}");
-        assert!(!desk.at(&out).join("race").exists());
-    }
+    goes_on(
+        "race:last+magnitude+random",
+        &[
+            "race",
+            "race/adapter-",
+            "race/trial-",
+            "race.json",
+            "pruned",
+            "adapter.state",
+            "adapter",
+        ],
+    );
 }
 
 /// A quarter of the training lies beyond the last round here, and the winner is looked at there; if it has collapsed, so

@@ -74,8 +74,9 @@ struct States {
     outputs: Vec<Tensor>,
     /// What the MLP's frozen weight gave in each receiver.
     mapped: Vec<Option<Tensor>>,
-    /// The same for the first tokens of the rows in the packs these are of.
+    /// The first tokens' of the same rows, after each layer.
     first_outputs: Vec<Tensor>,
+    /// What the weight gave for those in each receiver.
     first_mapped: Vec<Option<Tensor>>,
 }
 

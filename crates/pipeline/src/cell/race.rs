@@ -238,7 +238,7 @@ impl Stages<'_> {
         collected: &CollectedSlots,
         observe: &mut dyn FnMut(Event),
     ) -> Result<(Vec<Runner>, Option<Scores>)> {
-        let mut found: Vec<(Candidate, Selection)> = Vec::new();
+        let mut found: Vec<(Candidate, Selection, Plan)> = Vec::new();
         let (mut scores, mut refused) = (None, None);
         for criterion in self.settings.criterion.criteria() {
             let selection = match self.choose(criterion, collected, observe) {
@@ -253,20 +253,21 @@ impl Stages<'_> {
                 Err(error) => return Err(error),
             };
             // Such as one that takes layer 0 where it is to be merged into the layer before.
-            if let Err(error) = self.plan_of(&selection) {
-                tracing::warn!("there is no plan by {}: {error}", criterion.name());
-                refused = Some(error);
-                continue;
-            }
+            let plan = match self.plan_of(&selection) {
+                Ok(plan) => plan,
+                Err(error) => {
+                    tracing::warn!("there is no plan by {}: {error}", criterion.name());
+                    refused = Some(error);
+                    continue;
+                }
+            };
             scores = scores.or_else(|| selection.scores.clone());
-            let mut pruned = selection.removed.clone();
-            pruned.sort_unstable();
-            let same = found.iter_mut().find(|(candidate, _)| candidate.pruned == pruned);
-            if let Some((candidate, _)) = same {
+            let same = found.iter_mut().find(|(candidate, ..)| candidate.pruned == plan.pruned);
+            if let Some((candidate, ..)) = same {
                 candidate.criteria.push(criterion);
             } else {
-                let criteria = vec![criterion];
-                found.push((Candidate { criteria, pruned, trials: Vec::new() }, selection));
+                let (criteria, pruned) = (vec![criterion], plan.pruned.clone());
+                found.push((Candidate { criteria, pruned, trials: Vec::new() }, selection, plan));
             }
         }
         if let (true, Some(error)) = (found.is_empty(), refused) {
@@ -274,10 +275,10 @@ impl Stages<'_> {
         }
         let runners: Result<Vec<Runner>> = found
             .into_iter()
-            .map(|(candidate, selection)| {
+            .map(|(candidate, selection, plan)| {
                 let (criteria, pruned) = (candidate.criteria.clone(), candidate.pruned.clone());
                 observe(Event::Trying { criteria, pruned });
-                let base = self.prune(collected, &self.plan_of(&selection)?, observe)?;
+                let base = self.prune(collected, &plan, observe)?;
                 Ok(Runner { candidate, selection, base })
             })
             .collect();

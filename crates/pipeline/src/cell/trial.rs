@@ -49,30 +49,24 @@ impl Stages<'_> {
             log,
         };
         let training = self.training_on(collected, base)?;
-        let context = self.context(&base.folder);
-        if !trains {
-            // Adapters that add nothing yet, or what they have learnt in the collected steps.
-            let mut training = training.untaught();
-            if collected.state.is_none() {
-                training = TrainingSettings {
+        let (training, teacher) = match trains {
+            true => (training, self.teacher(collected, base, observe)?),
+            // Adapters as the collected steps have left them, or else such as add nothing yet, whatever they are to be.
+            false if collected.state.is_some() => (training.untaught(), None),
+            false => (
+                TrainingSettings {
                     lora_layers: None,
                     lora_targets: LoraTargets::all(),
                     lora_rank: 1,
-                    ..training
-                };
-            }
-            let settings = FinetuneSettings {
-                method: FinetuneMethod::Lora,
-                ..self.finetuning(base, &training, None)
-            };
-            return slot.make(|| {
-                let found = trial(context, settings, &target, observe)?;
-                slot.write(&found)?;
-                Ok(found)
-            });
-        }
-        let teacher = self.teacher(collected, base, observe)?;
-        let settings = self.finetuning(base, &training, teacher.as_ref());
+                    ..training.untaught()
+                },
+                None,
+            ),
+        };
+        let method = if trains { self.settings.finetune } else { FinetuneMethod::Lora };
+        let settings =
+            FinetuneSettings { method, ..self.finetuning(base, &training, teacher.as_ref()) };
+        let context = self.context(&base.folder);
         slot.make(|| {
             let found = trial(context, settings, &target, observe)?;
             slot.write(&found)?;

@@ -42,7 +42,7 @@ pub(crate) fn training_settings() -> TrainingSettings {
 }
 
 /// Two of six layers go, the training begins anew.
-fn run_settings() -> RunSettings {
+pub(crate) fn run_settings() -> RunSettings {
     RunSettings {
         model: "model".into(),
         train: "train.jsonl".into(),

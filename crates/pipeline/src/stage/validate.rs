@@ -198,13 +198,11 @@ impl Validation {
 
 #[cfg(test)]
 mod tests {
-    use ::finetune::{ComputeChoice, ComputeType, DeviceChoice};
-
     use super::*;
-    use crate::estimate::tests::training_settings;
+    use crate::estimate::tests::{run_settings, training_settings};
     use crate::log::LogTargets;
     use crate::stage::{EncodedRows, FinetuneSettings, FinetuneTarget, finetune_model};
-    use crate::{ComputeSettings, FinetuneMethod, HeldOut, Stage};
+    use crate::{FinetuneMethod, HeldOut, Stage};
 
     fn looks(losses: &[(usize, f64)]) -> Vec<Trial> {
         let look = |&(step, loss): &(usize, f64)| Trial {
@@ -224,16 +222,7 @@ mod tests {
         let at = |name: &str| folder.path().join(name);
         testkit::tiny_checkpoint(&at("model"));
         fs_err::write(at("train.jsonl"), testkit::tiny_rows(0..24)).unwrap();
-        let (compute, encoded) = (
-            ComputeSettings {
-                device: DeviceChoice::Cpu,
-                dtype: ComputeChoice::Fixed(ComputeType::F32),
-                memory: None,
-                offload: false,
-                in_4bit: false,
-            },
-            EncodedRows::default(),
-        );
+        let (compute, encoded) = (run_settings().compute, EncodedRows::default());
         let (model, data) = (at("model"), at("train.jsonl"));
         let context = StageContext {
             model: &model,
