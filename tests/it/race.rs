@@ -76,7 +76,8 @@ fn a_winner_goes_on_from_its_own_trial() {
 fn the_best_choice_right_after_the_repair_is_taken() {
     let desk = Desk::new();
     let best = "--criterion best:igia+linear-fit+last+random --seed 5";
-    desk.run(&run(best, "r"));
+    let said = text(&desk.output(&run(best, "r")).stderr);
+    assert!(said.contains("compared on 4 rows held out, too few to be sure of"), "{said}");
     let race = testkit::json(&desk.at("r/race.json"));
     let candidates = race["candidates"].as_array().unwrap();
     assert!(candidates.len() > 1, "all chose the same: {candidates:?}");

@@ -65,6 +65,8 @@ struct Runner {
     base: Base,
 }
 
+/// Fewer rows than these tell choices hardly apart.
+const FEW_ROWS: usize = 32;
 /// Others that take over, at most, where the winner has collapsed a quarter of the training in.
 const TAKE_OVERS: usize = 2;
 
@@ -161,6 +163,16 @@ impl Stages<'_> {
 
     fn race(&self, collected: &CollectedSlots, observe: &mut dyn FnMut(Event)) -> Result<Race> {
         let (mut running, scores) = self.candidates(collected, observe)?;
+        if running.len() > 1 {
+            let (_, held_out) = self.context(self.model).rows()?;
+            if held_out.len() < FEW_ROWS {
+                tracing::warn!(
+                    "choices of layers are compared on {} rows held out, too few to be sure of; hold out more (--choose) if there \
+                     are more",
+                    held_out.len()
+                );
+            }
+        }
         match self.settings.criterion.races() {
             true => self.rounds(&mut running, collected, observe)?,
             false => self.order(&mut running, collected, Until::Start, observe)?,

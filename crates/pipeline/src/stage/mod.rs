@@ -60,7 +60,7 @@ impl StageContext<'_> {
     }
 
     /// The rows to train on, and those held out.
-    fn rows(&self) -> Result<(Vec<Row>, Vec<Row>)> {
+    pub(crate) fn rows(&self) -> Result<(Vec<Row>, Vec<Row>)> {
         let rows = self.all_rows()?;
         match self.held_out {
             Some(share) => share.split(rows, self.seed),
