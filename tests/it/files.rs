@@ -432,7 +432,7 @@ fn adapters_that_would_compute_something_else() {
           because: a/adapter_config.json: not a usable PEFT adapter: `modules_to_save` is ["lm_head"], which is not supported
         exit 1
         error: cannot evaluate `model` on `test.jsonl`
-          because: a/adapter_config.json: not a usable PEFT adapter: `use_dora` is true, which is not supported
+          because: a/adapter_model.safetensors: not a usable PEFT adapter: layer 0 self_attn.q_proj has no lora_magnitude_vector
         exit 1
         error: cannot evaluate `model` on `test.jsonl`
           because: a/adapter_model.safetensors: not a usable PEFT adapter: `layers_to_transform` leaves out layer 2, but the file has matrices for it

@@ -118,6 +118,28 @@ fn rslora_is_a_larger_alpha() {
     assert_eq!((&config["r"], &config["lora_alpha"]), (&4.into(), &12.0.into()));
 }
 
+/// `DoRA` is trained from the start, and its adapter is read and merged; what is collected for a run's scores stays `LoRA`.
+#[test]
+fn dora_is_read_and_merged() {
+    let desk = Desk::new();
+    let run = format!("run --model model --train train.jsonl --prune 2 --save-merged {CHEAP}");
+    desk.run(&format!("{run} --dora --out r"));
+    let config = testkit::json(&desk.at("r/adapter/adapter_config.json"));
+    assert_eq!(config["use_dora"], true);
+    let eval = "eval --data test.jsonl --device cpu --dtype f32";
+    let perplexity =
+        |model: &str| desk.json(&format!("{eval} --model {model}"))["perplexity"].as_f64().unwrap();
+    let [tuned, merged, pruned] =
+        ["r/pruned --adapter r/adapter", "r/merged", "r/pruned"].map(perplexity);
+    assert!((tuned / merged - 1.0).abs() < 1e-4, "{tuned} {merged}");
+    assert!((tuned / pruned - 1.0).abs() > 1e-3, "{tuned} {pruned}");
+    let said = desk.run("inspect r/adapter");
+    assert!(said.contains("DoRA of rank 2"), "{said}");
+    // Adapters of another kind do not go on from those.
+    let failure = desk.failure(&format!("{run} --out r"));
+    assert!(failure.contains("dora"), "{failure}");
+}
+
 /// `finetune` takes a teacher by its name; one is needed, and hidden states want the model that was cut.
 #[test]
 fn a_teacher_by_name() {

@@ -1,19 +1,17 @@
 //! LoRA adapters as PEFT stores them: `adapter_config.json` and `adapter_model.safetensors`.
 
 mod keys;
+mod matrices;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
 use std::path::Path;
 
-use ndarray::Array2;
+use ndarray::{Array1, Array2};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::json::{read_json, write_json};
-use crate::names::pair_names;
-use crate::writer::start;
-use crate::{CheckpointError, Dtype, Module, Result, TensorSpec, Weights, narrow};
+use crate::{CheckpointError, Module, Result};
 
 const CONFIG: &str = "adapter_config.json";
 const MODEL: &str = "adapter_model.safetensors";
@@ -90,7 +88,7 @@ fn no_bias() -> String {
 }
 
 impl AdapterConfig {
-    /// LoRA of one rank and alpha on `modules` of `layers`, out of `num_layers`.
+    /// LoRA of one rank and alpha on `modules` of `layers`, out of `num_layers`; DoRA where `use_dora` is set afterwards.
     pub fn lora(
         base: &str,
         (rank, alpha): (usize, f64),
@@ -127,6 +125,8 @@ pub struct AdapterPair {
     pub a: Array2<f32>,
     /// `[out, r]`.
     pub b: Array2<f32>,
+    /// DoRA's magnitudes, `[out]`: the norm that each of the adapted weight's rows is given.
+    pub magnitude: Option<Array1<f32>>,
 }
 
 /// An adapter: its configuration and its pairs by layer and weight.
@@ -157,34 +157,7 @@ impl Adapter {
         if let Some(reason) = keys::out_of_bounds(&config) {
             return fail(reason);
         }
-        let path = folder.join(MODEL);
-        let fail = |what: String| CheckpointError::adapter(&path, what);
-        let weights = Weights::open_file(&path)?;
-        let names = pair_names(weights.iter().map(|view| view.name())).map_err(fail)?;
-        let matrix = |name: &str| -> Result<Array2<f32>> {
-            let view = weights.get(name).filter(|view| view.shape().len() == 2);
-            let Some((view, &[rows, columns])) = view.map(|view| (view, view.shape())) else {
-                return Err(fail(format!("`{name}` is not a matrix")));
-            };
-            Array2::from_shape_vec((rows, columns), view.to_f32()?)
-                .map_err(|_| fail(format!("`{name}` has another size than its shape")))
-        };
-        let mut pairs = BTreeMap::new();
-        for ((layer, name), (a, b)) in &names {
-            let (layer, known) = (*layer, name.known());
-            let module = known.ok_or_else(|| {
-                fail(format!(
-                    "layer {layer} {name} is no linear weight of the families that are trained"
-                ))
-            })?;
-            config.require_named(layer, module).map_err(fail)?;
-            let (pair, rank) =
-                (AdapterPair { a: matrix(a)?, b: matrix(b)? }, config.rank(layer, module));
-            if (pair.a.nrows(), pair.b.ncols()) != (rank, rank) {
-                return Err(fail(format!("layer {layer} {module} is not of rank {rank}")));
-            }
-            pairs.insert((layer, module), pair);
-        }
+        let pairs = matrices::read(&folder.join(MODEL), &config)?;
         Ok(Self { config, pairs })
     }
 }
@@ -246,25 +219,7 @@ fn full_name(layer: usize, module: Module) -> String {
 /// If the disk refuses.
 pub fn write_adapter(folder: &Path, adapter: &Adapter) -> Result<()> {
     write_json(&folder.join(CONFIG), &adapter.config)?;
-    let matrices: Vec<_> = adapter
-        .pairs
-        .iter()
-        .flat_map(|((layer, module), pair)| {
-            let name = format!("base_model.model.model.layers.{layer}.{module}");
-            [(format!("{name}.lora_A.weight"), &pair.a), (format!("{name}.lora_B.weight"), &pair.b)]
-        })
-        .collect();
-    let specs: Vec<_> = matrices
-        .iter()
-        .map(|(name, matrix)| TensorSpec::new(name, Dtype::F32, matrix.shape()))
-        .collect();
-    let mut out = start(&folder.join(MODEL), &specs)?;
-    for (_, matrix) in &matrices {
-        let values: Vec<f32> = matrix.iter().copied().collect();
-        out.write_all(&narrow(&values, Dtype::F32))?;
-    }
-    out.flush()?;
-    Ok(())
+    matrices::write(&folder.join(MODEL), &adapter.pairs)
 }
 
 #[cfg(test)]
@@ -279,14 +234,19 @@ mod tests {
         let modules = BTreeSet::from([Module::QProj]);
         let layers = BTreeSet::from([2]);
         let config = AdapterConfig::lora("base", (1, 2.0), &modules, &layers, 4);
-        let pair = AdapterPair { a: array![[1.0, 2.0]], b: array![[3.0], [4.0]] };
+        let pair = AdapterPair { a: array![[1.0, 2.0]], b: array![[3.0], [4.0]], magnitude: None };
         Adapter { config, pairs: BTreeMap::from([((2, Module::QProj), pair)]) }
     }
 
     /// Reads that adapter with some keys of its configuration set.
     fn check(keys: &[(&str, Value)]) -> Result<Adapter, String> {
+        written(&adapter(), keys)
+    }
+
+    /// Writes an adapter, sets some keys of its configuration, and reads it.
+    fn written(adapter: &Adapter, keys: &[(&str, Value)]) -> Result<Adapter, String> {
         let folder = testkit::temporary_folder();
-        write_adapter(folder.path(), &adapter()).unwrap();
+        write_adapter(folder.path(), adapter).unwrap();
         let path = folder.path().join(CONFIG);
         let mut raw = testkit::json(&path);
         for (key, value) in keys {
@@ -301,6 +261,26 @@ mod tests {
         let expected = adapter();
         assert_eq!(expected.config.layers_to_transform, Some(vec![2]));
         assert_eq!(check(&[]), Ok(expected));
+    }
+
+    /// DoRA's magnitudes come with the key that says so, one for each of a weight's rows, and not without it.
+    #[test]
+    fn magnitudes_belong_to_dora() {
+        let mut dora = adapter();
+        dora.config.use_dora = true;
+        for pair in dora.pairs.values_mut() {
+            pair.magnitude = Some(array![0.5, 2.0]);
+        }
+        assert_eq!(written(&dora, &[]), Ok(dora.clone()));
+        let error = written(&dora, &[("use_dora", json!(false))]).unwrap_err();
+        assert!(error.contains("lora_magnitude_vector` is no LoRA matrix"), "{error}");
+        let error = check(&[("use_dora", json!(true))]).unwrap_err();
+        assert!(error.contains("layer 2 self_attn.q_proj has no lora_magnitude_vector"), "{error}");
+        for pair in dora.pairs.values_mut() {
+            pair.magnitude = Some(array![0.5]);
+        }
+        let error = written(&dora, &[]).unwrap_err();
+        assert!(error.contains("lora_magnitude_vector` is not a vector of 2"), "{error}");
     }
 
     #[test]
@@ -359,7 +339,6 @@ mod tests {
             ("layers_pattern", json!("blocks")),
             ("target_modules", json!(["k_proj"])),
             ("exclude_modules", json!(["q_proj"])),
-            ("use_dora", json!(true)),
             ("lora_bias", json!(true)),
             ("target_parameters", json!(["q_proj.weight"])),
             ("trainable_token_indices", json!([1])),

@@ -194,16 +194,30 @@ pub fn tensor_name(layer: usize, module: Module) -> String {
 /// `base_model.model.transformer.h.0.attn.c_attn.lora_A.default.weight`.
 pub(crate) fn parse_lora_name(name: &str) -> Option<(usize, ModuleName, char)> {
     let (path, side) = name.rsplit_once(".lora_")?;
+    let (layer, module) = adapted_weight(path)?;
+    let (side, tail) = side.split_at_checked(1)?;
+    let side = side.chars().next().filter(|side| is_known_tail(tail) && "AB".contains(*side))?;
+    Some((layer, module, side))
+}
+
+/// Takes the name of DoRA's magnitudes apart as PEFT spells it:
+/// `base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector`.
+pub(crate) fn parse_magnitude_name(name: &str) -> Option<(usize, ModuleName)> {
+    let (path, tail) = name.rsplit_once(".lora_magnitude_vector")?;
+    is_known_tail(tail).then(|| adapted_weight(path)).flatten()
+}
+
+/// The decoder's weight that an adapter's tensor belongs to, from what is before the tensor's own part of the name.
+fn adapted_weight(path: &str) -> Option<(usize, ModuleName)> {
     let (container, layer, module) = numbered(path)?;
     // Another part's layers, such as an image encoder's, are not the decoder's.
-    if is_of_another_part(container) || layer >= MOST_LAYERS {
-        return None;
-    }
-    let (side, tail) = side.split_at_checked(1)?;
-    // PEFT puts the adapter's name in between: `.default.weight`.
-    let known_tail = tail.is_empty() || (tail.starts_with('.') && tail.ends_with(".weight"));
-    let side = side.chars().next().filter(|side| known_tail && "AB".contains(*side))?;
-    Some((layer, module.into(), side))
+    let is_decoder = !is_of_another_part(container) && layer < MOST_LAYERS;
+    is_decoder.then(|| (layer, module.into()))
+}
+
+/// PEFT puts the adapter's name in between: `.default.weight`.
+fn is_known_tail(tail: &str) -> bool {
+    tail.is_empty() || (tail.starts_with('.') && tail.ends_with(".weight"))
 }
 
 /// The stored name of each matrix by layer and weight, A and B of a pair together.
@@ -247,6 +261,15 @@ mod tests {
         }
         let other = "base_model.model.transformer.h.7.attn.c_attn.lora_B.default.weight";
         assert_eq!(parse_lora_name(other), Some((7, "attn.c_attn".into(), 'B')));
+        let vector = "base_model.model.model.layers.3.mlp.up_proj.lora_magnitude_vector";
+        for tail in ["", ".default.weight"] {
+            let expected = Some((3, Module::UpProj.into()));
+            assert_eq!(parse_magnitude_name(&format!("{vector}{tail}")), expected);
+        }
+        for name in [vector, "layers.3.self_attn.q_proj.lora_magnitude_vectors"] {
+            assert_eq!(parse_lora_name(name), None, "{name}");
+        }
+        assert_eq!(parse_magnitude_name(&format!("{vector}s")), None);
         for name in [
             "layers.x.self_attn.q_proj.lora_A",
             "layers.03.self_attn.q_proj.lora_A",

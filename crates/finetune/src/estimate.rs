@@ -118,7 +118,7 @@ impl Workload<'_> {
         let layers = lora.layers.as_ref().map_or(config.num_layers, BTreeSet::len);
         let of_weight = |&module: &Module| {
             let (rows, columns) = config.linear_shape(module);
-            lora.rank * (rows + columns)
+            lora.rank * (rows + columns) + if lora.dora { rows } else { 0 }
         };
         let of_layer: usize = lora.targets.iter().map(of_weight).sum();
         (layers * of_layer) as u64
@@ -225,7 +225,9 @@ impl Workload<'_> {
         let given = if design.norms == Norms::Before { 0 } else { 2 * hidden_size };
         let adapters = match &self.train.method {
             Method::Lora(lora) | Method::LoraAndLayers(LoraAndLayers { lora, .. }) => {
-                lora.rank * lora.targets.len()
+                // DoRA keeps what it gives another norm.
+                let outputs = lora.targets.iter().map(|module| self.config.linear_shape(*module).0);
+                lora.rank * lora.targets.len() + if lora.dora { outputs.sum() } else { 0 }
             }
             _ => 0,
         };

@@ -6,7 +6,7 @@ use checkpoint::{Activation, Module};
 use tch::{Device, Tensor};
 
 use crate::attention::{Attention, Heads};
-use crate::linear::{Linear, Siblings};
+use crate::linear::{Inner, Linear, Siblings};
 use crate::lora::Lora;
 use crate::norm::Norm;
 use crate::observer::{Observer, WeightPass};
@@ -75,8 +75,8 @@ pub(crate) struct Saved {
     middle: Tensor,
     gate: Tensor,
     up: Tensor,
-    /// Adapters' inner values: of queries, keys and values; output; gate and up; down.
-    inner: [Option<Tensor>; 4],
+    /// What adapters keep: of queries, keys and values; output; gate and up; down.
+    inner: [Inner; 4],
 }
 
 /// A layer's turn in a backward pass.
@@ -150,7 +150,7 @@ impl Layer {
     ) -> Result<Option<Tensor>> {
         let &Descent { number, input: x, saved, rotation, attention, gradient, below } = descent;
         let Saved { unnormed, heads, attended, given, middle, gate, up, inner } = saved;
-        let [inner_qkv, inner_o, inner_gate_up, inner_down] = inner.each_ref().map(Option::as_ref);
+        let [inner_qkv, inner_o, inner_gate_up, inner_down] = inner;
         let [of_attention, of_mlp] = given.each_ref().map(Option::as_ref);
         let LayerNorms { before_attention, after_attention, before_mlp, after_mlp } = &self.norms;
         let mut show = |modules: &[Module], input: &Tensor, gradients: &[Tensor]| -> Result<()> {
@@ -196,12 +196,12 @@ impl Layer {
         let gradients = Self::of_weights(modules, [queries, keys, by_token(&values)?])?;
         show(modules, &normed, &gradients)?;
         let siblings = self.siblings(modules);
-        let of_inner = siblings.gather(&normed, inner_qkv, &gradients)?;
+        let of_products = siblings.gather(&normed, inner_qkv, &gradients)?;
         let norm_trains = before_attention.as_ref().is_some_and(|norm| norm.weight.trains());
         if !below && !norm_trains {
             return Ok(None);
         }
-        let of_normed = siblings.input_gradient(&gradients, of_inner.as_ref())?;
+        let of_normed = siblings.input_gradient(&of_products)?;
         let of_input = normed_gradient(before_attention.as_ref(), x, of_normed)?;
         Ok(Some(of_middle.f_add(&of_input)?))
     }
@@ -397,13 +397,13 @@ impl Layer {
         if self.shape.is_fused { &[Module::GateUpProj] } else { &GATE_UP }
     }
 
-    /// Outputs of so many features each, of one weight or of as many, and the adapters' inner values.
+    /// Outputs of so many features each, of one weight or of as many, and what adapters keep.
     fn project<const N: usize>(
         &self,
         modules: &[Module],
         widths: [i64; N],
         x: &Tensor,
-    ) -> Result<([Tensor; N], Option<Tensor>)> {
+    ) -> Result<([Tensor; N], Inner)> {
         let (mut outputs, inner) = self.siblings(modules).forward(x)?;
         if outputs.len() < N {
             outputs = outputs[0].f_split_with_sizes(widths, 1)?;

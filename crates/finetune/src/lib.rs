@@ -25,6 +25,7 @@ mod linear;
 mod linear_map;
 mod lora;
 mod loss;
+mod magnitude;
 mod memory;
 mod norm;
 mod observer;

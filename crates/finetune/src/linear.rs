@@ -4,11 +4,13 @@ use tch::{Kind, Tensor};
 
 use crate::Result;
 use crate::lora::Lora;
+use crate::magnitude::Magnitude;
 use crate::parameter::Parameter;
 use crate::product;
 use crate::weight::Weight;
 
-/// `y = x Wᵀ + b`, and `s · (x Aᵀ) Bᵀ` if it has an adapter.
+/// `y = x Wᵀ + b`, and `s · (x Aᵀ) Bᵀ` if it has an adapter, which may give the rows of `W + s·B A` other
+/// [norms](Magnitude).
 #[derive(Debug)]
 pub(crate) struct Linear {
     /// `[out, in]`.
@@ -18,48 +20,81 @@ pub(crate) struct Linear {
     pub(crate) lora: Option<Lora>,
 }
 
+impl Linear {
+    fn magnitude(&self) -> Option<&Magnitude> {
+        self.lora.as_ref()?.magnitude.as_ref()
+    }
+}
+
 /// Linear maps of one input; all their `A` are one product.
 pub(crate) struct Siblings<'a>(pub(crate) Vec<&'a Linear>);
 
+/// What the backward pass wants of adapters' forward pass.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    /// `x Aᵀ` of all side by side, `[n, Σ r]`.
+    values: Option<Tensor>,
+    /// Each map's `(W + s·B A) x`, `[n, out]`, where its magnitude trains.
+    products: Vec<Option<Tensor>>,
+}
+
+/// Gradients of what is computed from the input.
+pub(crate) struct OfProducts {
+    /// Of each map's `(W + s·B A) x`, `[n, out]`.
+    outputs: Vec<Tensor>,
+    /// Of [`Inner::values`].
+    inner: Option<Tensor>,
+}
+
 impl Siblings<'_> {
-    /// Each map's output of `x`, `[n, in]`, and the adapters' inner values side by side,
-    /// `[n, Σ r]`, which the backward pass wants.
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<(Vec<Tensor>, Option<Tensor>)> {
+    /// Each map's output of `x`, `[n, in]`, and what the backward pass wants.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<(Vec<Tensor>, Inner)> {
         let kind = x.f_kind()?;
         let none: Option<&Tensor> = None;
-        let inner = match self.stacked_a(kind)? {
+        let values = match self.stacked_a(kind)? {
             Some(a) => Some(x.f_linear(&a, none)?),
             None => None,
         };
-        let (mut outputs, mut first) = (Vec::with_capacity(self.0.len()), 0);
+        let (mut outputs, mut products, mut first) = (Vec::new(), Vec::new(), 0);
         for linear in &self.0 {
             let bias = match &linear.bias {
                 Some(bias) => Some(bias.as_kind(kind)?),
                 None => None,
             };
-            let mut output = product::linear(x, linear.weight.factor(), bias.as_ref())?;
-            if let (Some(lora), Some(inner)) = (&linear.lora, &inner) {
-                let own = inner.f_narrow(1, first, lora.rank())?;
+            let magnitude = linear.magnitude();
+            let at_once = bias.as_ref().filter(|_| magnitude.is_none());
+            let mut output = product::linear(x, linear.weight.factor(), at_once)?;
+            if let (Some(lora), Some(values)) = (&linear.lora, &values) {
+                let own = values.f_narrow(1, first, lora.rank())?;
                 output = output.f_addmm_(&own, &lora.scaled_b(kind)?.f_numpy_t()?)?;
                 first += lora.rank();
             }
+            let mut product = None;
+            if let Some(magnitude) = magnitude {
+                let sized = output.f_mul(&magnitude.factor(kind)?)?;
+                product = magnitude.value.trains().then_some(output);
+                output = match bias {
+                    Some(bias) => sized.f_add(&bias)?,
+                    None => sized,
+                };
+            }
             outputs.push(output);
+            products.push(product);
         }
-        Ok((outputs, inner))
+        Ok((outputs, Inner { values, products }))
     }
 
     /// Gathers the gradients of weights, biases and adapters from those of the outputs, and
-    /// returns that of the adapters' inner values, `[n, Σ r]`.
+    /// returns those that the input's is made of.
     pub(crate) fn gather(
         &self,
         x: &Tensor,
-        inner: Option<&Tensor>,
+        inner: &Inner,
         gradients: &[Tensor],
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<OfProducts> {
         let kind = x.f_kind()?;
-        let (mut inner_gradients, mut first) = (Vec::new(), 0);
-        for (linear, gradient) in self.0.iter().zip(gradients) {
-            linear.weight.gather(|| wide(&gradient.f_numpy_t()?.f_mm(x)?))?;
+        let (mut outputs, mut inner_gradients, mut first) = (Vec::new(), Vec::new(), 0);
+        for ((linear, gradient), product) in self.0.iter().zip(gradients).zip(&inner.products) {
             if let Some(bias) = &linear.bias {
                 bias.gather(|| {
                     Ok(gradient.f_to_kind(Kind::Float)?.f_sum_dim_intlist(
@@ -69,17 +104,28 @@ impl Siblings<'_> {
                     )?)
                 })?;
             }
-            if let (Some(lora), Some(inner)) = (&linear.lora, inner) {
-                let own = inner.f_narrow(1, first, lora.rank())?;
+            let gradient = match linear.magnitude() {
+                None => gradient.shallow_clone(),
+                Some(magnitude) => {
+                    if let Some(product) = product {
+                        magnitude.gather(gradient, product)?;
+                    }
+                    gradient.f_mul(&magnitude.factor(kind)?)?
+                }
+            };
+            linear.weight.gather(|| wide(&gradient.f_numpy_t()?.f_mm(x)?))?;
+            if let (Some(lora), Some(values)) = (&linear.lora, &inner.values) {
+                let own = values.f_narrow(1, first, lora.rank())?;
                 lora.b.gather(|| {
                     Ok(wide(&gradient.f_numpy_t()?.f_mm(&own)?)?.f_mul_scalar_(lora.scale)?)
                 })?;
                 inner_gradients.push(gradient.f_mm(&lora.scaled_b(kind)?)?);
                 first += lora.rank();
             }
+            outputs.push(gradient);
         }
         if inner_gradients.is_empty() {
-            return Ok(None);
+            return Ok(OfProducts { outputs, inner: None });
         }
         let inner_gradient = Tensor::f_cat(&inner_gradients, 1)?;
         let a_gradient = wide(&inner_gradient.f_numpy_t()?.f_mm(x)?)?;
@@ -88,20 +134,16 @@ impl Siblings<'_> {
             lora.a.gather(|| Ok(a_gradient.f_narrow(0, first, lora.rank())?))?;
             first += lora.rank();
         }
-        Ok(Some(inner_gradient))
+        Ok(OfProducts { outputs, inner: Some(inner_gradient) })
     }
 
-    /// The gradient of the input from those of the outputs and of the inner values.
-    pub(crate) fn input_gradient(
-        &self,
-        gradients: &[Tensor],
-        inner_gradient: Option<&Tensor>,
-    ) -> Result<Tensor> {
+    /// The gradient of the input.
+    pub(crate) fn input_gradient(&self, of: &OfProducts) -> Result<Tensor> {
         let mut sum: Option<Tensor> = None;
-        for (linear, gradient) in self.0.iter().zip(gradients) {
+        for (linear, gradient) in self.0.iter().zip(&of.outputs) {
             sum = Some(product::add_product(sum, gradient, linear.weight.factor())?);
         }
-        if let Some(inner) = inner_gradient
+        if let Some(inner) = &of.inner
             && let Some(a) = self.stacked_a(inner.f_kind()?)?
         {
             sum = Some(product::add_product(sum, inner, &a)?);
@@ -113,11 +155,10 @@ impl Siblings<'_> {
     pub(crate) fn backward(
         &self,
         x: &Tensor,
-        inner: Option<&Tensor>,
+        inner: &Inner,
         gradients: &[Tensor],
     ) -> Result<Tensor> {
-        let inner_gradient = self.gather(x, inner, gradients)?;
-        self.input_gradient(gradients, inner_gradient.as_ref())
+        self.input_gradient(&self.gather(x, inner, gradients)?)
     }
 
     /// The adapters' `A` one below the other, `[Σ r, in]`.

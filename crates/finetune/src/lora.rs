@@ -1,4 +1,4 @@
-//! LoRA adapters (Hu et al., arXiv 2106.09685): `W x + (alpha / r) · B A x`.
+//! LoRA adapters (Hu et al., arXiv 2106.09685): `W x + (alpha / r) · B A x`, and DoRA's.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,9 @@ use rand_core::{RngCore, SeedableRng};
 use tch::{Device, Kind, Tensor};
 
 use crate::Result;
+use crate::magnitude::Magnitude;
 use crate::parameter::Parameter;
+use crate::weight::Weight;
 
 /// Which weights get adapters, and of what size.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,6 +23,8 @@ pub struct LoraSettings {
     pub targets: BTreeSet<Module>,
     /// The layers that get them; `None` for all.
     pub layers: Option<BTreeSet<usize>>,
+    /// Whether the norms of the adapted weights' rows train by themselves (DoRA; Liu et al., arXiv 2402.09353).
+    pub dora: bool,
 }
 
 /// What a fresh adapter is made of.
@@ -51,6 +55,8 @@ pub(crate) struct Lora {
     pub(crate) b: Parameter,
     /// `alpha / r`.
     pub(crate) scale: f64,
+    /// DoRA's norms, if it is one.
+    pub(crate) magnitude: Option<Magnitude>,
 }
 
 /// Where in the random numbers a weight's adapter has its own: a stream of its own for each.
@@ -85,17 +91,29 @@ impl Lora {
     /// An adapter of given matrices.
     pub(crate) fn from_tensors(a: &Tensor, b: &Tensor, scale: f64, device: Device) -> Result<Self> {
         let trained = |x: &Tensor| Parameter::trained(&x.f_to_device(device)?);
-        Ok(Self { a: trained(a)?, b: trained(b)?, scale })
+        Ok(Self { a: trained(a)?, b: trained(b)?, scale, magnitude: None })
+    }
+
+    /// Makes it DoRA, on its weight and with given norms, or with those that leave the adapted weight as it is.
+    pub(crate) fn with_magnitude(
+        mut self,
+        weight: &Weight,
+        value: Option<&Tensor>,
+    ) -> Result<Self> {
+        self.magnitude = Some(Magnitude::new(weight, &self, value)?);
+        Ok(self)
     }
 
     /// Another handle on the same matrices.
     pub(crate) fn share(&self) -> Self {
-        Self { a: self.a.share(), b: self.b.share(), scale: self.scale }
+        let magnitude = self.magnitude.as_ref().map(Magnitude::share);
+        Self { a: self.a.share(), b: self.b.share(), scale: self.scale, magnitude }
     }
 
     /// Another handle on the same matrices, which do not train.
     pub(crate) fn untrained(&self) -> Self {
-        Self { a: self.a.untrained(), b: self.b.untrained(), scale: self.scale }
+        let magnitude = self.magnitude.as_ref().map(Magnitude::untrained);
+        Self { a: self.a.untrained(), b: self.b.untrained(), scale: self.scale, magnitude }
     }
 
     /// The inner dimension `r`.
@@ -108,8 +126,10 @@ impl Lora {
         Ok(self.b.value.f_mul_scalar(self.scale)?.f_to_kind(kind)?)
     }
 
-    /// The change to the weight, `(alpha / r) · B A`, `[out, in]`, f32.
-    pub(crate) fn delta(&self) -> Result<Tensor> {
-        Ok(self.b.value.f_matmul(&self.a.value)?.f_mul_scalar(self.scale)?.f_detach()?)
+    /// The weight `[out, in]`, f32, with the adapter merged into it.
+    pub(crate) fn merged(&self, weight: &Tensor) -> Result<Tensor> {
+        let delta = self.b.value.f_matmul(&self.a.value)?.f_mul_scalar(self.scale)?.f_detach()?;
+        let adapted = weight.f_add(&delta)?;
+        self.magnitude.as_ref().map_or(Ok(adapted.shallow_clone()), |of| of.apply(&adapted))
     }
 }

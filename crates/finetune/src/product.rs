@@ -77,6 +77,16 @@ pub(crate) fn add_product(sum: Option<Tensor>, g: &Tensor, weight: &dyn Factor) 
     Ok(sum.unwrap_or_default())
 }
 
+/// The squared norm of each of a weight's rows, `[out]`, f32.
+pub(crate) fn row_squares(weight: &dyn Factor) -> Result<Tensor> {
+    let mut parts = Vec::new();
+    for (first, rows) in blocks(FEW_TOKENS, weight, Kind::Float)? {
+        let wide = weight.rows(first, rows, Kind::Float)?;
+        parts.push(wide.f_square()?.f_sum_dim_intlist(1_i64, false, Kind::Float)?);
+    }
+    Ok(Tensor::f_cat(&parts, 0)?)
+}
+
 /// First row and number of rows of each block that is converted at a time.
 fn blocks(tokens: i64, weight: &dyn Factor, kind: Kind) -> Result<Vec<(i64, i64)>> {
     let (out, inner) = weight.size()?;

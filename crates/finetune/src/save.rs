@@ -9,7 +9,7 @@ use checkpoint::{
 };
 use tch::{Kind, Tensor};
 
-use crate::bridge::{bytes, is_finite, kind, matrix};
+use crate::bridge::{bytes, is_finite, kind, matrix, values};
 use crate::{FinetuneError, Model, Result};
 
 /// The model's adapters as PEFT has them; `base` names the model they belong on.
@@ -22,7 +22,12 @@ pub fn trained_adapter(model: &Model, base: &str) -> Result<Adapter> {
     for (number, layer) in model.layers.iter().enumerate() {
         for (&module, linear) in &layer.linears {
             if let Some(lora) = &linear.lora {
-                let pair = AdapterPair { a: matrix(&lora.a.value)?, b: matrix(&lora.b.value)? };
+                let magnitude = match &lora.magnitude {
+                    Some(magnitude) => Some(values(&magnitude.value.value)?.into()),
+                    None => None,
+                };
+                let (a, b) = (matrix(&lora.a.value)?, matrix(&lora.b.value)?);
+                let pair = AdapterPair { a, b, magnitude };
                 shape = Some((pair.a.nrows(), lora.scale * pair.a.nrows() as f64));
                 pairs.insert((number, module), pair);
             }
@@ -33,7 +38,8 @@ pub fn trained_adapter(model: &Model, base: &str) -> Result<Adapter> {
     };
     let modules: BTreeSet<_> = pairs.keys().map(|&(_, module)| module).collect();
     let layers: BTreeSet<_> = pairs.keys().map(|&(layer, _)| layer).collect();
-    let config = AdapterConfig::lora(base, shape, &modules, &layers, model.config().num_layers);
+    let mut config = AdapterConfig::lora(base, shape, &modules, &layers, model.config().num_layers);
+    config.use_dora = pairs.values().any(|pair| pair.magnitude.is_some());
     Ok(Adapter { config, pairs })
 }
 
@@ -97,7 +103,7 @@ pub fn save_checkpoint(model: &Model, target: &Path, shard_bytes: u64) -> Result
         if let Some(lora) = lora {
             let wide = crate::bridge::load(view, model.device, Kind::Float)?;
             let wide = wide.tensor.f_to_kind(Kind::Float)?;
-            let merged = wide.f_add(&lora.delta()?)?;
+            let merged = lora.merged(&wide)?;
             writer.write(name, &finite_bytes(name, &merged, view.dtype()?)?)?;
         } else if let Some(weight) = trained.get(name) {
             writer.write(name, &finite_bytes(name, &weight.value, view.dtype()?)?)?;

@@ -136,6 +136,15 @@ impl Weight {
         }
     }
 
+    /// Where it is.
+    pub(crate) fn device(&self) -> Device {
+        match self {
+            Self::Whole(parameter) => parameter.value.device(),
+            Self::Packed(Packed4 { held: Held::Here(_), .. }) => Device::Cpu,
+            Self::Packed(Packed4 { held: Held::Device { codes, .. }, .. }) => codes.device(),
+        }
+    }
+
     /// The weight, if it is not in four bits.
     pub(crate) fn parameter(&self) -> Option<&Parameter> {
         match self {

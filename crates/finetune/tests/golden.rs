@@ -175,6 +175,7 @@ fn lora() -> Method {
         alpha: 4.0,
         targets: BTreeSet::from([Module::QProj, Module::DownProj]),
         layers: Some(BTreeSet::from([1, 2])),
+        dora: false,
     })
 }
 

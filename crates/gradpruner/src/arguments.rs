@@ -270,6 +270,7 @@ impl CollectingArgs {
             lora_rank: collect_rank,
             lora_alpha: collect_alpha,
             rslora: false,
+            dora: false,
             lora_targets: LoraTargets::all(),
             lora_layers: None,
             remat: false,
@@ -328,6 +329,9 @@ pub(crate) struct TrainingArgs {
     /// the same
     #[arg(long)]
     rslora: bool,
+    /// Let the norms of the adapted weights' rows train by themselves (DoRA); in a run, from the start
+    #[arg(long)]
+    dora: bool,
     /// Weights that get adapters: `all`, or names such as `q_proj,v_proj`
     #[arg(long, default_value = "all", value_parser = targets)]
     targets: LoraTargets,
@@ -393,6 +397,7 @@ impl TrainingArgs {
             rank,
             alpha,
             rslora,
+            dora,
             targets,
             layers,
             remat,
@@ -425,6 +430,7 @@ impl TrainingArgs {
             lora_rank: rank,
             lora_alpha: alpha.unwrap_or(2.0 * rank as f64),
             rslora,
+            dora,
             lora_targets: targets,
             lora_layers: layers,
             remat,

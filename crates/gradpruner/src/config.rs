@@ -214,6 +214,7 @@ impl Flags {
             lora_rank,
             lora_alpha,
             rslora,
+            dora,
             lora_targets,
             lora_layers,
             remat,
@@ -236,6 +237,7 @@ impl Flags {
         self.set("rank", lora_rank);
         self.set("alpha", lora_alpha);
         self.switch("rslora", *rslora);
+        self.switch("dora", *dora);
         self.set("targets", Vec::<String>::from(lora_targets.clone()).join(","));
         self.set_some("lora-layers", lora_layers.as_ref());
         self.switch("remat", *remat);
@@ -304,7 +306,7 @@ mod tests {
              --targets q_proj,v_proj --layers 1,2 --remat --save-every 4 --update-share 0.3 \
              --distil 0.25 --distil-temperature 3 --distil-hidden 0.5 --teacher t --teacher-adapter a --eval-batch-tokens 77 --eval-rows 8 \
              --generate-rows 2 --max-new-tokens 6 --out o",
-            "gradpruner run --model m --train t.jsonl --prune 3 --lora-layers auto --eval-every 20 --patience 3 --rslora \
+            "gradpruner run --model m --train t.jsonl --prune 3 --lora-layers auto --eval-every 20 --patience 3 --rslora --dora \
              --load-in-4bit --out o",
         ] {
             let settings = parsed(words(typed));

@@ -85,8 +85,9 @@ impl RunSettings {
     /// Whether the collected steps are the fine-tuning's own first steps: it must put adapters on
     /// all the weights that are scored.
     pub fn goes_on(&self) -> bool {
-        let TrainingSettings { lora_targets, lora_layers, .. } = &self.training;
-        let everywhere = lora_targets.is_all() && lora_layers.is_none();
+        let TrainingSettings { lora_targets, lora_layers, dora, .. } = &self.training;
+        // DoRA's gradients are those of another function of the adapters.
+        let everywhere = lora_targets.is_all() && lora_layers.is_none() && !dora;
         !self.restart && self.finetune == FinetuneMethod::Lora && everywhere
     }
 
@@ -388,6 +389,9 @@ pub struct TrainingSettings {
     /// Adapters are multiplied by `alpha / √rank` (rsLoRA) in place of `alpha / rank`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub rslora: bool,
+    /// The norms of the adapted weights' rows train by themselves (DoRA).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dora: bool,
     pub lora_targets: LoraTargets,
     pub lora_layers: Option<LoraLayers>,
     pub remat: bool,
@@ -490,7 +494,7 @@ impl TrainingSettings {
         // `alpha·√r / r = alpha / √r`: what PEFT reads needs to know of no other rule.
         let stabilised = if self.rslora { (rank as f64).sqrt() } else { 1.0 };
         let alpha = self.lora_alpha * stabilised;
-        Ok(LoraSettings { rank, alpha, targets, layers })
+        Ok(LoraSettings { rank, alpha, targets, layers, dora: self.dora })
     }
 }
 

@@ -53,7 +53,7 @@ pub(super) fn reason_against(raw: &Map<String, Value>) -> Option<String> {
     if let Some(bias) = get("bias").filter(|bias| bias.as_str() != Some("none")) {
         return Some(format!("`bias` is {bias}, and biases of adapters are not supported"));
     }
-    for key in ["use_dora", "fan_in_fan_out", "modules_to_save"] {
+    for key in ["fan_in_fan_out", "modules_to_save"] {
         if let Some(value) = get(key) {
             return Some(format!("`{key}` is {value}, which is not supported"));
         }

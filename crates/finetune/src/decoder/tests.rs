@@ -86,13 +86,15 @@ fn gradients_are_those_of_the_forward_pass() {
         alpha: 5.0,
         targets: BTreeSet::from(Module::ALL),
         layers: Some(BTreeSet::from([1, 2])),
+        dora: false,
     };
     let models = ["tiny_llama/model", "tiny_llama_tied/model", "tiny_qwen2/model"];
     let families = ["qwen3", "mistral_window", "llama_linear_rope"].into_iter().chain(FAMILIES);
     let families = families.map(|name| format!("families/{name}"));
     for name in models.map(str::to_owned).into_iter().chain(families) {
-        let ways: [(&str, Way<'_>); 4] = [
+        let ways: [(&str, Way<'_>); 5] = [
             ("adapters", &|model| model.add_lora(&lora, 1)),
+            ("DoRA", &|model| model.add_lora(&LoraSettings { dora: true, ..lora.clone() }, 1)),
             ("adapters and a layer", &|model| {
                 model.add_lora(&lora, 1)?;
                 model.make_layers_trainable(&BTreeSet::from([0]))

@@ -26,7 +26,7 @@ impl Model {
     ///
     /// If the settings name no weight, or a layer the model does not have.
     pub fn add_lora(&mut self, settings: &LoraSettings, seed: u64) -> Result<()> {
-        let LoraSettings { rank, alpha, targets, layers } = settings;
+        let LoraSettings { rank, alpha, targets, layers, dora } = settings;
         if *rank == 0 || targets.is_empty() {
             return Err(FinetuneError::Settings(
                 "LoRA needs a rank and at least one target".into(),
@@ -55,7 +55,11 @@ impl Model {
                     let (out, columns) = self.config.linear_shape(module);
                     let (rank, alpha, layer) = (*rank, *alpha, number);
                     let fresh = FreshLora { out, columns, rank, alpha, seed, layer, module };
-                    linear.lora = Some(Lora::new(fresh, self.device)?);
+                    let lora = Lora::new(fresh, self.device)?;
+                    linear.lora = Some(match dora {
+                        true => lora.with_magnitude(&linear.weight, None)?,
+                        false => lora,
+                    });
                 }
             }
         }
@@ -83,7 +87,25 @@ impl Model {
             let lora =
                 Lora::from_tensors(&tensor(&pair.a)?, &tensor(&pair.b)?, scale, self.device)?;
             if let Some(linear) = self.layers[layer].linears.get_mut(&module) {
-                linear.lora = Some(lora);
+                linear.lora = Some(match &pair.magnitude {
+                    Some(vector) => {
+                        let vector = Tensor::f_from_slice(&vector.to_vec())?;
+                        lora.with_magnitude(&linear.weight, Some(&vector))?
+                    }
+                    None => lora,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings what DoRA divides by up to date after adapters changed.
+    pub(crate) fn renew_magnitudes(&self) -> Result<()> {
+        for linear in self.layers.iter().flat_map(|layer| layer.linears.values()) {
+            if let Some(lora) = &linear.lora
+                && let Some(magnitude) = &lora.magnitude
+            {
+                magnitude.renew(&linear.weight, lora)?;
             }
         }
         Ok(())
@@ -147,8 +169,9 @@ impl Model {
         let adapters = self.layers.iter().enumerate().flat_map(|(number, layer)| {
             layer.linears.iter().filter_map(move |(module, linear)| {
                 let lora = linear.lora.as_ref()?;
-                let name = |side: &str| format!("layers.{number}.{module}.lora_{side}");
-                Some([(name("A"), &lora.a), (name("B"), &lora.b)])
+                let name = |part: &str| format!("layers.{number}.{module}.lora_{part}");
+                let vector = lora.magnitude.as_ref().map(|of| (name("magnitude"), &of.value));
+                Some([(name("A"), &lora.a), (name("B"), &lora.b)].into_iter().chain(vector))
             })
         });
         weights.chain(adapters.flatten()).filter(|(_, parameter)| parameter.trains()).collect()

@@ -33,7 +33,9 @@ fn cut(name: &str, without: &[usize]) -> (Model, Vec<usize>) {
 fn dense(name: &str) -> Model {
     let mut model = golden_model(name);
     let targets = BTreeSet::from(Module::SPLIT);
-    model.add_lora(&LoraSettings { rank: 2, alpha: 4.0, targets, layers: None }, 3).unwrap();
+    model
+        .add_lora(&LoraSettings { rank: 2, alpha: 4.0, targets, layers: None, dora: false }, 3)
+        .unwrap();
     disturb(&model);
     model
 }

@@ -233,6 +233,7 @@ impl Trainer {
             && saved.step > self.step
         {
             saved.restore(&mut self.adamw, &Source::of)?;
+            self.model.renew_magnitudes()?;
             self.step = saved.step;
         }
         if let Some(replicas) = &self.replicas {
@@ -353,6 +354,7 @@ impl Trainer {
         let kept = state::find(folder, &self.recipe)?;
         let kept = kept.ok_or_else(|| FinetuneError::NoState { path: folder.to_owned() })?;
         kept.restore_weights(&mut self.adamw)?;
+        self.model.renew_magnitudes()?;
         Ok(kept.step)
     }
 
@@ -375,6 +377,7 @@ impl Trainer {
         let saved = state::find(folder, &self.recipe.before(*num_layers))?;
         let saved = saved.ok_or_else(|| FinetuneError::NoState { path: folder.clone() })?;
         saved.restore(&mut self.adamw, &|name| from.source(name))?;
+        self.model.renew_magnitudes()?;
         (self.step, self.begun) = (saved.step, saved.step);
         self.recipe.join_at(self.begun);
         Ok(())
@@ -413,6 +416,7 @@ impl Trainer {
         }
         let hook_seconds = hooked.elapsed().as_secs_f64();
         self.adamw.update(learning_rate)?;
+        self.model.renew_magnitudes()?;
         self.adamw.zero_gradients()?;
         self.step += 1;
         Ok(StepMetrics {

@@ -74,16 +74,19 @@ struct LoraRecipe {
     /// `None` for all.
     #[serde(skip_serializing_if = "Option::is_none")]
     lora_layers: Option<Vec<usize>>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    lora_dora: bool,
 }
 
 impl LoraRecipe {
     fn of(settings: &LoraSettings) -> Self {
-        let LoraSettings { rank, alpha, targets, layers } = settings;
+        let LoraSettings { rank, alpha, targets, layers, dora } = settings;
         Self {
             lora_rank: *rank,
             lora_alpha: *alpha,
             lora_targets: targets.iter().map(|module| module.short_name()).collect(),
             lora_layers: layers.as_ref().map(|layers| layers.iter().copied().collect()),
+            lora_dora: *dora,
         }
     }
 }

@@ -44,7 +44,7 @@ fn golden_adapter(name: &str, step: usize, settings: &serde_json::Value) -> Adap
             let name = format!("layers.{layer}.{module}");
             let a = matrix(format!("{name}.lora_A"));
             let b = matrix(format!("{name}.lora_B"));
-            pairs.insert((layer, module), AdapterPair { a, b });
+            pairs.insert((layer, module), AdapterPair { a, b, magnitude: None });
         }
     }
     let shape = (
@@ -161,6 +161,7 @@ pub(crate) fn lora() -> Method {
         alpha: 8.0,
         targets: BTreeSet::from(Module::SPLIT),
         layers: None,
+        dora: false,
     })
 }
 

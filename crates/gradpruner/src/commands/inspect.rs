@@ -222,7 +222,8 @@ fn adapter(path: &Path) -> anyhow::Result<Outcome> {
     let config = &adapter.config;
     let base = config.base_model_name_or_path.as_deref().unwrap_or("a model it does not name");
     let text = format!(
-        "LoRA of rank {} and alpha {} on {} weights ({}), of {base}",
+        "{} of rank {} and alpha {} on {} weights ({}), of {base}",
+        if config.use_dora { "DoRA" } else { "LoRA" },
         config.r,
         config.lora_alpha,
         adapter.pairs.len(),

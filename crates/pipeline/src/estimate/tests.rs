@@ -30,6 +30,7 @@ pub(crate) fn training_settings() -> TrainingSettings {
         lora_rank: 4,
         lora_alpha: 8.0,
         rslora: false,
+        dora: false,
         lora_targets: LoraTargets::all(),
         lora_layers: None,
         remat: false,
