@@ -118,6 +118,31 @@ fn rslora_is_a_larger_alpha() {
     assert_eq!((&config["r"], &config["lora_alpha"]), (&4.into(), &12.0.into()));
 }
 
+/// Adapters train on weights in few bits, which evaluations see as well; weights in few bits do not train.
+#[test]
+fn frozen_weights_in_few_bits() {
+    let desk = Desk::new();
+    let ways = ["", "--load-in-4bit", "--load-in-4bit --embedding-in-8bit"];
+    let finetune = format!("finetune --model model --train train.jsonl {CHEAP_TRAINING}");
+    let eval = "eval --model model --data test.jsonl --device cpu --dtype f32";
+    let mut seen = Vec::new();
+    for (number, way) in ways.iter().enumerate() {
+        desk.run(&format!("{finetune} {way} --out tuned{number}"));
+        let weights = desk.at(&format!("tuned{number}/adapter_model.safetensors"));
+        let found = desk.json(&format!("{eval} {way} --adapter tuned{number}"));
+        seen.push((fs_err::read(weights).unwrap(), found["perplexity"].as_f64().unwrap()));
+    }
+    for (one, other) in [(0, 1), (1, 2)] {
+        let ((weights, perplexity), (others, than)) = (&seen[one], &seen[other]);
+        assert!(weights != others && perplexity != than);
+        assert!((perplexity / than - 1.0).abs() < 0.2, "{perplexity} {than}");
+    }
+    let failure = desk.failure(&format!("{finetune} {} --method full --out a", ways[2]));
+    assert!(failure.contains("--load-in-4bit"), "{failure}");
+    let failure = desk.failure(&format!("{finetune} --embedding-in-8bit --out a"));
+    assert!(failure.contains("--load-in-4bit"), "{failure}");
+}
+
 /// `DoRA` is trained from the start, and its adapter is read and merged; what is collected for a run's scores stays `LoRA`.
 #[test]
 fn dora_is_read_and_merged() {

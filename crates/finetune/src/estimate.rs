@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::head::LOGIT_BYTES;
 use crate::pack::TOKEN_STEP;
 use crate::product::MANY_TOKENS_BYTES;
-use crate::weight::Packed4;
+use crate::weight::{Packed4, Rounding};
 use crate::{ComputeType, LoraAndLayers, Method, TrainSettings};
 
 /// Bytes of the program with libtorch's code, and of what oneDNN compiles and packs.
@@ -87,8 +87,8 @@ pub struct Workload<'a> {
     pub train: &'a TrainSettings,
     /// In what type.
     pub compute: ComputeType,
-    /// Whether its layers' linear weights are in four bits.
-    pub in_4bit: bool,
+    /// Which of its frozen weights are rounded to fewer bits.
+    pub rounding: Rounding,
 }
 
 impl Workload<'_> {
@@ -139,13 +139,19 @@ impl Workload<'_> {
 
     /// The memory of a step whose largest forward pass is `batch`, on a CPU.
     pub fn memory(&self, batch: BatchShape) -> MemoryEstimate {
-        let Self { config, train, compute, in_4bit } = self;
+        let Self { config, train, compute, rounding } = self;
         let size = compute.kind().elt_size_in_bytes() as u64;
         let stored = config.dtype.unwrap_or(Dtype::BF16).size() as u64;
         let packable = config.modules().iter().map(|&module| config.linear_shape(module));
-        let packable = packable.filter(|&(_, columns)| *in_4bit && Packed4::takes(columns));
+        let packable =
+            packable.filter(|&(_, columns)| rounding.layers_in_4bit && Packed4::takes(columns));
         let packed: usize = packable.map(|(out, columns)| out * columns * config.num_layers).sum();
         let packed = packed as u64;
+        let tables = if config.tied_head { 1 } else { 2 };
+        let of_tokens = match rounding.embedding_in_8bit {
+            true => (tables * config.vocab_size * config.hidden_size) as u64,
+            false => 0,
+        };
         let tokens = batch.tokens.next_multiple_of(TOKEN_STEP) as u64;
         let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
         // Of a layer's weights in another type than the products', so many bytes are converted at a
@@ -180,8 +186,8 @@ impl Workload<'_> {
         let head = self.head_memory(batch) * 13 / 10;
         MemoryEstimate {
             program: PROGRAM,
-            mapped: (config.parameters() - packed) * stored,
-            packed: packed / 2 + packed / NF4_BLOCK as u64 * 4,
+            mapped: (config.parameters() - packed - of_tokens) * stored,
+            packed: packed / 2 + packed / NF4_BLOCK as u64 * 4 + of_tokens,
             converted,
             trained: self.trained_parameters() * 16 + copied,
             kept,
@@ -341,7 +347,7 @@ mod tests {
                     config: &config,
                     train: &train,
                     compute: ComputeType::F32,
-                    in_4bit: false,
+                    rounding: Rounding::NONE,
                 };
                 let foretold = work.trained_parameters();
                 let mut trainer =
@@ -356,8 +362,12 @@ mod tests {
     fn forward_operations_are_the_configurations() {
         let config = golden_model("tiny_qwen2").config().clone();
         let train = settings(lora());
-        let work =
-            Workload { config: &config, train: &train, compute: ComputeType::F32, in_4bit: false };
+        let work = Workload {
+            config: &config,
+            train: &train,
+            compute: ComputeType::F32,
+            rounding: Rounding::NONE,
+        };
         let expected = (config.flops_per_token(37) * 37) as f64;
         assert_eq!(work.forward_flops(&[37], 37), expected);
         assert_eq!(work.forward_flops(&[37, 37], 74), 2.0 * expected);

@@ -6,8 +6,8 @@ use crate::Result;
 use crate::loss::{Chunk, TokenLoss, TokenSums};
 use crate::norm::Norm;
 use crate::pack::Packed;
-use crate::parameter::Parameter;
 use crate::product::{add_product, linear};
+use crate::weight::Weight;
 
 /// Bytes of the f32 logits of one chunk.
 pub(crate) const LOGIT_BYTES: i64 = 64 << 20;
@@ -15,7 +15,7 @@ pub(crate) const LOGIT_BYTES: i64 = 64 << 20;
 /// The final norm and the head's weight, `[vocabulary, hidden]`.
 pub(crate) struct Head<'a> {
     pub(crate) norm: &'a Norm,
-    pub(crate) weight: &'a Parameter,
+    pub(crate) weight: &'a Weight,
     /// What logits are multiplied by.
     pub(crate) scale: f64,
     /// `c`, where logits `z` are softened to `c · tanh(z / c)` (Gemma 2).
@@ -57,7 +57,7 @@ impl Head<'_> {
             let of_logits = of_logits.f_to_kind(kind)?;
             self.weight
                 .gather(|| Ok(of_logits.f_numpy_t()?.f_mm(&own)?.f_to_kind(Kind::Float)?))?;
-            gradients.push(add_product(None, &of_logits, &self.weight.value)?);
+            gradients.push(add_product(None, &of_logits, self.weight.factor())?);
         }
         let gradient = self.norm.backward(&predicting, &Tensor::f_cat(&gradients, 0)?)?;
         let mut out = hidden.f_zeros_like()?;
@@ -91,7 +91,7 @@ impl Head<'_> {
     }
 
     fn product(&self, normed: &Tensor) -> Result<Tensor> {
-        let mut logits = linear(normed, &self.weight.value, None)?.f_to_kind(Kind::Float)?;
+        let mut logits = linear(normed, self.weight.factor(), None)?.f_to_kind(Kind::Float)?;
         if self.scale != 1.0 {
             logits = logits.f_mul_scalar_(self.scale)?;
         }
@@ -110,7 +110,7 @@ impl Head<'_> {
 
     /// First and count of the labelled positions of each chunk.
     fn chunks(&self, batch: &Packed) -> Result<Vec<(i64, i64)>> {
-        let (vocabulary, _) = self.weight.value.size2()?;
+        let (vocabulary, _) = self.weight.factor().size()?;
         let most = (LOGIT_BYTES / (4 * vocabulary)).max(1);
         let all = batch.num_predicted() as i64;
         Ok((0..all).step_by(most as usize).map(|first| (first, most.min(all - first))).collect())

@@ -84,6 +84,7 @@ pub use train::{
     Continuation, Difference, GradientSink, Gradients, KeptStep, LoraAndLayers, Method,
     StepMetrics, TrainReport, TrainSettings, Trainer,
 };
+pub use weight::Rounding;
 
 /// What every function here returns.
 pub type Result<T, E = FinetuneError> = std::result::Result<T, E>;

@@ -119,7 +119,9 @@ mod tests {
     use crate::optimizer::AdamW;
     use crate::train::tests::{golden_batch, golden_model, lora, rows, settings, weights_of};
     use crate::train::{Passes, backward};
-    use crate::{AdamWSettings, ComputeType, DeviceChoice, LoraSettings, Method, Model, Trainer};
+    use crate::{
+        AdamWSettings, ComputeType, DeviceChoice, LoraSettings, Method, Model, Rounding, Trainer,
+    };
     use crate::{save_checkpoint, trained_adapter};
 
     fn fixture(name: &str) -> PathBuf {
@@ -203,7 +205,10 @@ mod tests {
         let folder = testkit::temporary_folder();
         let path = testkit::fixture("tiny_llama/model");
         let load = |in_4bit: bool| match in_4bit {
-            true => Model::load_in_4bit(&path, DeviceChoice::Cpu, ComputeType::F32).unwrap(),
+            true => {
+                let rounding = Rounding { layers_in_4bit: true, embedding_in_8bit: true };
+                Model::load_rounded(&path, DeviceChoice::Cpu, ComputeType::F32, rounding).unwrap()
+            }
             false => golden_model("tiny_llama"),
         };
         for in_4bit in [false, true] {

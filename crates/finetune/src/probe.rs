@@ -268,7 +268,7 @@ mod tests {
                 rest.layers.remove(layer);
                 rest.config.layers.remove(layer);
             }
-            let _ = rest.embedding.value.set_requires_grad(true);
+            let _ = rest.embedding.value().set_requires_grad(true);
             let batch = Packed::examples(&examples, rest.device).unwrap();
             let mut outputs = Outputs::default();
             let hidden = rest.hidden(&batch, &mut outputs).unwrap();

@@ -22,6 +22,8 @@ pub(crate) trait Factor {
     fn whole(&self, kind: Kind) -> Result<Option<&Tensor>>;
     /// `count` rows from `first` on, in the type that products run in.
     fn rows(&self, first: i64, count: i64, kind: Kind) -> Result<Tensor>;
+    /// Rows of some numbers, `[n]`, in that type.
+    fn select(&self, rows: &Tensor, kind: Kind) -> Result<Tensor>;
 }
 
 impl Factor for Tensor {
@@ -35,6 +37,10 @@ impl Factor for Tensor {
 
     fn rows(&self, first: i64, count: i64, kind: Kind) -> Result<Tensor> {
         Ok(self.f_narrow(0, first, count)?.f_to_kind(kind)?)
+    }
+
+    fn select(&self, rows: &Tensor, kind: Kind) -> Result<Tensor> {
+        Ok(Tensor::f_embedding(self, rows, -1, false, false)?.f_to_kind(kind)?)
     }
 }
 

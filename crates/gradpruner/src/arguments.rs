@@ -35,12 +35,16 @@ pub(crate) struct ComputeArgs {
     /// Round the layers' weights to four bits (NF4) when they are loaded, as QLoRA does; adapters train on them
     #[arg(long, conflicts_with = "offload")]
     load_in_4bit: bool,
+    /// Round the embedding and the head to eight bits, too
+    #[arg(long, requires = "load_in_4bit")]
+    embedding_in_8bit: bool,
 }
 
 impl ComputeArgs {
     pub(crate) fn settings(self) -> ComputeSettings {
-        let Self { device, dtype, memory, offload, load_in_4bit: in_4bit } = self;
-        ComputeSettings { device, dtype, memory, offload, in_4bit }
+        let Self { device, dtype, memory, offload, load_in_4bit: in_4bit, embedding_in_8bit } =
+            self;
+        ComputeSettings { device, dtype, memory, offload, in_4bit, embedding_in_8bit }
     }
 }
 

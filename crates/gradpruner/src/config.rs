@@ -155,6 +155,7 @@ fn flags(settings: &RunSettings) -> Vec<OsString> {
     flags.set_some("memory", compute.memory);
     flags.switch("offload", compute.offload);
     flags.switch("load-in-4bit", compute.in_4bit);
+    flags.switch("embedding-in-8bit", compute.embedding_in_8bit);
     match collect.auto {
         true => flags.set("steps", "auto"),
         false => flags.set("steps", collect.steps),
@@ -307,7 +308,7 @@ mod tests {
              --distil 0.25 --distil-temperature 3 --distil-hidden 0.5 --teacher t --teacher-adapter a --eval-batch-tokens 77 --eval-rows 8 \
              --generate-rows 2 --max-new-tokens 6 --out o",
             "gradpruner run --model m --train t.jsonl --prune 3 --lora-layers auto --eval-every 20 --patience 3 --rslora --dora \
-             --load-in-4bit --out o",
+             --load-in-4bit --embedding-in-8bit --out o",
         ] {
             let settings = parsed(words(typed));
             let head = words("gradpruner run").into_iter();

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use checkpoint::{ModelConfig, Module};
 use finetune::{
     AdamWSettings, ComputeChoice, ComputeType, Decay, DeviceChoice, DistilSettings, EvalSettings,
-    FinetuneError, Group, LoraSettings, Method, ProductRates, Schedule, TrainSettings, num_threads,
-    product_rates,
+    FinetuneError, Group, LoraSettings, Method, ProductRates, Rounding, Schedule, TrainSettings,
+    num_threads, product_rates,
 };
 use selection::{Criterion, Density, Keep, PlanSettings, Refine, Repair, RepairNeed, Share};
 use serde::{Deserialize, Serialize};
@@ -182,7 +182,9 @@ impl RunSettings {
     /// Refuses to train weights that are in four bits.
     fn require_frozen_weights(&self) -> Result<()> {
         let Self { compute, finetune, repair, .. } = self;
-        if compute.in_4bit && (finetune.trains_weights() || *repair == Repair::Reconstruct) {
+        if compute.rounding() != Rounding::NONE
+            && (finetune.trains_weights() || *repair == Repair::Reconstruct)
+        {
             let what = "--load-in-4bit rounds the weights to four bits, which do not train; take --finetune lora, and a repair other than reconstruct";
             return Err(PipelineError::Settings(what.into()));
         }
@@ -280,9 +282,17 @@ pub struct ComputeSettings {
     /// Keep the layers' linear weights in four bits (NF4), as QLoRA does.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub in_4bit: bool,
+    /// Keep the embedding and the head in eight bits.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub embedding_in_8bit: bool,
 }
 
 impl ComputeSettings {
+    /// Which frozen weights are rounded to fewer bits.
+    pub fn rounding(&self) -> Rounding {
+        Rounding { layers_in_4bit: self.in_4bit, embedding_in_8bit: self.embedding_in_8bit }
+    }
+
     /// The type of the products that this comes to here; `auto` is what the device multiplies faster.
     ///
     /// # Errors

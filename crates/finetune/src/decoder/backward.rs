@@ -101,7 +101,7 @@ impl Model {
         }
         if let Some(gradient) = gradient {
             self.embedding.gather(|| {
-                let (vocabulary, _) = self.embedding.value.size2()?;
+                let (vocabulary, _) = self.embedding.factor().size()?;
                 let wide = self.scaled_embedding(gradient)?.f_to_kind(Kind::Float)?;
                 let tokens = &batch.tokens;
                 Ok(Tensor::f_embedding_dense_backward(&wide, tokens, vocabulary, -1, false)?)

@@ -28,7 +28,7 @@ use crate::offload::Passage;
 use crate::pack::Packed;
 use crate::parameter::Parameter;
 use crate::rope::Rotation;
-use crate::weight::{Packed4, Weight};
+use crate::weight::{Packed4, Packed8, Rounding, Weight};
 use crate::{ComputeType, DeviceChoice, FinetuneError, Result};
 
 pub(crate) use backward::Keep;
@@ -42,25 +42,32 @@ pub struct Model {
     pub(crate) config: ModelConfig,
     pub(crate) device: Device,
     pub(crate) kind: Kind,
-    pub(crate) embedding: Parameter,
+    pub(crate) embedding: Weight,
     pub(crate) layers: Vec<Layer>,
     pub(crate) norm: Norm,
     /// `None` if the head is the embedding.
-    pub(crate) head: Option<Parameter>,
+    pub(crate) head: Option<Weight>,
     pub(crate) frozen: Frozen,
     /// Weights read from mapped files must not outlive the mappings.
     pub(crate) files: Arc<[Arc<MappedFile>]>,
 }
 
-/// How the layers' frozen linear weights are held.
+/// How frozen weights are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Frozen {
-    /// On the device.
-    Resident,
-    /// On the device only while a pass is at them.
+    /// On the device, some of them rounded to fewer bits.
+    Resident(Rounding),
+    /// The layers' linear weights are on the device only while a pass is at them.
     Passing,
-    /// On the device, in NF4.
-    InFourBits,
+}
+
+impl Frozen {
+    pub(crate) fn rounding(self) -> Rounding {
+        match self {
+            Self::Resident(rounding) => rounding,
+            Self::Passing => Rounding::NONE,
+        }
+    }
 }
 
 /// What layers share in a pass over one pack.
@@ -105,7 +112,7 @@ impl Model {
     ///
     /// Whatever [`Checkpoint::open`] refuses, or if the device cannot be used.
     pub fn load(folder: &Path, device: DeviceChoice, compute: ComputeType) -> Result<Self> {
-        Self::load_to(folder, device.resolve()?, compute, Frozen::Resident)
+        Self::load_rounded(folder, device, compute, Rounding::NONE)
     }
 
     /// As [`Model::load`], but the layers' frozen linear weights stay mapped from the file and pass
@@ -122,15 +129,18 @@ impl Model {
         Self::load_to(folder, device.resolve()?, compute, Frozen::Passing)
     }
 
-    /// As [`Model::load`], but the layers' linear weights are rounded to NF4, four bits an element and a scale for 64 of
-    /// them (QLoRA; Dettmers et al., arXiv 2305.14314), as bitsandbytes rounds them. They do not train; adapters on them
-    /// do. A weight whose rows are no whole number of 64 elements stays as it is.
+    /// As [`Model::load`], but with some weights rounded to fewer bits. They do not train; adapters on them do.
     ///
     /// # Errors
     ///
-    /// As [`Model::load`], and [`FinetuneError::NotFiniteWeight`] if a weight is not finite.
-    pub fn load_in_4bit(folder: &Path, device: DeviceChoice, compute: ComputeType) -> Result<Self> {
-        Self::load_to(folder, device.resolve()?, compute, Frozen::InFourBits)
+    /// As [`Model::load`], and [`FinetuneError::NotFiniteWeight`] if a weight to round is not finite.
+    pub fn load_rounded(
+        folder: &Path,
+        device: DeviceChoice,
+        compute: ComputeType,
+        rounding: Rounding,
+    ) -> Result<Self> {
+        Self::load_to(folder, device.resolve()?, compute, Frozen::Resident(rounding))
     }
 
     fn load_to(
@@ -140,7 +150,7 @@ impl Model {
         frozen: Frozen,
     ) -> Result<Self> {
         let checkpoint = Checkpoint::open(folder)?;
-        let kind = compute.kind();
+        let (kind, rounding) = (compute.kind(), frozen.rounding());
         let files = RefCell::new(Vec::new());
         let place = |view: &TensorView<'_>, device, kind| -> Result<Parameter> {
             let loaded = load(view, device, kind)?;
@@ -150,20 +160,27 @@ impl Model {
         let tensor = |name: &str| place(&checkpoint.tensor(name)?, device, kind);
         let linear = |name: &str| -> Result<Weight> {
             let view = checkpoint.tensor(name)?;
-            let stored = stored_kind(view.dtype()?);
+            let in_4bit = rounding.layers_in_4bit
+                && Packed4::takes(view.shape().last().copied().unwrap_or(0));
             Ok(match frozen {
-                Frozen::InFourBits if Packed4::takes(view.shape().last().copied().unwrap_or(0)) => {
-                    Weight::Packed(Packed4::of(&view, device)?)
+                _ if in_4bit => Weight::Nf4(Packed4::of(&view, device)?),
+                Frozen::Passing => {
+                    Weight::Whole(place(&view, Device::Cpu, stored_kind(view.dtype()?))?)
                 }
-                Frozen::Passing => Weight::Whole(place(&view, Device::Cpu, stored)?),
-                Frozen::Resident | Frozen::InFourBits => Weight::Whole(place(&view, device, kind)?),
+                Frozen::Resident(_) => Weight::Whole(place(&view, device, kind)?),
+            })
+        };
+        let of_tokens = |name: &str| -> Result<Weight> {
+            Ok(match rounding.embedding_in_8bit {
+                true => Weight::Int8(Packed8::of(&checkpoint.tensor(name)?, device)?),
+                false => Weight::Whole(tensor(name)?),
             })
         };
         let config = checkpoint.config()?.clone();
         let (epsilon, offset) = (config.rms_norm_eps, config.design.norm_offset);
         let norm = |weight: Parameter| Norm { weight, epsilon, offset };
         let shape = shape_of(&config);
-        let embedding = tensor("model.embed_tokens.weight")?;
+        let embedding = of_tokens("model.embed_tokens.weight")?;
         let mut layers = Vec::new();
         for layer in 0..config.num_layers {
             let of_layer = |rest: &str| tensor(&format!("model.layers.{layer}.{rest}"));
@@ -200,11 +217,11 @@ impl Model {
         let norm = norm(tensor("model.norm.weight")?);
         let head = match config.tied_head {
             true => None,
-            false => Some(tensor("lm_head.weight")?),
+            false => Some(of_tokens("lm_head.weight")?),
         };
         let linears = || layers.iter().flat_map(|layer| layer.linears.values());
         let whole = linears().filter(|linear| linear.weight.parameter().is_some()).count();
-        if frozen == Frozen::InFourBits && whole > 0 {
+        if rounding.layers_in_4bit && whole > 0 {
             let all = linears().count();
             tracing::warn!(
                 "{whole} of {all} linear weights are not put into four bits: their rows are no multiple of {NF4_BLOCK} elements"
@@ -238,7 +255,7 @@ impl Model {
             embedding: self.embedding.untrained(),
             layers: self.layers.iter().map(Layer::bare).collect(),
             norm: self.norm.untrained(),
-            head: self.head.as_ref().map(Parameter::untrained),
+            head: self.head.as_ref().map(Weight::untrained),
             files: Arc::clone(&self.files),
             ..*self
         }
@@ -298,8 +315,7 @@ impl Model {
         if batch.largest >= embedding as i64 {
             return Err(FinetuneError::Token { token: batch.largest, embedding });
         }
-        let found = Tensor::f_embedding(&self.embedding.value, &batch.tokens, -1, false, false)?;
-        self.scaled_embedding(found.f_to_kind(self.kind)?)
+        self.scaled_embedding(self.embedding.factor().select(&batch.tokens, self.kind)?)
     }
 
     /// Embeddings, or their gradients, times what the family multiplies them by.

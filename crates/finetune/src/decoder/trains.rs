@@ -9,6 +9,7 @@ use tch::Tensor;
 use crate::layer::QkNorms;
 use crate::lora::{FreshLora, Lora};
 use crate::parameter::Parameter;
+use crate::weight::Weight;
 use crate::{FinetuneError, LoraSettings, Model, Result};
 
 /// Which weights of a model train, besides adapters.
@@ -128,12 +129,12 @@ impl Model {
         norm.weight.train()?;
         match (what, head) {
             // A head that is the embedding trains as both.
-            (Trainable::HeadAndLast(_), Some(head)) => head.train()?,
-            (Trainable::HeadAndLast(_), None) => embedding.train()?,
+            (Trainable::HeadAndLast(_), Some(head)) => head.parameter_mut()?.train()?,
+            (Trainable::HeadAndLast(_), None) => embedding.parameter_mut()?.train()?,
             (Trainable::All, head) => {
-                embedding.train()?;
+                embedding.parameter_mut()?.train()?;
                 if let Some(head) = head {
-                    head.train()?;
+                    head.parameter_mut()?.train()?;
                 }
             }
         }
@@ -177,9 +178,12 @@ impl Model {
         weights.chain(adapters.flatten()).filter(|(_, parameter)| parameter.trains()).collect()
     }
 
-    /// Every weight of the checkpoint under its name there, but for those in four bits.
+    /// Every weight of the checkpoint under its name there, but for those that are rounded to fewer bits.
     pub(crate) fn named_weights(&self) -> Vec<(String, &Parameter)> {
-        let mut all = vec![("model.embed_tokens.weight".to_owned(), &self.embedding)];
+        let mut all = Vec::new();
+        if let Some(embedding) = self.embedding.parameter() {
+            all.push(("model.embed_tokens.weight".to_owned(), embedding));
+        }
         for (number, layer) in self.layers.iter().enumerate() {
             let name = |rest: &str| format!("model.layers.{number}.{rest}");
             let names = self.config.design.norms.names().all();
@@ -200,7 +204,7 @@ impl Model {
             }
         }
         all.push(("model.norm.weight".to_owned(), &self.norm.weight));
-        if let Some(head) = &self.head {
+        if let Some(head) = self.head.as_ref().and_then(Weight::parameter) {
             all.push(("lm_head.weight".to_owned(), head));
         }
         all

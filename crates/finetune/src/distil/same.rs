@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use super::Teacher;
-use crate::parameter::Parameter;
 use crate::weight::Weight;
 use crate::{Model, Result};
 
@@ -17,9 +16,8 @@ pub(super) fn share_weights(teacher: &Teacher, student: &mut Model) -> Result<()
     let layers = teacher.origin.iter().flatten().map(|&layer| &teacher.model.layers[layer]);
     for (from, to) in layers.zip(&mut student.layers) {
         for (module, to) in &mut to.linears {
-            let from = from.linears.get(module).and_then(|from| from.weight.parameter());
-            if let (Some(from), Weight::Whole(to)) = (from, &mut to.weight) {
-                shared |= share(from, to)?;
+            if let Some(from) = from.linears.get(module) {
+                shared |= share(&from.weight, &mut to.weight)?;
             }
         }
     }
@@ -31,7 +29,8 @@ pub(super) fn share_weights(teacher: &Teacher, student: &mut Model) -> Result<()
     Ok(())
 }
 
-fn share(from: &Parameter, to: &mut Parameter) -> Result<bool> {
+fn share(from: &Weight, to: &mut Weight) -> Result<bool> {
+    let (Weight::Whole(from), Weight::Whole(to)) = (from, to) else { return Ok(false) };
     let (theirs, own) = (&from.value, &to.value);
     let alike = !from.trains()
         && !to.trains()

@@ -17,7 +17,7 @@ use checkpoint::{StepReport, remove_if_there, sha256_bytes};
 use collective::Group;
 use dataset::{Encoded, Example, Sampler};
 
-use crate::decoder::{Frozen, Trainable};
+use crate::decoder::Trainable;
 use crate::distil::Distillation;
 use crate::observer::{Nobody, Observer};
 use crate::optimizer::AdamW;
@@ -92,7 +92,7 @@ impl Trainer {
         }
         let adamw = AdamW::new(model.trained(), settings.adamw)?.masked(settings.update_share)?;
         let sampler = Sampler::new(data.examples.len(), batch, settings.seed);
-        let frozen = (model.frozen == Frozen::InFourBits).then_some("nf4");
+        let frozen = model.frozen.rounding().name();
         let recipe = Recipe::of(&settings, model.config().num_layers, &data.examples);
         let recipe = recipe.with_frozen(frozen);
         let (distillation, replicas, begun, step) = (None, None, 0, 0);

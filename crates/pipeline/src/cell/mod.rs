@@ -112,7 +112,10 @@ impl Stages<'_> {
             "ignore_fields": ignore_fields, "held_out": self.held_out,
         });
         if compute.in_4bit {
-            common["frozen_weights"] = "nf4".into();
+            common["frozen_weights"] = match compute.embedding_in_8bit {
+                true => "nf4, int8 embedding".into(),
+                false => "nf4".into(),
+            };
         }
         common
     }

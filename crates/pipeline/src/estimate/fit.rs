@@ -30,7 +30,7 @@ pub(crate) fn fit(
         return Ok(());
     }
     let needs = |train: &TrainSettings, examples: &[Example]| {
-        let work = Workload { config, train, compute: kind, in_4bit: compute.in_4bit };
+        let work = Workload { config, train, compute: kind, rounding: compute.rounding() };
         work.memory(largest_batch(examples, train))
     };
     let asked = needs(train, examples);
@@ -122,7 +122,7 @@ fn bytes_text(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use ::finetune::{ComputeChoice, ComputeType, DeviceChoice};
+    use ::finetune::{ComputeChoice, ComputeType, DeviceChoice, Rounding};
 
     use super::super::tests::training_settings;
     use super::*;
@@ -142,8 +142,12 @@ mod tests {
     fn what_is_short_of_memory_computes_again_or_is_refused() {
         let (config, train, rows) = training();
         let needs = |train: &TrainSettings| {
-            let work =
-                Workload { config: &config, train, compute: ComputeType::BF16, in_4bit: false };
+            let work = Workload {
+                config: &config,
+                train,
+                compute: ComputeType::BF16,
+                rounding: Rounding::NONE,
+            };
             work.memory(largest_batch(&rows, train)).unmapped()
         };
         let (plain, again) =
@@ -156,6 +160,7 @@ mod tests {
                 memory: Some(memory),
                 offload: false,
                 in_4bit: false,
+                embedding_in_8bit: false,
             };
             let mut train = train.clone();
             fit(&config, &mut train, &compute, &rows).map(|()| train.remat)

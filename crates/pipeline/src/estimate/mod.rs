@@ -127,7 +127,7 @@ pub(crate) fn foretell(known: Known<'_>, rates: ProductRates) -> Result<Estimate
     let available = compute_settings.memory.or_else(available_memory_bytes);
     let of = Estimator {
         compute,
-        in_4bit: known.settings.compute.in_4bit,
+        rounding: known.settings.compute.rounding(),
         rate,
         limit: available.filter(|_| on_cpu),
     };

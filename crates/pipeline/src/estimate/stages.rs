@@ -2,7 +2,8 @@
 
 use checkpoint::ModelConfig;
 use finetune::{
-    BatchShape, ComputeType, DistilSettings, MemoryEstimate, TrainSettings, Workload, largest_batch,
+    BatchShape, ComputeType, DistilSettings, MemoryEstimate, Rounding, TrainSettings, Workload,
+    largest_batch,
 };
 
 use super::{Sample, StageEstimate};
@@ -64,7 +65,7 @@ pub(super) struct Fitting {
 pub(super) struct Estimator {
     pub(super) compute: ComputeType,
     /// Whether frozen weights are in four bits.
-    pub(super) in_4bit: bool,
+    pub(super) rounding: Rounding,
     /// Floating-point operations a second.
     pub(super) rate: f64,
     /// Memory beyond which layers are computed again.
@@ -74,7 +75,7 @@ pub(super) struct Estimator {
 impl Estimator {
     pub(super) fn work<'a>(&self, subject: Subject<'a>) -> Workload<'a> {
         let Subject { config, train } = subject;
-        Workload { config, train, compute: self.compute, in_4bit: self.in_4bit }
+        Workload { config, train, compute: self.compute, rounding: self.rounding }
     }
 
     pub(super) fn training(&self, stage: Stage, training: Training<'_>) -> StageEstimate {

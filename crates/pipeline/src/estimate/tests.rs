@@ -73,6 +73,7 @@ pub(crate) fn run_settings() -> RunSettings {
             memory: None,
             offload: false,
             in_4bit: false,
+            embedding_in_8bit: false,
         },
         collect: CollectSettings { steps: 5, auto: false, training: training_settings() },
         linear_map: LinearMapSettings { tokens: Some(100), ridge: 1e-3 },
@@ -98,8 +99,8 @@ fn rows() -> Sample {
 
 fn stages(settings: &RunSettings, train: &Sample) -> Vec<StageEstimate> {
     let config = tiny();
-    let in_4bit = settings.compute.in_4bit;
-    let of = Estimator { compute: ComputeType::F32, in_4bit, rate: 1.0, limit: None };
+    let rounding = settings.compute.rounding();
+    let of = Estimator { compute: ComputeType::F32, rounding, rate: 1.0, limit: None };
     let known = Known { settings, config: &config, train, eval: None };
     Foretold::new(known, of).unwrap().stages().unwrap()
 }

@@ -12,7 +12,7 @@ mod validate;
 
 use std::path::Path;
 
-use ::finetune::{Continuation, Model, Trainer};
+use ::finetune::{Continuation, Model, Rounding, Trainer};
 use checkpoint::{Adapter, DataSource, ModelSource, sha256_file};
 use dataset::Row;
 
@@ -123,9 +123,10 @@ pub fn load_adapted(
 fn load(model: &Path, settings: &ComputeSettings) -> Result<Model> {
     let (device, compute) = (settings.device, settings.resolve()?);
     Ok(match settings.offload {
-        _ if settings.in_4bit => Model::load_in_4bit(model, device, compute)?,
         // On the CPU the weights are read from the mapped file in either case.
-        true if !device.is_cpu()? => Model::load_offloaded(model, device, compute)?,
-        _ => Model::load(model, device, compute)?,
+        true if settings.rounding() == Rounding::NONE && !device.is_cpu()? => {
+            Model::load_offloaded(model, device, compute)?
+        }
+        _ => Model::load_rounded(model, device, compute, settings.rounding())?,
     })
 }

@@ -159,6 +159,7 @@ mod tests {
             memory: None,
             offload: false,
             in_4bit: false,
+            embedding_in_8bit: false,
         };
         let encoded = EncodedRows::default();
         let context = StageContext {
