@@ -33,7 +33,7 @@ pub use checkpoint::{Checkpoint, LinearView};
 pub use companions::{copy_companions, require_companions};
 pub use config::{
     Activation, Design, Family, LayerKind, MOST_LAYERS, MOST_WIDTH, ModelConfig, NormNames, Norms,
-    QkNorm, Rope, RopeScaling,
+    QkNorm, Rope, RopeScaling, YarnTurns,
 };
 pub use digest::{sha256_bytes, sha256_file};
 pub use disk::free_disk_bytes;

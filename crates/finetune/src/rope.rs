@@ -82,7 +82,7 @@ fn frequencies(rope: &Rope, longest: usize) -> Vec<f32> {
                     let factors = if longest > *original_context { long } else { short };
                     1.0 / (factors[pair] as f32 * base)
                 }
-                &RopeScaling::Yarn { factor, low, high } => {
+                &RopeScaling::Yarn { factor, low, high, .. } => {
                     let (low, high) = (low as f32, high as f32);
                     let ramp = ((pair as f32 - low) / (high - low)).clamp(0.0, 1.0);
                     let (kept, divided) = (1.0 / base, 1.0 / (factor as f32 * base));

@@ -28,11 +28,28 @@ pub enum RopeScaling {
     Linear { factor: f64 },
     /// Llama 3.1: low frequencies divided by `factor`, high ones kept, a ramp between.
     Llama3 { factor: f64, low_freq_factor: f64, high_freq_factor: f64, original_context: f64 },
-    /// YaRN (arXiv 2309.00071): pairs up to `low` kept, from `high` on divided by `factor`, a ramp between.
-    Yarn { factor: f64, low: f64, high: f64 },
+    /// YaRN (arXiv 2309.00071): pairs up to `low` kept, from `high` on divided by `factor`, a ramp between; both follow from
+    /// `original_context` and from how often pairs turn in it.
+    Yarn { factor: f64, low: f64, high: f64, original_context: f64, turns: YarnTurns },
     /// LongRoPE (arXiv 2402.13753): each pair's frequency divided by its own factor, by `long` where rows are longer than
     /// `original_context`.
     Long { short: Vec<f64>, long: Vec<f64>, original_context: usize },
+}
+
+/// How often pairs of dimensions turn within the original context where YaRN's ramp begins and ends.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct YarnTurns {
+    /// From here on pairs are kept; `None` for 32.
+    pub beta_fast: Option<f64>,
+    /// Up to here their frequencies are divided; `None` for 1.
+    pub beta_slow: Option<f64>,
+    /// Whether the ramp reaches from one whole pair to another.
+    pub is_truncated: bool,
+}
+
+/// YaRN's factor of cosines and sines for a context longer by `scale`, `0.1 · by · ln(scale) + 1`.
+pub(crate) fn yarn_attention(scale: f64, by: f64) -> f64 {
+    if scale <= 1.0 { 1.0 } else { 0.1 * by * scale.ln() + 1.0 }
 }
 
 impl Keys<'_> {
@@ -111,27 +128,33 @@ impl Keys<'_> {
             let what = "YaRN needs a `rope_theta` above 1";
             return Err(CheckpointError::config(self.path, what));
         }
-        let tempered =
-            |scale: f64, by: f64| if scale <= 1.0 { 1.0 } else { 0.1 * by * scale.ln() + 1.0 };
         let given = inner.positive("attention_factor")?;
         let scales = (inner.positive("mscale")?, inner.positive("mscale_all_dim")?);
         let attention_factor = match (given, scales) {
             (Some(given), _) => given,
-            (None, (Some(one), Some(all))) => tempered(factor, one) / tempered(factor, all),
-            _ => tempered(factor, 1.0),
+            (None, (Some(one), Some(all))) => {
+                yarn_attention(factor, one) / yarn_attention(factor, all)
+            }
+            _ => yarn_attention(factor, 1.0),
+        };
+        let turns = YarnTurns {
+            beta_fast: inner.positive("beta_fast")?,
+            beta_slow: inner.positive("beta_slow")?,
+            is_truncated: inner.flag("truncate", true)?,
         };
         let pair = |turns: f64| {
             let wavelengths = original / (turns * 2.0 * std::f64::consts::PI);
             dims as f64 * wavelengths.ln() / (2.0 * theta.ln())
         };
-        let mut low = pair(inner.positive("beta_fast")?.unwrap_or(32.0));
-        let mut high = pair(inner.positive("beta_slow")?.unwrap_or(1.0));
-        if inner.flag("truncate", true)? {
+        let mut low = pair(turns.beta_fast.unwrap_or(32.0));
+        let mut high = pair(turns.beta_slow.unwrap_or(1.0));
+        if turns.is_truncated {
             (low, high) = (low.floor(), high.ceil());
         }
         let (low, high) = (low.max(0.0), high.min(dims as f64 - 1.0));
         let high = if low == high { high + 0.001 } else { high };
-        Ok((RopeScaling::Yarn { factor, low, high }, attention_factor))
+        let scaling = RopeScaling::Yarn { factor, low, high, original_context: original, turns };
+        Ok((scaling, attention_factor))
     }
 
     fn long_rope(&self, inner: &Keys<'_>, dims: usize) -> Result<(RopeScaling, f64)> {

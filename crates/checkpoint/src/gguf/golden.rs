@@ -60,7 +60,8 @@ fn each_family_is_written_as_llama_cpp_writes_it() {
     for (name, of) in golden["models"].as_object().unwrap() {
         let folder = testkit::temporary_folder();
         let at = |name: &str| folder.path().join(name);
-        write_model(&at("model"), name, of["tokenizer"].as_str().unwrap(), &of["config"]);
+        let model = of["model"].as_str().unwrap();
+        write_model(&at("model"), model, of["tokenizer"].as_str().unwrap(), &of["config"]);
         export(&at("model"), &at("f32.gguf"), FileType::F32, &mut |_, _| {}).unwrap();
         export(&at("model"), &at("bf16.gguf"), FileType::BF16, &mut |_, _| {}).unwrap();
         let file = GgufFile::open(&at("f32.gguf")).unwrap();
@@ -125,7 +126,19 @@ fn what_llama_cpp_cannot_compute_is_refused() {
     check("smollm3", none(), "layer 1 is not rotated here (`no_rope_layers`); a pruned");
     check("gemma2", none(), "takes 8 for the `query_pre_attn_scalar`");
     check("gemma3", none(), "and it is 12; the 27B models");
-    check("qwen2_yarn", none(), "this rope scaling cannot be written as GGUF yet");
+    let yarn = |key: &str, value: Value| {
+        let mut scaling = json!({
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1e3,
+        });
+        scaling[key] = value;
+        json!({"rope_parameters": scaling})
+    };
+    let reason = "llama.cpp computes another rotation";
+    check("qwen2_yarn", yarn("attention_factor", json!(1.5)), reason);
+    check("qwen2_yarn", yarn("truncate", json!(false)), reason);
+    let mut gemma = yarn("factor", json!(2.0));
+    gemma["query_pre_attn_scalar"] = 8.into();
+    check("gemma2", gemma, reason);
     check("mistral_window", none(), "no sliding window for this family");
     let uncapped = json!({"query_pre_attn_scalar": 8, "attn_logit_softcapping": null});
     check("gemma2", uncapped, "`final_logit_softcapping` is null");

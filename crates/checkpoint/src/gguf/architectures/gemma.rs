@@ -9,7 +9,7 @@ use crate::{ModelConfig, RopeScaling};
 
 pub(super) fn describe_2(config: &ModelConfig) -> Result<Architecture, String> {
     require_no_further_bias(config)?;
-    require_scaling(config, rope::is_plain)?;
+    require_scaling(config, rope::is_even)?;
     require_usual_scale(config, 46)?;
     if !config.tied_head {
         return Err(
@@ -27,7 +27,7 @@ pub(super) fn describe_2(config: &ModelConfig) -> Result<Architecture, String> {
     let mut keys = common(config);
     // 10000 is what it takes where the key is missing.
     keys.extend(Some(rope::base(config)).filter(|(_, base)| *base != number(1e4)));
-    keys.extend(rope::linear(config));
+    keys.extend(rope::scaling(config));
     keys.extend(head_width(config));
     keys.push(("attn_logit_softcapping", number(attention)));
     keys.push(("final_logit_softcapping", number(logits)));
@@ -40,7 +40,7 @@ pub(super) fn describe_2(config: &ModelConfig) -> Result<Architecture, String> {
 
 pub(super) fn describe_3(config: &ModelConfig) -> Result<Architecture, String> {
     require_no_further_bias(config)?;
-    require_scaling(config, rope::is_plain)?;
+    require_scaling(config, rope::is_even)?;
     require_usual_scale(config, 62)?;
     if config.design.attention_cap.is_some() {
         return Err(
@@ -50,7 +50,7 @@ pub(super) fn describe_3(config: &ModelConfig) -> Result<Architecture, String> {
     }
     let mut keys = common(config);
     keys.push(rope::base(config));
-    keys.extend(rope::linear(config));
+    keys.extend(rope::scaling(config));
     keys.extend(head_width(config));
     keys.extend(config.design.logit_cap.map(|cap| ("final_logit_softcapping", number(cap))));
     // Without this key, no layer has a window.

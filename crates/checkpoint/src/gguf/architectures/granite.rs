@@ -20,7 +20,7 @@ pub(super) fn describe(config: &ModelConfig) -> Result<Architecture, String> {
     require_scaling(config, rope::is_llama)?;
     let mut keys = common(config);
     keys.push(rope::base(config));
-    keys.extend(rope::linear(config));
+    keys.extend(rope::scaling(config));
     keys.extend(of_llama(config));
     let scale = |key: &str| number(raw_number(config, key).unwrap_or(1.0));
     keys.extend(SCALES.map(|(ours, theirs)| (theirs, scale(ours))));

@@ -13,7 +13,7 @@ mod smollm3;
 use serde_json::Value;
 
 use super::writer::Metadata;
-use crate::{Family, ModelConfig, RopeScaling};
+use crate::{Family, ModelConfig, Rope};
 
 /// A model as llama.cpp sees it.
 #[derive(Debug, PartialEq)]
@@ -126,9 +126,11 @@ fn require_usual_heads(config: &ModelConfig) -> Result<(), String> {
 }
 
 /// Refuses what stretches the frequencies otherwise than `knows` says.
-fn require_scaling(config: &ModelConfig, knows: fn(&RopeScaling) -> bool) -> Result<(), String> {
-    match config.ropes.iter().all(|rope| knows(&rope.scaling)) {
+fn require_scaling(config: &ModelConfig, knows: fn(&Rope) -> bool) -> Result<(), String> {
+    match config.ropes.iter().all(knows) {
         true => Ok(()),
-        false => Err("this rope scaling cannot be written as GGUF yet".into()),
+        false => {
+            Err("llama.cpp computes another rotation than this rope scaling for this family".into())
+        }
     }
 }

@@ -17,7 +17,7 @@ pub(super) fn describe(config: &ModelConfig) -> Result<Architecture, String> {
     }
     let mut keys = common(config);
     keys.push(rope::base(config));
-    keys.extend(rope::linear(config));
+    keys.extend(rope::scaling(config));
     keys.extend(given_head_width(config));
     Ok(Architecture { name: "olmo2", is_paired: false, keys, factors: Vec::new() })
 }

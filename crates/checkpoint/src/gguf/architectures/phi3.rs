@@ -7,12 +7,12 @@ use crate::{ModelConfig, RopeScaling};
 
 pub(super) fn describe(config: &ModelConfig) -> Result<Architecture, String> {
     require_usual_heads(config)?;
-    require_scaling(config, |scaling| {
-        rope::is_plain(scaling) || matches!(scaling, RopeScaling::Long { .. })
+    require_scaling(config, |rope| {
+        rope::is_even(rope) || matches!(rope.scaling, RopeScaling::Long { .. })
     })?;
     let mut keys = common(config);
     keys.push(rope::base(config));
-    keys.extend(rope::linear(config));
+    keys.extend(rope::scaling(config));
     // llama.cpp reads the window, warns and attends to all tokens.
     let window = config.layers.iter().find_map(|kind| kind.window);
     keys.push(("attention.sliding_window", count(window.unwrap_or(0))));

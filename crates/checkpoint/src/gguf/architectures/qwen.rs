@@ -12,7 +12,7 @@ pub(super) fn describe(name: &'static str, config: &ModelConfig) -> Result<Archi
     require_scaling(config, rope::is_plain)?;
     let mut keys = common(config);
     keys.push(rope::base(config));
-    keys.extend(rope::linear(config));
+    keys.extend(rope::scaling(config));
     keys.extend(given_head_width(config));
     Ok(Architecture { name, is_paired: false, keys, factors: Vec::new() })
 }

@@ -1,17 +1,30 @@
 //! Rotations: the keys and the factors of tensors.
 
-use super::{Key, number};
+use super::{Key, count, number};
+use crate::config::yarn_attention;
 use crate::gguf::writer::Metadata;
-use crate::{ModelConfig, RopeScaling};
+use crate::{ModelConfig, Rope, RopeScaling};
 
-/// Whether keys alone say it.
-pub(super) fn is_plain(scaling: &RopeScaling) -> bool {
-    matches!(scaling, RopeScaling::Default | RopeScaling::Linear { .. })
+/// Whether it is none, or divides all frequencies alike.
+pub(super) fn is_even(rope: &Rope) -> bool {
+    matches!(rope.scaling, RopeScaling::Default | RopeScaling::Linear { .. })
+}
+
+/// Whether keys alone say it. What cosines and sines are multiplied by under YaRN llama.cpp works out by itself, and it knows
+/// no ramp between parts of pairs.
+pub(super) fn is_plain(rope: &Rope) -> bool {
+    match &rope.scaling {
+        RopeScaling::Yarn { factor, turns, .. } => {
+            let usual = yarn_attention(*factor, 1.0);
+            turns.is_truncated && (rope.attention_factor / usual - 1.0).abs() < 1e-6
+        }
+        _ => is_even(rope),
+    }
 }
 
 /// The same, or Llama 3's, which takes a tensor.
-pub(super) fn is_llama(scaling: &RopeScaling) -> bool {
-    is_plain(scaling) || matches!(scaling, RopeScaling::Llama3 { .. })
+pub(super) fn is_llama(rope: &Rope) -> bool {
+    is_plain(rope) || matches!(rope.scaling, RopeScaling::Llama3 { .. })
 }
 
 /// The base of the rotation of all layers, or of those without a window.
@@ -20,13 +33,26 @@ pub(super) fn base(config: &ModelConfig) -> Key {
     ("rope.freq_base", number(theta))
 }
 
-/// By how much all its frequencies are divided, if they are.
-pub(super) fn linear(config: &ModelConfig) -> Vec<Key> {
+/// By how much its frequencies are divided, if keys say it.
+pub(super) fn scaling(config: &ModelConfig) -> Vec<Key> {
     match config.ropes.first().map(|rope| &rope.scaling) {
         Some(RopeScaling::Linear { factor }) => vec![
             ("rope.scaling.type", Metadata::Text("linear".into())),
             ("rope.scaling.factor", number(*factor)),
         ],
+        Some(RopeScaling::Yarn { factor, original_context, turns, .. }) => {
+            let betas = [
+                ("rope.scaling.yarn_beta_fast", turns.beta_fast),
+                ("rope.scaling.yarn_beta_slow", turns.beta_slow),
+            ];
+            let given = betas.into_iter().filter_map(|(key, beta)| Some((key, number(beta?))));
+            let keys = [
+                ("rope.scaling.type", Metadata::Text("yarn".into())),
+                ("rope.scaling.factor", number(*factor)),
+                ("rope.scaling.original_context_length", count(*original_context as usize)),
+            ];
+            keys.into_iter().chain(given).collect()
+        }
         _ => Vec::new(),
     }
 }

@@ -24,7 +24,7 @@ pub(super) fn describe(config: &ModelConfig) -> Result<Architecture, String> {
     }
     let mut keys = common(config);
     keys.push(rope::base(config));
-    keys.extend(rope::linear(config));
+    keys.extend(rope::scaling(config));
     keys.extend(given_head_width(config));
     keys.extend(of_llama(config));
     Ok(Architecture { name: "smollm3", is_paired: true, keys, factors: Vec::new() })
