@@ -12,7 +12,7 @@ use crate::distil::Scales;
 use crate::observer::Observer;
 use crate::optimizer::Slot;
 use crate::train::{Gathered, Passes, backward_part};
-use crate::{FinetuneError, Model, Result, stop};
+use crate::{DistilTerms, FinetuneError, Model, Result, stop};
 
 /// The processes that train the same model on the same rows, and what they tell each other.
 #[derive(Debug)]
@@ -33,6 +33,11 @@ impl Replicas {
             parcels[place].push(slot.gradient.shallow_clone());
         }
         Self { group, parcels, stops: Cell::new(false) }
+    }
+
+    /// The processes.
+    pub(crate) fn group(&self) -> &Group {
+        &self.group
     }
 
     /// Whether this process writes what the training leaves.
@@ -134,9 +139,13 @@ impl Exchange<'_> {
     fn finish(mut self, part: Gathered) -> Result<Gathered> {
         // What no layer announced: all of it, where there were more processes than rows.
         (0..self.sums.len()).try_for_each(|place| self.start(place))?;
-        let Gathered { loss, tokens, .. } = part;
+        let Gathered { loss, distil, tokens } = part;
         let stops = f64::from(u8::from(stop::is_asked()));
-        let figures = self.of.group.sum(vec![loss, tokens as f64, stops])?;
+        let mut own = vec![loss, tokens as f64, stops];
+        if let Some(DistilTerms { divergence, hidden, objective, .. }) = distil {
+            own.extend([divergence, hidden, objective]);
+        }
+        let figures = self.of.group.sum(own)?;
         let _guard = no_grad_guard();
         for (gradients, sum) in self.of.parcels.iter().zip(self.sums) {
             let Some(sum) = sum else { continue };
@@ -150,6 +159,13 @@ impl Exchange<'_> {
             }
         }
         self.of.stops.set(figures[2] > 0.0);
-        Ok(Gathered { loss: figures[0], tokens: figures[1] as usize, ..part })
+        // All of them are parts of means over all rows.
+        let distil = match (distil, figures.get(3..)) {
+            (Some(terms), Some(&[divergence, hidden, objective])) => {
+                Some(DistilTerms { divergence, hidden, objective, ..terms })
+            }
+            _ => None,
+        };
+        Ok(Gathered { loss: figures[0], distil, tokens: figures[1] as usize })
     }
 }

@@ -52,6 +52,16 @@ pub(crate) fn save_weights(
     save_tensors(folder, step, recipe, adamw, |slot| vec![(slot.name.clone(), &slot.tensor)])
 }
 
+/// Refuses trained tensors that are not finite: the first of them by its name.
+pub(crate) fn require_finite(adamw: &AdamW) -> Result<()> {
+    for slot in &adamw.slots {
+        if !is_finite(&slot.tensor)? {
+            return Err(FinetuneError::NotFiniteWeight { name: slot.name.clone() });
+        }
+    }
+    Ok(())
+}
+
 fn save_tensors<'a>(
     folder: &Path,
     step: usize,
@@ -63,11 +73,7 @@ fn save_tensors<'a>(
     if target.exists() {
         return Ok(());
     }
-    for slot in &adamw.slots {
-        if !is_finite(&slot.tensor)? {
-            return Err(FinetuneError::NotFiniteWeight { name: slot.name.clone() });
-        }
-    }
+    require_finite(adamw)?;
     let staging = Staging::folder(&target)?;
     let header = Header { format: FORMAT.into(), version: VERSION, step, recipe: recipe.json() };
     let text = format!("{:#}\n", serde_json::json!(header));

@@ -15,6 +15,7 @@ use crate::stop;
 use crate::{Model, Result};
 
 pub use rows::EvalRows;
+pub(crate) use standing::standing_together;
 pub use standing::{Standing, standing};
 use tally::{RowText, Tally};
 

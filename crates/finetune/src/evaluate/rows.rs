@@ -62,6 +62,19 @@ impl EvalRows {
         Self { rows, cut_rows, questions, examples }
     }
 
+    /// Every so-manieth row, from one on; longest first as all are, so that shares are about as long.
+    pub(super) fn share(&self, first: usize, of: usize) -> Self {
+        let questions = self.questions.iter().skip(first).step_by(of).cloned().collect();
+        // The longest examples to those that have the shorter questions.
+        let examples = self.examples.iter().skip(of - 1 - first).step_by(of).cloned().collect();
+        Self { questions, examples, ..*self }
+    }
+
+    /// The most choices that a row has.
+    pub(super) fn most_choices(&self) -> usize {
+        self.questions.iter().map(|(_, question)| question.choices.len()).max().unwrap_or(0)
+    }
+
     /// How many rows.
     pub fn len(&self) -> usize {
         self.rows

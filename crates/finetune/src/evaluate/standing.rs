@@ -1,12 +1,13 @@
 //! How a model stands in the middle of its training.
 
+use collective::Group;
 use metrics::{Interval, wilson};
 use serde::{Deserialize, Serialize};
 use tch::no_grad_guard;
 
 use super::rows::EvalRows;
 use super::tally::Tally;
-use crate::{Model, Result};
+use crate::{FinetuneError, Model, Result};
 
 /// A model's figures on held-out rows: what races and early warnings go by.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -46,17 +47,77 @@ pub fn standing(
     let _guard = no_grad_guard();
     let mut tally = Tally::default();
     tally.see(model, rows, batch_tokens, observe)?;
-    let asked = tally.asked;
-    let share = |hits: usize| (asked > 0).then(|| hits as f64 / asked as f64);
-    Ok(Standing {
-        questions: asked,
-        acc: share(tally.hits),
-        acc_interval: (asked > 0).then(|| wilson(tally.hits, asked)),
-        majority: share(tally.positions.iter().copied().max().unwrap_or(0)),
-        loss: (tally.labelled > 0).then(|| tally.negative_log_likelihood / tally.labelled as f64),
-        labelled_tokens: tally.labelled,
-        tokens: tally.tokens,
-    })
+    Ok(Standing::of(&tally))
+}
+
+/// As [`standing`], in all processes of a group together: each takes its share of the rows, and all find the same.
+///
+/// # Errors
+///
+/// As [`standing`], in all processes where it is in one; if a process is gone.
+pub(crate) fn standing_together(
+    group: &Group,
+    model: &Model,
+    rows: &EvalRows,
+    batch_tokens: usize,
+    observe: &mut dyn FnMut(usize),
+) -> Result<Standing> {
+    let _guard = no_grad_guard();
+    let mut tally = Tally::default();
+    let own = rows.share(group.rank(), group.size());
+    let mut observe = |done: usize| observe(done * group.size());
+    // What only this process finds, the others must know of: they wait for its figures.
+    let (stopped, overflowed) = match tally.see(model, &own, batch_tokens, &mut observe) {
+        Ok(()) => (0.0, 0.0),
+        Err(FinetuneError::StoppedUnsaved) => (1.0, 0.0),
+        Err(FinetuneError::NotANumber) => (0.0, 1.0),
+        Err(error) => return Err(error),
+    };
+    tally.positions.resize(rows.most_choices(), 0);
+    let counts = [tally.asked, tally.hits, tally.labelled, tally.tokens];
+    let counts = counts.iter().chain(&tally.positions).map(|&count| count as f64);
+    let own = [stopped, overflowed, tally.negative_log_likelihood].into_iter().chain(counts);
+    let sums = group.sum(own.collect())?;
+    let &[stopped, overflowed, negative_log_likelihood, ref counts @ ..] = sums.as_slice() else {
+        return Ok(Standing::of(&tally));
+    };
+    if stopped > 0.0 {
+        return Err(FinetuneError::StoppedUnsaved);
+    }
+    if overflowed > 0.0 {
+        return Err(FinetuneError::NotANumber);
+    }
+    let mut counts = counts.iter().map(|&count| count as usize);
+    let mut next = || counts.next().unwrap_or(0);
+    let (asked, hits, labelled, tokens) = (next(), next(), next(), next());
+    let positions = counts.collect();
+    let of_all = Tally {
+        asked,
+        hits,
+        positions,
+        negative_log_likelihood,
+        labelled,
+        tokens,
+        ..Tally::default()
+    };
+    Ok(Standing::of(&of_all))
+}
+
+impl Standing {
+    fn of(tally: &Tally) -> Self {
+        let asked = tally.asked;
+        let share = |hits: usize| (asked > 0).then(|| hits as f64 / asked as f64);
+        Self {
+            questions: asked,
+            acc: share(tally.hits),
+            acc_interval: (asked > 0).then(|| wilson(tally.hits, asked)),
+            majority: share(tally.positions.iter().copied().max().unwrap_or(0)),
+            loss: (tally.labelled > 0)
+                .then(|| tally.negative_log_likelihood / tally.labelled as f64),
+            labelled_tokens: tally.labelled,
+            tokens: tally.tokens,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use dataset::{Encoded, Example, Sampler};
 
 use crate::decoder::Trainable;
 use crate::distil::Distillation;
+use crate::evaluate::{EvalRows, Standing, standing, standing_together};
 use crate::observer::{Nobody, Observer};
 use crate::optimizer::AdamW;
 use crate::replicas::Replicas;
@@ -135,20 +136,13 @@ impl Trainer {
 
     /// Trains together with the other processes of a group, each of which has the same model, rows and settings: every
     /// step's rows are dealt out among them, and the gradients are summed while the backward pass goes on. Steps and
-    /// results are those of one process that takes all rows, but for the order of the sums. The first process saves.
-    ///
-    /// # Errors
-    ///
-    /// [`FinetuneError::Settings`] if a teacher teaches.
-    pub fn with_group(mut self, group: Rc<Group>) -> Result<Self> {
-        if self.distillation.is_some() {
-            let what =
-                "a teacher teaches one process alone; leave out --distil, or start one process";
-            return Err(FinetuneError::Settings(what.into()));
-        }
+    /// results are those of one process that takes all rows, but for the order of the sums. A teacher is in each of them. The
+    /// first process saves.
+    #[must_use]
+    pub fn with_group(mut self, group: Rc<Group>) -> Self {
         let layers = self.model.config().num_layers;
         self.replicas = Some(Replicas::new(group, &self.adamw.slots, layers));
-        Ok(self)
+        self
     }
 
     /// How many steps the schedule spans.
@@ -167,6 +161,31 @@ impl Trainer {
         let steps = steps.min(self.sampler.steps_per_epoch());
         let rows = (0..steps).flat_map(|step| self.sampler.batch(step));
         rows.take(most).map(|row| &self.data.examples[row]).collect()
+    }
+
+    /// How the model stands on rows held out ([`standing`]); where several processes train, each looks at its share of them,
+    /// and all find the same.
+    ///
+    /// # Errors
+    ///
+    /// As [`standing`]; if a process is gone.
+    pub fn standing(
+        &self,
+        rows: &EvalRows,
+        batch_tokens: usize,
+        observe: &mut dyn FnMut(usize),
+    ) -> Result<Standing> {
+        match &self.replicas {
+            Some(replicas) => {
+                standing_together(replicas.group(), &self.model, rows, batch_tokens, observe)
+            }
+            None => standing(&self.model, rows, batch_tokens, observe),
+        }
+    }
+
+    /// Whether this process writes what the training leaves: of several, the first one does.
+    pub fn writes(&self) -> bool {
+        self.replicas.as_ref().is_none_or(Replicas::writes)
     }
 
     /// The model as it is now.
@@ -228,7 +247,9 @@ impl Trainer {
     ) -> Result<TrainReport> {
         crate::reset_peak_memory();
         let started = Instant::now();
-        if let Some(folder) = saves
+        // After its first step it has nothing to take up, and of several processes another one may be writing there.
+        if self.step == self.begun
+            && let Some(folder) = saves
             && let Some(saved) = state::find(folder, &self.recipe)?
             && saved.step > self.step
         {
@@ -327,19 +348,22 @@ impl Trainer {
     ///
     /// If the disk refuses.
     pub fn save(&self, folder: &Path) -> Result<()> {
-        if self.replicas.as_ref().is_some_and(|replicas| !replicas.writes()) {
-            return Ok(());
+        if !self.writes() {
+            return state::require_finite(&self.adamw);
         }
         state::save(folder, self.step, &self.recipe, &self.adamw)
     }
 
     /// Leaves the trained tensors as they are in `folder`, in place of those of fewer steps, for
-    /// [`Trainer::take_weights`].
+    /// [`Trainer::take_weights`]; of several processes, the first one does.
     ///
     /// # Errors
     ///
     /// If the disk refuses, or a tensor is not finite.
     pub fn keep_weights(&self, folder: &Path) -> Result<()> {
+        if !self.writes() {
+            return state::require_finite(&self.adamw);
+        }
         state::save_weights(folder, self.step, &self.recipe, &self.adamw)
     }
 

@@ -119,14 +119,10 @@ pub fn finetune_model(
         require_companions(model)?;
     }
     let mut trainer = trainer(context, settings, target.from.as_ref(), observe)?;
-    let writes = target.group.as_ref().is_none_or(|group| group.rank() == 0);
     if let Some(group) = &target.group {
-        if settings.training.validation.is_some() {
-            let what = "one process alone looks at rows as it trains; leave out --eval-every, or start one process";
-            return Err(PipelineError::Settings(what.into()));
-        }
-        trainer = trainer.with_group(Rc::clone(group))?;
+        trainer = trainer.with_group(Rc::clone(group));
     }
+    let writes = trainer.writes();
     let targets = if writes { target.log } else { LogTargets::default() };
     let mut log = Log::new(targets, target.stage);
     let training = settings.training;

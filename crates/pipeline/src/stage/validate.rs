@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ::finetune::{EvalRows, FinetuneError, KeptStep, TrainReport, Trainer, standing};
+use ::finetune::{EvalRows, FinetuneError, KeptStep, TrainReport, Trainer};
 use checkpoint::{Staging, remove_if_there};
 use serde::{Deserialize, Serialize};
 
@@ -101,7 +101,10 @@ pub(super) fn train_validated(
         // A process before this one took all the steps: its state is taken up.
         None => take(trainer, step, saves, log, observe)?,
     };
-    let kept = trainer.take_weights(&validation.best)?;
+    let kept = match trainer.writes() {
+        true => trainer.take_weights(&validation.best)?,
+        false => best(&validation.looks).map_or(0, |at| validation.looks[at].step),
+    };
     let look = validation.looks.iter().find(|look| look.step == kept);
     report.kept = look.map(|look| KeptStep {
         step: kept,
@@ -162,7 +165,7 @@ impl Validation {
         observe: &mut dyn FnMut(Event),
     ) -> Result<()> {
         let (total, step) = (self.rows.len(), trainer.steps_done());
-        let found = standing(trainer.model(), &self.rows, BATCH_TOKENS, &mut |done| {
+        let found = trainer.standing(&self.rows, BATCH_TOKENS, &mut |done| {
             observe(Event::Rows { done: done.min(total), total });
         });
         let trial = match found {
@@ -189,8 +192,10 @@ impl Validation {
             trainer.keep_weights(&self.best)?;
         }
         log.look(&trial);
-        let lines = self.looks.iter().map(|look| format!("{}\n", serde_json::json!(look)));
-        Staging::write(&self.lines, lines.collect::<String>().as_bytes())?;
+        if trainer.writes() {
+            let lines = self.looks.iter().map(|look| format!("{}\n", serde_json::json!(look)));
+            Staging::write(&self.lines, lines.collect::<String>().as_bytes())?;
+        }
         observe(Event::Validated { trial, is_best });
         Ok(())
     }
