@@ -333,7 +333,7 @@ pub(crate) struct TrainingArgs {
     /// the same
     #[arg(long)]
     rslora: bool,
-    /// Let the norms of the adapted weights' rows train by themselves (DoRA); in a run, from the start
+    /// Also train the norm of each row of the adapted weights (DoRA); a run then fine-tunes from the start
     #[arg(long)]
     dora: bool,
     /// Weights that get adapters: `all`, or names such as `q_proj,v_proj`
