@@ -52,7 +52,7 @@ pub struct MemoryEstimate {
     pub program: u64,
     /// Weights that are mapped from the checkpoint's files: the system may drop their pages.
     pub mapped: u64,
-    /// Weights in four bits.
+    /// Weights rounded to fewer bits.
     #[serde(default)]
     pub packed: u64,
     /// Weights converted to the products' type for the time of a product.
@@ -159,7 +159,7 @@ impl Workload<'_> {
         let linears = config.modules().iter().map(|&module| config.linear_shape(module));
         let widest = linears.map(|(out, inner)| out * inner).max().unwrap_or(0) as u64;
         let at_a_time = (widest * size).min(MANY_TOKENS_BYTES as u64);
-        let converted = match packed {
+        let converted = match packed + of_tokens {
             0 if stored == size => 0,
             0 => at_a_time,
             // By way of f32, twice.

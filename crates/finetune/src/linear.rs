@@ -71,7 +71,7 @@ impl Siblings<'_> {
             }
             let mut product = None;
             if let Some(magnitude) = magnitude {
-                let sized = output.f_mul(&magnitude.factor(kind)?)?;
+                let sized = magnitude.scale(&output)?;
                 product = magnitude.value.trains().then_some(output);
                 output = match bias {
                     Some(bias) => sized.f_add(&bias)?,
@@ -110,7 +110,7 @@ impl Siblings<'_> {
                     if let Some(product) = product {
                         magnitude.gather(gradient, product)?;
                     }
-                    gradient.f_mul(&magnitude.factor(kind)?)?
+                    magnitude.scale(gradient)?
                 }
             };
             linear.weight.gather(|| wide(&gradient.f_numpy_t()?.f_mm(x)?))?;

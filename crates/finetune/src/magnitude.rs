@@ -45,9 +45,11 @@ impl Magnitude {
         Ok(())
     }
 
-    /// `m / ‖W + s·B A‖`, `[out]`; one for a row of zeros, which has no direction yet.
-    pub(crate) fn factor(&self, kind: Kind) -> Result<Tensor> {
-        Ok(directed(&self.value.value, &self.norm)?.f_to_kind(kind)?)
+    /// `m / ‖W + s·B A‖ ⊙ x`, of `x` `[n, out]` in its type. The factor is near one, where bfloat16 has steps of 0.4 and 0.8 %: what it
+    /// differs from one by is multiplied and added.
+    pub(crate) fn scale(&self, x: &Tensor) -> Result<Tensor> {
+        let beyond = directed(&self.value.value, &self.norm)?.f_sub_scalar(1.0)?;
+        Ok(x.f_addcmul(x, &beyond.f_to_kind(x.f_kind()?)?)?)
     }
 
     /// Gathers the gradient of `m` from that of `y`, `[n, out]`, and `(W + s·B A) x`.
@@ -191,6 +193,21 @@ mod tests {
         let (_, tokens) = testkit::tensor_i64(&expected, "tokens");
         let tokens: Vec<u32> = tokens.into_iter().map(|token| token as u32).collect();
         close(&model.all_logits(&[&tokens]).unwrap(), &of("logits"), "logits");
+    }
+
+    /// In bfloat16 a factor between two of its numbers is kept in the mean of many outputs.
+    #[test]
+    fn small_factors_outlive_bfloat16() {
+        tch::manual_seed(2);
+        let mean = |x: &Tensor| x.to_kind(Kind::Double).abs().mean(None).double_value(&[]);
+        let norm = Tensor::full([64], 3.0, (Kind::Float, tch::Device::Cpu));
+        let x = Tensor::randn([500, 64], (Kind::Float, tch::Device::Cpu)).to_kind(Kind::BFloat16);
+        for factor in [0.997, 1.0, 1.003, 1.005] {
+            let (value, squares) = (Parameter::frozen(&norm * factor), norm.square());
+            let magnitude = Magnitude { value, squares, norm: norm.shallow_clone() };
+            let found = mean(&magnitude.scale(&x).unwrap()) / mean(&x);
+            assert!((found - factor).abs() < 0.001, "{factor}: {found}");
+        }
     }
 
     fn dora() -> Method {

@@ -23,6 +23,9 @@ pub(crate) struct Replicas {
     parcels: Vec<Vec<Tensor>>,
     /// Whether any process was asked to stop before the last step.
     stops: Cell<bool>,
+    /// Whether the process that writes finds it time to save, and whether all know it does.
+    wishes_to_save: Cell<bool>,
+    saves: Cell<bool>,
 }
 
 impl Replicas {
@@ -32,7 +35,8 @@ impl Replicas {
             let place = layer_of(&slot.name).map_or(num_layers, |layer| num_layers - 1 - layer);
             parcels[place].push(slot.gradient.shallow_clone());
         }
-        Self { group, parcels, stops: Cell::new(false) }
+        let [stops, wishes_to_save, saves] = [false; 3].map(Cell::new);
+        Self { group, parcels, stops, wishes_to_save, saves }
     }
 
     /// The processes.
@@ -48,6 +52,16 @@ impl Replicas {
     /// Whether any process was asked to stop before the last step: all stop after the same one.
     pub(crate) fn stops(&self) -> bool {
         self.stops.get()
+    }
+
+    /// Says before a step whether it is time to save; each process has a clock of its own, and the writing one's counts.
+    pub(crate) fn wish_to_save(&self, due: bool) {
+        self.wishes_to_save.set(due && self.writes());
+    }
+
+    /// Whether all save after the last step.
+    pub(crate) fn saves(&self) -> bool {
+        self.saves.get()
     }
 
     /// Checks that all processes train alike and are at the same step; `recipe` is the digest of how they train.
@@ -140,8 +154,9 @@ impl Exchange<'_> {
         // What no layer announced: all of it, where there were more processes than rows.
         (0..self.sums.len()).try_for_each(|place| self.start(place))?;
         let Gathered { loss, distil, tokens } = part;
-        let stops = f64::from(u8::from(stop::is_asked()));
-        let mut own = vec![loss, tokens as f64, stops];
+        let [stops, saves] =
+            [stop::is_asked(), self.of.wishes_to_save.get()].map(|flag| f64::from(u8::from(flag)));
+        let mut own = vec![loss, tokens as f64, stops, saves];
         if let Some(DistilTerms { divergence, hidden, objective, .. }) = distil {
             own.extend([divergence, hidden, objective]);
         }
@@ -159,8 +174,9 @@ impl Exchange<'_> {
             }
         }
         self.of.stops.set(figures[2] > 0.0);
+        self.of.saves.set(figures[3] > 0.0);
         // All of them are parts of means over all rows.
-        let distil = match (distil, figures.get(3..)) {
+        let distil = match (distil, figures.get(4..)) {
             (Some(terms), Some(&[divergence, hidden, objective])) => {
                 Some(DistilTerms { divergence, hidden, objective, ..terms })
             }

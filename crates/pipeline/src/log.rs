@@ -180,10 +180,10 @@ pub fn read_log(path: &Path) -> Result<Vec<LogLine>> {
 
 /// A value a line, none if there is no such file; a line that was cut off is left out.
 pub(crate) fn json_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
-    if !path.exists() {
-        return Ok(Vec::new());
-    }
-    let text = fs_err::read_to_string(path)?;
+    let text = match fs_err::read_to_string(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        text => text?,
+    };
     Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ::finetune::{Answer, ComputeChoice, EvalReport, Evaluated};
+use ::finetune::{Answer, ComputeChoice, EvalReport, Evaluated, Rounding};
 use checkpoint::{
     Checkpoint, locate, read_json, remove_if_there, require_companions, sha256_file, write_json,
 };
@@ -119,9 +119,9 @@ pub fn run(
         stages.watch(&collected, &pruned, observe)?;
     }
     let merged = run.settings.save_merged.then(|| run.at("merged"));
-    if merged.is_some() && run.settings.compute.in_4bit {
+    if merged.is_some() && run.settings.compute.rounding() != Rounding::NONE {
         tracing::warn!(
-            "the adapter is merged into the weights as they are stored, and evaluated on the weights in four bits; evaluate \
+            "the adapter is merged into the weights as they are stored, and evaluated on the rounded ones; evaluate \
              the merged model by `gradpruner eval`"
         );
     }

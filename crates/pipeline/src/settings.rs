@@ -179,7 +179,7 @@ impl RunSettings {
         Ok(self.planning().check(count)?)
     }
 
-    /// Refuses to train weights that are in four bits.
+    /// Refuses to train weights that are rounded to fewer bits.
     fn require_frozen_weights(&self) -> Result<()> {
         let Self { compute, finetune, repair, .. } = self;
         if compute.rounding() != Rounding::NONE
@@ -458,8 +458,17 @@ impl TrainingSettings {
     ///
     /// # Errors
     ///
-    /// [`PipelineError::Settings`] if nothing trains, or the layers that get adapters are left to scores.
+    /// [`PipelineError::Settings`] if nothing trains, adapters are spoken of and there are none, or the layers that get them are
+    /// left to scores.
     pub fn parse(&self, method: FinetuneMethod, seed: u64) -> Result<TrainSettings> {
+        for (name, given) in [("--dora", self.dora), ("--rslora", self.rslora)] {
+            if given && !method.has_adapters() {
+                let what = format!(
+                    "{name} is about adapters, and `{method}` trains none; leave it out, or train by lora"
+                );
+                return Err(PipelineError::Settings(what));
+            }
+        }
         let method = match method {
             FinetuneMethod::Full => Method::Full,
             FinetuneMethod::HeadAndLast(count) => Method::HeadAndLast(count),

@@ -133,7 +133,7 @@ fn what_llama_cpp_cannot_compute_is_refused() {
         scaling[key] = value;
         json!({"rope_parameters": scaling})
     };
-    let reason = "llama.cpp computes another rotation";
+    let reason = "llama.cpp does not compute this rope scaling";
     check("qwen2_yarn", yarn("attention_factor", json!(1.5)), reason);
     check("qwen2_yarn", yarn("truncate", json!(false)), reason);
     let mut gemma = yarn("factor", json!(2.0));

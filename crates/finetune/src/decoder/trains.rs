@@ -178,6 +178,19 @@ impl Model {
         weights.chain(adapters.flatten()).filter(|(_, parameter)| parameter.trains()).collect()
     }
 
+    /// Those that are rounded to fewer bits, under their names in the checkpoint.
+    pub(crate) fn rounded_weights(&self) -> Vec<(String, &Weight)> {
+        let embedding = [("model.embed_tokens.weight".to_owned(), &self.embedding)];
+        let head = self.head.as_ref().map(|head| ("lm_head.weight".to_owned(), head));
+        let linears = self.layers.iter().enumerate().flat_map(|(number, layer)| {
+            layer.linears.iter().map(move |(&module, linear)| {
+                (checkpoint::tensor_name(number, module), &linear.weight)
+            })
+        });
+        let all = embedding.into_iter().chain(head).chain(linears);
+        all.filter(|(_, weight)| weight.parameter().is_none()).collect()
+    }
+
     /// Every weight of the checkpoint under its name there, but for those that are rounded to fewer bits.
     pub(crate) fn named_weights(&self) -> Vec<(String, &Parameter)> {
         let mut all = Vec::new();

@@ -30,7 +30,12 @@ pub(super) fn share_weights(teacher: &Teacher, student: &mut Model) -> Result<()
 }
 
 fn share(from: &Weight, to: &mut Weight) -> Result<bool> {
-    let (Weight::Whole(from), Weight::Whole(to)) = (from, to) else { return Ok(false) };
+    let (Weight::Whole(from), Weight::Whole(to)) = (from, &mut *to) else {
+        if from.is_rounded_alike(to)? {
+            *to = from.share();
+        }
+        return Ok(false);
+    };
     let (theirs, own) = (&from.value, &to.value);
     let alike = !from.trains()
         && !to.trains()

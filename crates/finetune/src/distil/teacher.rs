@@ -5,7 +5,7 @@ use std::path::Path;
 
 use checkpoint::{Dtype, ModelConfig, read_json, sha256_bytes};
 use serde_json::Value;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::divergence::Likeliest;
 use super::states::Target;
@@ -123,6 +123,13 @@ impl Teacher {
             // A type that every device has the weights in.
             let digest = sha256_bytes(&bytes(&flat, Dtype::BF16)?);
             all.push(format!("{name} {:?} {digest}\n", parameter.value.size()));
+        }
+        for (name, weight) in self.model.rounded_weights() {
+            let (rows, columns) = weight.factor().size()?;
+            let few = (LOOKED_AT / columns.max(1)).clamp(1, rows.max(1));
+            let digest =
+                sha256_bytes(&bytes(&weight.factor().rows(0, few, Kind::Float)?, Dtype::BF16)?);
+            all.push(format!("{name} {rows} {columns} {digest}\n"));
         }
         for RunScale { run, factor } in &self.scales {
             all.push(format!("{run:?} {factor}\n"));

@@ -12,6 +12,7 @@ use crate::bridge::{number, values};
 use crate::decoder::{Keep, Trainable};
 use crate::observer::{LayerPass, Nobody, Observer};
 use crate::train::tests::{golden_model, lora, rows, settings, weights_of};
+use crate::weight::{Rounding, Weight};
 use crate::{ComputeType, Continuation, DeviceChoice, LoraSettings, Origin, RunScale, Trainer};
 
 const DISTIL: DistilSettings =
@@ -264,6 +265,33 @@ fn a_student_learns_from_its_teacher() {
     let mut other = other.with_teacher(teacher, only).unwrap();
     let refused = other.run(None, Some(&saves), &mut |_| {}).unwrap_err().to_string();
     assert!(refused.contains("teacher_sha256 was "), "{refused}");
+}
+
+/// Rounded weights tell one teacher from another, too, and are held once where they are the student's.
+#[test]
+fn a_teacher_in_few_bits() {
+    let rounding = Rounding { layers_in_4bit: true, embedding_in_8bit: true };
+    let load = |folder: &Path| {
+        Model::load_rounded(folder, DeviceChoice::Cpu, ComputeType::F32, rounding).unwrap()
+    };
+    let folder = testkit::temporary_folder();
+    let base = golden_model("tiny_llama").folder().to_owned();
+    let target = folder.path().join("merged");
+    crate::save_checkpoint(&dense("tiny_llama"), &target, 1 << 30).unwrap();
+    let identity = |model: Model| Teacher::other(model).identity().unwrap();
+    assert_eq!(identity(load(&base)), identity(load(&base)));
+    assert_ne!(identity(load(&base)), identity(load(&target)));
+
+    let only = DistilSettings { weight: 1.0, hidden: 0.0, ..DISTIL };
+    let teacher = Teacher::dense(load(&base), (0..6).collect());
+    let student = Trainer::new(load(&base), settings(lora()), rows("tiny_llama")).unwrap();
+    let student = student.with_teacher(teacher, only).unwrap();
+    for (number, layer) in student.model().layers.iter().enumerate() {
+        for linear in layer.linears.values() {
+            let Weight::Nf4(packed) = &linear.weight else { panic!("it is in four bits") };
+            assert_eq!(packed.handles(), 2, "layer {number}");
+        }
+    }
 }
 
 /// A teacher joins where a training goes on from another's steps, whichever is said first.

@@ -62,7 +62,7 @@ impl EvalRows {
         Self { rows, cut_rows, questions, examples }
     }
 
-    /// Every so-manieth row, from one on; longest first as all are, so that shares are about as long.
+    /// Every `of`-th row, from `first` on; longest first as all are, so that shares are about as long.
     pub(super) fn share(&self, first: usize, of: usize) -> Self {
         let questions = self.questions.iter().skip(first).step_by(of).cloned().collect();
         // The longest examples to those that have the shorter questions.

@@ -201,7 +201,7 @@ impl Trainer {
     /// Takes all remaining steps.
     ///
     /// With `saves`, a folder, the state is kept there from time to time, and before a step that
-    /// fails with a number that is not finite; it is taken up again if it is there. `observe` sees every step.
+    /// fails with a number that is not finite; before the first step one that is there is taken up again. `observe` sees every step.
     ///
     /// # Errors
     ///
@@ -266,6 +266,10 @@ impl Trainer {
         let mut sink = sink;
         let (mut tokens, mut last_loss, mut saved) = (0, f64::NAN, Instant::now());
         while self.step < until.min(self.total_steps()) {
+            let is_time = saved.elapsed() > SAVE_EVERY;
+            if let Some(replicas) = &self.replicas {
+                replicas.wish_to_save(is_time);
+            }
             // Reborrowed for each step.
             let sink = sink.as_mut().map(|sink| &mut **sink as &mut dyn GradientSink);
             let metrics = match (self.step(sink, &mut Nobody), saves) {
@@ -283,7 +287,7 @@ impl Trainer {
             observe(&metrics);
             let due = match self.settings.save_every {
                 Some(steps) => self.step.is_multiple_of(steps),
-                None => saved.elapsed() > SAVE_EVERY,
+                None => self.replicas.as_ref().map_or(is_time, Replicas::saves),
             };
             let asked = self.replicas.as_ref().map_or_else(stop::is_asked, Replicas::stops);
             let stops = asked && self.step < self.total_steps();

@@ -28,8 +28,8 @@ impl Rounding {
     /// None are.
     pub const NONE: Self = Self { layers_in_4bit: false, embedding_in_8bit: false };
 
-    /// What a recipe calls it; `None` if nothing is rounded.
-    pub(crate) fn name(self) -> Option<&'static str> {
+    /// What recipes call it; `None` if nothing is rounded.
+    pub fn name(self) -> Option<&'static str> {
         match (self.layers_in_4bit, self.embedding_in_8bit) {
             (false, false) => None,
             (true, false) => Some("nf4"),
@@ -134,6 +134,15 @@ impl Weight {
     /// Adds to the gradient, which is computed only if the weight trains.
     pub(crate) fn gather(&self, gradient: impl FnOnce() -> Result<Tensor>) -> Result<()> {
         self.parameter().map_or(Ok(()), |parameter| parameter.gather(gradient))
+    }
+
+    /// Whether both are rounded to the same few bits.
+    pub(crate) fn is_rounded_alike(&self, other: &Self) -> Result<bool> {
+        match (self, other) {
+            (Self::Nf4(one), Self::Nf4(other)) => one.is_alike(other),
+            (Self::Int8(one), Self::Int8(other)) => one.is_alike(other),
+            _ => Ok(false),
+        }
     }
 
     /// Another handle on the same weight and gradient.

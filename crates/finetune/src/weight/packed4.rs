@@ -52,6 +52,18 @@ impl Packed4 {
         }
     }
 
+    /// Whether both have the same bits, at the same kind of place.
+    pub(crate) fn is_alike(&self, other: &Self) -> Result<bool> {
+        Ok(self.size()? == other.size()?
+            && match (&self.held, &other.held) {
+                (Held::Here(one), Held::Here(other)) => one == other,
+                (Held::Device { codes, scales, .. }, Held::Device { codes: c, scales: s, .. }) => {
+                    codes.device() == c.device() && codes.f_equal(c)? && scales.f_equal(s)?
+                }
+                _ => false,
+            })
+    }
+
     /// Another handle on the same weight.
     pub(crate) fn share(&self) -> Self {
         Self { held: self.held.share(), ..*self }
@@ -138,6 +150,17 @@ impl Factor for Packed4 {
             }
         };
         Ok(wide.f_view([-1, self.columns])?.f_to_kind(kind)?)
+    }
+}
+
+#[cfg(test)]
+impl Packed4 {
+    /// How many handles there are on a CPU's weight.
+    pub(crate) fn handles(&self) -> usize {
+        match &self.held {
+            Held::Here(nf4) => std::sync::Arc::strong_count(nf4),
+            Held::Device { .. } => 1,
+        }
     }
 }
 

@@ -26,9 +26,16 @@ pub(crate) struct Packed8 {
 impl Packed8 {
     /// A stored weight `[out, in]`, rounded to the nearest.
     pub(crate) fn of(view: &TensorView<'_>, device: Device) -> Result<Self> {
-        let (mut codes, mut scales) = (Vec::new(), Vec::new());
-        each_part(view, |columns, part| {
-            let part = Tensor::f_from_slice(part)?.f_view([-1, columns as i64])?;
+        let &[rows, columns] = view.shape() else {
+            let what = format!("`{}` is no matrix and cannot be rounded", view.name());
+            return Err(FinetuneError::Settings(what));
+        };
+        let (rows, columns) = (rows as i64, columns as i64);
+        let codes = Tensor::f_empty([rows, columns], (Kind::Int8, device))?;
+        let scales = Tensor::f_empty([rows, 1], (Kind::Float, device))?;
+        let mut first = 0;
+        each_part(view, |_, part| {
+            let part = Tensor::f_from_slice(part)?.f_view([-1, columns])?;
             let scale = part.f_abs()?.f_amax([1_i64].as_slice(), true)?.f_div_scalar(MOST)?;
             if !crate::bridge::is_finite(&scale)? {
                 return Err(FinetuneError::NotFiniteWeight { name: view.name().to_owned() });
@@ -36,17 +43,26 @@ impl Packed8 {
             // A row of zeros has codes of zero.
             let divisor = scale.f_clamp_min(f64::from(f32::MIN_POSITIVE))?;
             let rounded = part.f_div(&divisor)?.f_round()?.f_clamp(-MOST, MOST)?;
-            codes.push(rounded.f_to_kind(Kind::Int8)?);
-            scales.push(scale);
+            let count = rounded.size2()?.0;
+            codes.f_narrow(0, first, count)?.f_copy_(&rounded)?;
+            scales.f_narrow(0, first, count)?.f_copy_(&scale)?;
+            first += count;
             Ok(())
         })?;
-        let whole = |parts: &[Tensor]| Tensor::f_cat(parts, 0)?.f_to_device(device);
-        Ok(Self { codes: whole(&codes)?, scales: whole(&scales)? })
+        Ok(Self { codes, scales })
     }
 
     /// Where it is.
     pub(crate) fn device(&self) -> Device {
         self.codes.device()
+    }
+
+    /// Whether both have the same bits, at the same place.
+    pub(crate) fn is_alike(&self, other: &Self) -> Result<bool> {
+        Ok(self.device() == other.device()
+            && self.size()? == other.size()?
+            && self.codes.f_equal(&other.codes)?
+            && self.scales.f_equal(&other.scales)?)
     }
 
     /// Another handle on the same weight.

@@ -111,11 +111,8 @@ impl Stages<'_> {
             "model": self.digests.model, "train": self.digests.train, "seed": seed, "dtype": compute.dtype,
             "ignore_fields": ignore_fields, "held_out": self.held_out,
         });
-        if compute.in_4bit {
-            common["frozen_weights"] = match compute.embedding_in_8bit {
-                true => "nf4, int8 embedding".into(),
-                false => "nf4".into(),
-            };
+        if let Some(name) = compute.rounding().name() {
+            common["frozen_weights"] = name.into();
         }
         common
     }

@@ -64,7 +64,7 @@ pub(super) struct Fitting {
 /// What stages are foretold with.
 pub(super) struct Estimator {
     pub(super) compute: ComputeType,
-    /// Whether frozen weights are in four bits.
+    /// Which frozen weights are rounded to fewer bits.
     pub(super) rounding: Rounding,
     /// Floating-point operations a second.
     pub(super) rate: f64,
@@ -226,7 +226,10 @@ impl Teaching {
     /// Adds to a student's memory what the teacher takes beside it, `alone` being that of its own passes: its weights and
     /// adapters, and what it says of a batch. Its activations are gone before the student's come.
     fn add_to(&self, memory: &mut MemoryEstimate, alone: MemoryEstimate, batch: BatchShape) {
-        memory.mapped = if self.shares { alone.mapped } else { memory.mapped + alone.mapped };
+        let beside =
+            |student: u64, teacher: u64| if self.shares { teacher } else { student + teacher };
+        memory.mapped = beside(memory.mapped, alone.mapped);
+        memory.packed = beside(memory.packed, alone.packed);
         memory.converted = memory.converted.max(alone.converted);
         memory.trained += self.adapter_bytes;
         if self.distil.weight > 0.0 {

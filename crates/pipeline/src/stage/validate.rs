@@ -72,7 +72,8 @@ pub(super) fn train_validated(
     observe: &mut dyn FnMut(Event),
 ) -> Result<TrainReport> {
     let saved = trainer.saved_step(saves)?;
-    let mut validation = Validation::open(context, training, (saves, saved.unwrap_or(0)))?;
+    let state = (saves, saved.unwrap_or(0));
+    let mut validation = Validation::open(context, training, state, trainer.writes())?;
     let last = trainer.total_steps();
     let mut step = saved.unwrap_or(0).max(trainer.steps_done());
     let mut report: Option<TrainReport> = None;
@@ -82,9 +83,11 @@ pub(super) fn train_validated(
             Err(PipelineError::Finetune(
                 error @ (FinetuneError::NotFinite { .. } | FinetuneError::NotFiniteWeight { .. }),
             )) if validation.has_good() => {
-                tracing::warn!(
-                    "{error}. The training ends here, with the weights that were best on the rows held out"
-                );
+                if trainer.writes() {
+                    tracing::warn!(
+                        "{error}. The training ends here, with the weights that were best on the rows held out"
+                    );
+                }
                 break;
             }
             part => part?,
@@ -130,11 +133,12 @@ fn take(
 
 impl Validation {
     /// The looks at a training that has taken so many steps by its state in a folder. Later ones are another training's,
-    /// whose state is gone.
+    /// whose state is gone; the process that writes removes them.
     fn open(
         context: StageContext<'_>,
         training: &TrainingSettings,
         (saves, step): (&Path, usize),
+        writes: bool,
     ) -> Result<Self> {
         let (_, held_out) = context.rows()?;
         let rows = EvalRows::encode(&*context.encoder()?, &held_out, training.max_tokens)?;
@@ -146,8 +150,10 @@ impl Validation {
         let mut looks: Vec<Trial> = json_lines(&lines)?;
         if looks.last().is_some_and(|look| look.step > step) {
             looks.clear();
-            remove_if_there(&lines)?;
-            remove_if_there(&best)?;
+            if writes {
+                remove_if_there(&lines)?;
+                remove_if_there(&best)?;
+            }
         }
         Ok(Self { rows, lines, best, looks })
     }

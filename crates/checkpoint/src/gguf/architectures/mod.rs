@@ -130,7 +130,8 @@ fn require_scaling(config: &ModelConfig, knows: fn(&Rope) -> bool) -> Result<(),
     match config.ropes.iter().all(knows) {
         true => Ok(()),
         false => {
-            Err("llama.cpp computes another rotation than this rope scaling for this family".into())
+            Err("llama.cpp does not compute this rope scaling for this family (see `rope_parameters` or `rope_scaling` in \
+                      config.json)".into())
         }
     }
 }
