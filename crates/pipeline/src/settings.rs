@@ -175,6 +175,7 @@ impl RunSettings {
             )));
         }
         self.training.check()?;
+        self.training.require_adapters(self.finetune)?;
         self.require_frozen_weights()?;
         Ok(self.planning().check(count)?)
     }
@@ -449,6 +450,19 @@ impl TrainingSettings {
         Ok(())
     }
 
+    /// Refuses what is said of adapters where there are none.
+    fn require_adapters(&self, method: FinetuneMethod) -> Result<()> {
+        for (name, given) in [("--dora", self.dora), ("--rslora", self.rslora)] {
+            if given && !method.has_adapters() {
+                let what = format!(
+                    "{name} is about adapters, and `{method}` trains none; leave it out, or train by lora"
+                );
+                return Err(PipelineError::Settings(what));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether the dense model, fine-tuned alike, teaches.
     pub(crate) fn learns_from_dense(&self) -> bool {
         self.distil.is_some() && self.teacher.is_none()
@@ -461,14 +475,7 @@ impl TrainingSettings {
     /// [`PipelineError::Settings`] if nothing trains, adapters are spoken of and there are none, or the layers that get them are
     /// left to scores.
     pub fn parse(&self, method: FinetuneMethod, seed: u64) -> Result<TrainSettings> {
-        for (name, given) in [("--dora", self.dora), ("--rslora", self.rslora)] {
-            if given && !method.has_adapters() {
-                let what = format!(
-                    "{name} is about adapters, and `{method}` trains none; leave it out, or train by lora"
-                );
-                return Err(PipelineError::Settings(what));
-            }
-        }
+        self.require_adapters(method)?;
         let method = match method {
             FinetuneMethod::Full => Method::Full,
             FinetuneMethod::HeadAndLast(count) => Method::HeadAndLast(count),
