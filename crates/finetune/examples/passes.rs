@@ -2,13 +2,15 @@
 //! passes of the same rows.
 //!
 //! `passes losses MODEL DATA` times the loss without 12 layers and counts greedy's passes; `passes maps MODEL TOKENS` fits
-//! linear maps in the place of 13 of 32 layers, on rows of random tokens.
+//! linear maps in the place of 13 of 32 layers, on rows of random tokens. `passes few MODEL DATA` says how far the errors of maps
+//! of few tokens can be trusted, and the layers that `linear-fit` chooses by them.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
 use dataset::{Encoder, Example};
-use evidence::{Evidence, LossProbe};
+use evidence::{Evidence, GateSettings, LossProbe, RunErrors, RunSettings};
 use gradpruner_finetune::{
     ComputeChoice, ComputeType, DeviceChoice, Discrepancy, FinetuneError, MapSettings, Model,
     SkipProbe, fit_linear_maps,
@@ -32,7 +34,13 @@ fn main() -> Outcome {
     let found = match arguments.as_slice() {
         ["losses", model, data] => losses(Path::new(model), Path::new(data))?,
         ["maps", model, tokens] => maps(Path::new(model), tokens.parse()?)?,
-        _ => return Err("passes losses MODEL DATA, or passes maps MODEL TOKENS".into()),
+        ["few", model, data] => few(Path::new(model), Path::new(data))?,
+        _ => {
+            return Err(
+                "passes losses MODEL DATA, passes maps MODEL TOKENS or passes few MODEL DATA"
+                    .into(),
+            );
+        }
     };
     println!("{found:#}");
     Ok(())
@@ -110,6 +118,66 @@ fn maps(folder: &Path, tokens: usize) -> Outcome<Value> {
         fit_linear_maps(&model, &rows, &settings, &mut |_| Ok::<_, FinetuneError>(())).map(drop)
     })?;
     Ok(json!({"tokens": rows.len() * ROW, "forward_seconds": pass, "fit_seconds": fit}))
+}
+
+/// Tokens that maps are fitted on, and those that say what is right.
+const FEW: [usize; 5] = [280, 400, 800, 1200, 2000];
+const MANY: usize = 9000;
+
+fn few(folder: &Path, data: &Path) -> Outcome<Value> {
+    let model = load(folder)?;
+    let rows = dataset::read_rows(data, &[])?;
+    let encoded = Encoder::read(folder)?.examples(&rows[..160.min(rows.len())], 512)?;
+    let examples: Vec<&Example> = encoded.examples.iter().collect();
+    let num_layers = model.config().num_layers;
+    let mut probe = SkipProbe::new(&model, &examples, BATCH_TOKENS)?;
+    let mut choose = |tokens: usize| -> Outcome<(RunErrors, Vec<usize>)> {
+        let mut limited = Limited { probe: &mut probe, tokens, errors: RunErrors::default() };
+        let mut seen = Evidence { num_layers, losses: Some(&mut limited), ..Evidence::default() };
+        let request = Request::new(num_layers, Share::Percent(40.0), Keep::Guard, 0)?;
+        let removed = "linear-fit".parse::<Criterion>()?.select(&mut seen, &request)?.removed;
+        Ok((limited.errors, removed))
+    };
+    let (right, _) = choose(MANY)?;
+    let values = |of: &RunErrors| of.iter().map(|(_, error)| error).collect::<Vec<f64>>();
+    let mut found = Vec::new();
+    for tokens in FEW.into_iter().chain([MANY]) {
+        let (errors, mut removed) = choose(tokens)?;
+        removed.sort_unstable();
+        let plan = Plan::new(num_layers, removed.clone(), Vec::new(), 0.2);
+        let sum: f64 = plan.runs().into_iter().filter_map(|(_, run)| right.get(run)).sum();
+        let tau = metrics::kendall_tau(&values(&errors), &values(&right));
+        found.push(json!({"tokens": tokens, "tau": tau, "removed": removed, "sum": sum}));
+    }
+    Ok(found.into())
+}
+
+/// A probe whose maps are fitted on so many tokens.
+struct Limited<'a, 'b> {
+    probe: &'a mut SkipProbe<'b>,
+    tokens: usize,
+    /// What it found last.
+    errors: RunErrors,
+}
+
+impl LossProbe for Limited<'_, '_> {
+    fn loss(&mut self, without: &[usize]) -> evidence::Result<f64> {
+        self.probe.loss(without)
+    }
+
+    fn state_gradients(&mut self, without: &[usize]) -> evidence::Result<BTreeMap<usize, f64>> {
+        self.probe.state_gradients(without)
+    }
+
+    fn gates(&mut self, settings: &GateSettings) -> evidence::Result<Vec<f64>> {
+        self.probe.gates(settings)
+    }
+
+    fn run_errors(&mut self, settings: &RunSettings) -> evidence::Result<RunErrors> {
+        let tokens = self.tokens;
+        self.errors = self.probe.run_errors(&RunSettings { tokens, ..settings.clone() })?;
+        Ok(self.errors.clone())
+    }
 }
 
 fn load(folder: &Path) -> Outcome<Model> {

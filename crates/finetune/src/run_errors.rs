@@ -29,6 +29,9 @@ use crate::walk::Walk;
 /// ```
 ///
 /// `M + K` is factored once a receiver, for all runs behind it. Held are two states of each token and layer.
+///
+/// A map of few tokens fits these whatever the run: where there are fewer than [`ENOUGH`] for each element of a state, the last
+/// quarter is left out of the fit, and the error is theirs.
 pub(crate) fn run_errors(walk: &Walk<'_>, settings: &RunSettings) -> Result<RunErrors> {
     let runs: Vec<_> = settings.runs().map(std::ops::RangeInclusive::into_inner).collect();
     let mut errors = RunErrors::default();
@@ -36,14 +39,17 @@ pub(crate) fn run_errors(walk: &Walk<'_>, settings: &RunSettings) -> Result<RunE
     let is_receiver = |layer: usize| runs.iter().any(|&(first, _)| first == layer + 1);
     let States { outputs, mapped, first_outputs, first_mapped } =
         states(walk, settings.tokens, last, &is_receiver)?;
-    let sizes = outputs.iter().map(norm_squared_wide).collect::<Result<Vec<_>>>()?;
+    let tokens = Tokens::of(&outputs)?;
+    let size = |x: &Tensor| norm_squared(&wide(&tokens.judged(x)?)?);
+    let sizes = outputs.iter().map(size).collect::<Result<Vec<_>>>()?;
     let first_sizes = first_outputs.iter().map(norm_squared_wide).collect::<Result<Vec<_>>>()?;
     for (receiver, (m, first)) in mapped.iter().zip(&first_mapped).enumerate() {
         let (Some(m), Some(first)) = (m, first) else { continue };
         let m = wide(m)?;
         let y = wide(&outputs[receiver])?.f_sub(&m)?;
-        let transposed = m.f_numpy_t()?;
-        let squares = transposed.f_mm(&m)?;
+        let fitted = tokens.fitted(&m)?;
+        let transposed = fitted.f_numpy_t()?;
+        let squares = transposed.f_mm(&fitted)?;
         if !is_finite(&squares)? {
             return Err(not_finite());
         }
@@ -51,13 +57,18 @@ pub(crate) fn run_errors(walk: &Walk<'_>, settings: &RunSettings) -> Result<RunE
         for &(first, last) in runs.iter().filter(|&&(first, _)| first == receiver + 1) {
             stop::check()?;
             let gap = wide(&outputs[last])?.f_sub(&y)?;
-            let products = transposed.f_mm(&gap)?;
+            let products = transposed.f_mm(&tokens.fitted(&gap)?)?;
             if !is_finite(&products)? {
                 return Err(not_finite());
             }
             let map = ridge.solve(&products)?;
-            let explained = number(&map.f_mul(&products)?.f_sum(tch::Kind::Double)?)?;
-            let left = norm_squared(&gap)? - explained + ridge.bent(&map)?;
+            let left = if tokens.are_apart() {
+                let judged = tokens.judged(&m)?.f_mm(&map)?;
+                norm_squared(&tokens.judged(&gap)?.f_sub(&judged)?)?
+            } else {
+                let explained = number(&map.f_mul(&products)?.f_sum(tch::Kind::Double)?)?;
+                norm_squared(&gap)? - explained + ridge.bent(&map)?
+            };
             // Rounding can leave a true zero just below it.
             let error = left.max(0.0) / sizes[last].max(f64::MIN_POSITIVE);
             let [has, had] = [receiver, last].map(|layer| first_sizes[layer].sqrt());
@@ -66,6 +77,40 @@ pub(crate) fn run_errors(walk: &Walk<'_>, settings: &RunSettings) -> Result<RunE
         }
     }
     Ok(errors)
+}
+
+/// Tokens for each element of a state from which on a map's error on the tokens that it was fitted on says something.
+const ENOUGH: i64 = 2;
+
+/// Which of the tokens maps are fitted on, and by which they are judged.
+struct Tokens {
+    all: i64,
+    fitted: i64,
+}
+
+impl Tokens {
+    fn of(outputs: &[Tensor]) -> Result<Self> {
+        let Some(states) = outputs.first() else { return Ok(Self { all: 0, fitted: 0 }) };
+        let (all, width) = states.size2()?;
+        let left_out = if all < ENOUGH * width { all / 4 } else { 0 };
+        Ok(Self { all, fitted: all - left_out })
+    }
+
+    /// Whether they are not the same.
+    fn are_apart(&self) -> bool {
+        self.fitted < self.all
+    }
+
+    fn fitted(&self, states: &Tensor) -> Result<Tensor> {
+        Ok(states.f_narrow(0, 0, self.fitted)?)
+    }
+
+    fn judged(&self, states: &Tensor) -> Result<Tensor> {
+        Ok(match self.are_apart() {
+            true => states.f_narrow(0, self.fitted, self.all - self.fitted)?,
+            false => states.shallow_clone(),
+        })
+    }
 }
 
 /// States of some tokens, `[n, hidden]`.
@@ -203,6 +248,39 @@ mod tests {
             sum.sqrt()
         });
         sizes.collect()
+    }
+
+    /// With few tokens the error is that of the last quarter under the map of the others, which is far larger than that of the
+    /// tokens a map was fitted on.
+    #[test]
+    fn few_tokens_are_judged_by_others() {
+        let (model, data) = (golden_model("tiny_llama"), rows("tiny_llama"));
+        let examples: Vec<&Example> = data.examples.iter().collect();
+        let _guard = tch::no_grad_guard();
+        let walk = Walk::new(&model, &examples, usize::MAX).unwrap();
+        let few = RunSettings { tokens: 90, ..settings() };
+        let found = run_errors(&walk, &few).unwrap();
+        let States { outputs, mapped, first_outputs, first_mapped } =
+            states(&walk, 90, 5, &|_| true).unwrap();
+        let size = |x: &Tensor| norm_squared(x).unwrap();
+        for (run, error) in found.iter() {
+            let (receiver, last) = (run.start() - 1, *run.end());
+            let m = wide(mapped[receiver].as_ref().unwrap()).unwrap();
+            let [y, x] = [receiver, last].map(|layer| wide(&outputs[layer]).unwrap());
+            let gap = &x - (y - &m);
+            let (fitted, judged) = (m.narrow(0, 0, 68), m.narrow(0, 68, 22));
+            let first = first_mapped[receiver].as_ref().unwrap();
+            let ridge = Ridge::new(&fitted.tr().mm(&fitted), 1e-3, wide(first).unwrap()).unwrap();
+            let map = ridge.solve(&fitted.tr().mm(&gap.narrow(0, 0, 68))).unwrap();
+            let left = |m: &Tensor, first: i64, count: i64| {
+                size(&(gap.narrow(0, first, count) - m.mm(&map))) / size(&x.narrow(0, first, count))
+            };
+            let [has, had] = [receiver, last].map(|layer| size(&first_outputs[layer]).sqrt());
+            let lacking = (1.0 - has / had).max(0.0).powi(2);
+            let expected = left(&judged, 68, 22) + lacking;
+            assert!((error - expected).abs() < 1e-4 * expected, "{run:?}: {error}, {expected}");
+            assert!(expected > 2.0 * (left(&fitted, 0, 68) + lacking), "{run:?}");
+        }
     }
 
     /// So many tokens as are wanted, from the first on.

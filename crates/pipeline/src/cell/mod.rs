@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// Raised whenever the same rows choose other layers, or fit another repair.
-pub(crate) const RULES: u32 = 3;
+pub(crate) const RULES: u32 = 4;
 
 /// What the stages of a cell have in common.
 #[derive(Debug, Clone, Copy)]
