@@ -48,12 +48,12 @@ fn losses(desk: &Desk, metrics: &str) -> Vec<f64> {
 }
 
 /// Losses and adapters of one process that takes all rows, by two and by five, of which one has no row in a step of
-/// four; with a teacher and rows held out, too. One process writes and prints.
+/// four; by `DoRA` with a teacher and rows held out, too. One process writes and prints.
 #[test]
 fn processes_train_as_one_does() {
     let desk = Desk::new();
     // Four rows are held out: of five processes one has none to look at.
-    let taught = "--distil --teacher model --eval-every 2 --choose 4";
+    let taught = "--dora --distil --teacher model --eval-every 2 --choose 4";
     for (number, more) in ["", taught].iter().enumerate() {
         let command = |out: &str| {
             format!(
