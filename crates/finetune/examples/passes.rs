@@ -138,14 +138,18 @@ fn few(folder: &Path, data: &Path) -> Outcome<Value> {
         let removed = "linear-fit".parse::<Criterion>()?.select(&mut seen, &request)?.removed;
         Ok((limited.errors, removed))
     };
-    let (right, _) = choose(MANY)?;
+    let (right, mut best) = choose(MANY)?;
+    best.sort_unstable();
     let values = |of: &RunErrors| of.iter().map(|(_, error)| error).collect::<Vec<f64>>();
-    let mut found = Vec::new();
-    for tokens in FEW.into_iter().chain([MANY]) {
+    let sum_of = |removed: &[usize]| -> f64 {
+        let plan = Plan::new(num_layers, removed.to_vec(), Vec::new(), 0.2);
+        plan.runs().into_iter().filter_map(|(_, run)| right.get(run)).sum()
+    };
+    let mut found = vec![json!({"tokens": MANY, "removed": best, "sum": sum_of(&best)})];
+    for tokens in FEW {
         let (errors, mut removed) = choose(tokens)?;
         removed.sort_unstable();
-        let plan = Plan::new(num_layers, removed.clone(), Vec::new(), 0.2);
-        let sum: f64 = plan.runs().into_iter().filter_map(|(_, run)| right.get(run)).sum();
+        let sum = sum_of(&removed);
         let tau = metrics::kendall_tau(&values(&errors), &values(&right));
         found.push(json!({"tokens": tokens, "tau": tau, "removed": removed, "sum": sum}));
     }

@@ -53,6 +53,13 @@ pub(crate) enum Weight {
 /// Elements that are rounded at a time: memory stays at little more than the rounded weight's.
 const PART: usize = 1 << 20;
 
+/// Rows and columns of a weight to round.
+fn shape(view: &TensorView<'_>) -> Result<[usize; 2]> {
+    <[usize; 2]>::try_from(view.shape()).map_err(|_| {
+        FinetuneError::Settings(format!("`{}` is no matrix and cannot be rounded", view.name()))
+    })
+}
+
 /// Hands out a stored matrix some whole rows at a time, in f32. It is read from its file a part at a time, not mapped:
 /// pages that were looked at would count as this process's memory.
 fn each_part(
@@ -60,10 +67,7 @@ fn each_part(
     mut take: impl FnMut(usize, &[f32]) -> Result<()>,
 ) -> Result<[i64; 2]> {
     let (dtype, reader) = (view.dtype()?, view.reader()?);
-    let &[rows, columns] = view.shape() else {
-        let what = format!("`{}` is no matrix and cannot be rounded", view.name());
-        return Err(FinetuneError::Settings(what));
-    };
+    let [rows, columns] = shape(view)?;
     let most = (PART / columns.max(1)).max(1);
     for first in (0..rows).step_by(most) {
         let mut part = vec![0; most.min(rows - first) * columns * dtype.size()];

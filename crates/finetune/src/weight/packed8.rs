@@ -3,7 +3,7 @@
 use checkpoint::TensorView;
 use tch::{Device, Kind, Tensor};
 
-use super::each_part;
+use super::{each_part, shape};
 use crate::product::Factor;
 use crate::{FinetuneError, Result};
 
@@ -26,11 +26,7 @@ pub(crate) struct Packed8 {
 impl Packed8 {
     /// A stored weight `[out, in]`, rounded to the nearest.
     pub(crate) fn of(view: &TensorView<'_>, device: Device) -> Result<Self> {
-        let &[rows, columns] = view.shape() else {
-            let what = format!("`{}` is no matrix and cannot be rounded", view.name());
-            return Err(FinetuneError::Settings(what));
-        };
-        let (rows, columns) = (rows as i64, columns as i64);
+        let [rows, columns] = shape(view)?.map(|size| size as i64);
         let codes = Tensor::f_empty([rows, columns], (Kind::Int8, device))?;
         let scales = Tensor::f_empty([rows, 1], (Kind::Float, device))?;
         let mut first = 0;
