@@ -83,6 +83,11 @@ impl<'a> Fields<'a> {
         keys.iter().copied().find(|key| self.has(key))
     }
 
+    /// The first of some fields that has something in it.
+    pub(crate) fn first_filled<'k>(&self, keys: &[&'k str]) -> Option<&'k str> {
+        keys.iter().copied().find(|key| self.has_more_than_nothing(key))
+    }
+
     /// Takes a field.
     pub(crate) fn take(&mut self, key: &str) -> Option<Value> {
         self.left.shift_remove(key)

@@ -17,6 +17,7 @@ mod jinja;
 mod json;
 mod row;
 mod sampler;
+mod shown;
 mod template;
 mod third_party;
 mod tokenizer;

@@ -22,7 +22,7 @@ const SPECIAL_TOKENS: [&str; 7] =
 /// Where further templates lie, each in a file of its name; transformers has used both.
 const FOLDERS: [&str; 2] = ["additional_chat_templates", "chat_templates"];
 /// Under which names a message's reasoning comes; templates ask for the first two.
-const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+pub(crate) const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// A chat template with the special tokens it may name.
 #[derive(Debug)]
@@ -125,6 +125,8 @@ impl ChatTemplate {
         generate: bool,
     ) -> Result<Rendered> {
         let template = self.template_for(tools)?;
+        let is_silent = |message: &Message| message.content.is_none();
+        let may_ask_content = messages.iter().any(is_silent);
         let messages: Vec<Value> = messages.iter().map(message_json).collect();
         let (turns, messages) = (messages.len(), Value::from(messages));
         let tools = if tools.is_empty() { Value::Null } else { Value::from(tools) };
@@ -141,7 +143,14 @@ impl ChatTemplate {
             ("add_generation_prompt", json!(generate)),
         ]);
         let rendered = template.program.render(&variables, Size { turns, bytes });
-        rendered.map_err(|fault| template_error(&template.origin, fault))
+        rendered.map_err(|mut fault| {
+            if may_ask_content {
+                let advice =
+                    "; a turn has `tool_calls` and no content, which this template may not know";
+                fault.what.push_str(advice);
+            }
+            template_error(&template.origin, fault)
+        })
     }
 
     /// Whether the template says itself which words are the assistant's, by `{% generation %}`.

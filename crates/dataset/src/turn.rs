@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
+use serde_json::Value;
+
 use crate::jinja::Rendered;
+use crate::shown::require_whole;
 use crate::{Chat, ChatTemplate, DatasetError, Message, Result};
 
 /// A text and what of it is learned, in characters, in order.
@@ -17,7 +20,13 @@ struct Turn {
     text: String,
     /// In bytes, the end-of-turn token included.
     reply: Range<usize>,
+    /// Where the reply ends without the end-of-text token, if another token ends it before: where turns follow, the
+    /// template may show it so.
+    ends_before: Option<usize>,
 }
+
+/// What no assistant says: a character that is nobody's.
+const SOMETHING_ELSE: &str = "\u{e000}";
 
 impl ChatTemplate {
     /// The texts that teach a chat's replies.
@@ -26,11 +35,18 @@ impl ChatTemplate {
     /// is shown differently later (without its reasoning, say) is learned from the text in which it
     /// is the last turn; replies that agree share a text, and each is learned once.
     pub(crate) fn pieces(&self, chat: &Chat) -> Result<Vec<Piece>> {
-        if self.has_marks(chat)? {
-            return Ok(vec![self.marked_piece(chat)?]);
-        }
+        let pieces = match self.has_marks(chat)? {
+            true => vec![self.marked_piece(chat)?],
+            false => self.found_pieces(chat)?,
+        };
+        self.require_tools(chat, pieces.iter().map(|piece| piece.text.as_str()))?;
+        Ok(pieces)
+    }
+
+    /// The texts, where the template does not mark replies.
+    fn found_pieces(&self, chat: &Chat) -> Result<Vec<Piece>> {
         let mut text = self.render(chat, false)?;
-        let (mut left, mut from) = (Vec::new(), 0);
+        let mut left = Vec::new();
         for (number, message) in chat.messages.iter().enumerate() {
             if message.role != "assistant" || !message.learned {
                 continue;
@@ -38,16 +54,16 @@ impl ChatTemplate {
             let turn = match self.turn(chat, number) {
                 Ok(turn) => turn,
                 // A template may refuse what it would show as part of a longer chat.
-                Err(error) => self.turn_by_content(&text, from, message).ok_or(error)?,
+                Err(error) => self.turn_by_content(chat, number, &text).ok_or(error)?,
             };
-            from = turn.reply.end.min(text.len());
+            require_whole(message, &turn.text[turn.reply.clone()])?;
             left.push(turn);
         }
         let mut pieces = Vec::new();
         loop {
             let (inside, outside): (Vec<Turn>, _) =
-                left.into_iter().partition(|turn| text.starts_with(&turn.text[..turn.reply.end]));
-            let replies = inside.into_iter().map(|turn| turn.reply);
+                left.into_iter().partition(|turn| turn.within(&text).is_some());
+            let replies = inside.iter().filter_map(|turn| turn.within(&text));
             let learned = in_characters(&text, replies);
             pieces.push(Piece { text: text.clone(), learned });
             match outside.last() {
@@ -68,6 +84,9 @@ impl ChatTemplate {
         let Chat { messages, tools } = chat;
         let whole = self.render_turns(messages, tools, false)?;
         let mut learned = whole.marked.clone();
+        if let Some(last) = messages.last().filter(|last| last.learned) {
+            require_whole(last, &whole.text)?; // What is shown of earlier turns is the template's affair.
+        }
         let first = |turns: usize| match turns {
             // Most templates refuse a chat without a turn.
             0 => Ok(Rendered { text: String::new(), marked: Vec::new() }),
@@ -101,42 +120,74 @@ impl ChatTemplate {
         };
         let asked = before(true)?;
         let text = self.render_turns(&messages[..=number], tools, false)?.text;
-        let said = message.text().trim();
+        let said = || self.said_from(&messages[..=number], number, tools, &text);
         if text.starts_with(&asked) {
             let mut start = asked.len();
-            let header = header(&text[start..], message);
-            if header > 0 && before(false)? == asked {
-                start += header; // The template never asks, so its reply begins with a header.
+            if message.more.is_empty() && before(false)? == asked {
+                // The template never asks, so its reply may begin with a header.
+                let said = said()?.max(start);
+                if !text[start..said].trim().is_empty() {
+                    start = said;
+                }
             }
-            return Ok(Turn::new(text, start));
+            return Ok(self.ended(text, start, message));
         }
-        let common = common_prefix(&asked, &text);
-        let bare = before(false)?;
+        let (bare, said) = (before(false)?, said()?);
         if text.starts_with(&bare) {
-            return Ok(Turn::new(text, common.max(bare.len())));
+            // Up to where it goes on otherwise than it was asked to; that words begin alike says nothing.
+            let start = common_prefix(&asked, &text).max(bare.len()).min(said.max(bare.len()));
+            return Ok(self.ended(text, start, message));
         }
-        match text.rfind(said) {
-            // Earlier turns are shown differently once there is a reply: they stay as the model
-            // sees them when it is asked.
-            Some(at) if !said.is_empty() => {
-                let start = asked.len();
-                Ok(Turn::new(asked + &text[at..], start))
-            }
-            _ => Ok(Turn::new(text, common)),
-        }
+        // Earlier turns are shown differently once there is a reply: they stay as the model sees them when it is asked.
+        let blanks = &text[text[..said].trim_end().len()..said];
+        let asked_blanks = &asked[asked.trim_end().len()..];
+        let own_blanks = blanks.strip_prefix(asked_blanks).unwrap_or_default();
+        let start = asked.len();
+        Ok(self.ended(asked + own_blanks + &text[said..], start, message))
     }
-}
 
-impl ChatTemplate {
-    /// A reply where its words stand in the whole chat, after those before it.
-    fn turn_by_content(&self, text: &str, from: usize, message: &Message) -> Option<Turn> {
-        let said = message.text().trim();
-        let start = from + text.get(from..)?.find(said).filter(|_| !said.is_empty())?;
-        let end = start + said.len();
+    /// Where in a chat's text a turn's own words begin, in bytes: where the text would differ if the assistant said
+    /// something else there.
+    fn said_from(
+        &self,
+        messages: &[Message],
+        number: usize,
+        tools: &[Value],
+        text: &str,
+    ) -> Result<usize> {
+        let mut others = messages.to_vec();
+        others[number] = Message::new("assistant", SOMETHING_ELSE);
+        let other = self.render_turns(&others, tools, false)?.text;
+        let start = common_prefix(text, &other);
+        if other[start..].starts_with(SOMETHING_ELSE) || start < text.trim_end().len() {
+            return Ok(start);
+        }
+        let what = "the chat template does not show what the assistant says";
+        Err(DatasetError::Encode { what: what.into() })
+    }
+
+    /// A reply from `start` on. What a template puts at the end of every text alone is no part of it in longer ones.
+    fn ended(&self, text: String, start: usize, message: &Message) -> Turn {
+        let turn = Turn::new(text, start);
+        let eos = self.eos_token();
+        let within = turn.text[..turn.reply.end].strip_suffix(eos).filter(|_| !eos.is_empty());
+        // Where nothing else ends a reply, this does.
+        let ends_before = within
+            .map(|text| text.trim_end().len())
+            .filter(|&end| start < end && !turn.text[..end].ends_with(message.text().trim()));
+        Turn { ends_before, ..turn }
+    }
+
+    /// A reply where its words stand in the whole chat.
+    fn turn_by_content(&self, chat: &Chat, number: usize, text: &str) -> Option<Turn> {
+        let said = chat.messages[number].text().trim();
+        let start = self.said_from(&chat.messages, number, &chat.tools, text).ok()?;
+        let start = start + (text[start..].len() - text[start..].trim_start().len());
+        let end = start + text[start..].starts_with(said).then_some(said.len())?;
         let eos = self.eos_token();
         let ended = !eos.is_empty() && text[end..].starts_with(eos);
         let end = if ended { end + eos.len() } else { end };
-        Some(Turn { text: text.to_owned(), reply: start..end })
+        Some(Turn { text: text.to_owned(), reply: start..end, ends_before: None })
     }
 }
 
@@ -144,7 +195,14 @@ impl Turn {
     /// A reply from `start` to the text's last character that is no blank.
     fn new(text: String, start: usize) -> Self {
         let end = start + text[start..].trim_end().len();
-        Self { text, reply: start..end }
+        Self { text, reply: start..end, ends_before: None }
+    }
+
+    /// The reply's place in a text that shows it as it was shown when it was the last turn, if that one does.
+    fn within(&self, text: &str) -> Option<Range<usize>> {
+        let ends = [Some(self.reply.end), self.ends_before];
+        let end = ends.into_iter().flatten().find(|&end| text.starts_with(&self.text[..end]))?;
+        Some(self.reply.start..end)
     }
 }
 
@@ -153,15 +211,6 @@ fn begins_with(whole: &Rendered, first: &Rendered) -> bool {
     let end = first.marked.iter().map(|range| range.end).max().unwrap_or(0);
     whole.marked.starts_with(&first.marked)
         && whole.text.chars().take(end).eq(first.text.chars().take(end))
-}
-
-/// How many bytes of a turn come before what is said, if more than blanks do and nothing else is.
-fn header(turn: &str, message: &Message) -> usize {
-    let said = message.text().trim();
-    match turn.find(said) {
-        Some(at) if message.more.is_empty() && !turn[..at].trim().is_empty() => at,
-        _ => 0,
-    }
 }
 
 /// The length of what two texts begin with alike.
@@ -261,6 +310,39 @@ mod tests {
         check(silent, &chat(&[("assistant", "q")]), &["assistant: [[q]]\n"]);
         let thinking = format!("{CHATML}{{% if add_generation_prompt %}}<think>{{% endif %}}");
         check(&thinking, &chat(&TWO[..2]), &["<user>p<end>\n<assistant>[[q<end>]]\n"]);
+    }
+
+    #[test]
+    fn a_reply_that_is_in_its_header_or_begins_like_it() {
+        let silent = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>{% endfor %}";
+        check(
+            silent,
+            &chat(&[("user", "p"), ("assistant", "a")]),
+            &["<|user|>p</s><|assistant|>[[a</s>]]"],
+        );
+        let thinking = format!("{CHATML}{{% if add_generation_prompt %}}<think>{{% endif %}}");
+        let turns = [("user", "p"), ("assistant", "<them>x</them>")];
+        check(&thinking, &chat(&turns), &["<user>p<end>\n<assistant>[[<them>x</them><end>]]\n"]);
+        let whole = "{% if messages | length < 4 %}{{ raise_exception('more') }}{% endif %}\
+            {% for m in messages %}{{ m.role }}:{{ m.content }}</s>{% endfor %}";
+        let turns = [("user", "p"), ("assistant", "s"), ("user", "r"), ("assistant", "t")];
+        check(
+            whole,
+            &chat(&turns),
+            &["user:p</s>assistant:[[s</s>]]user:r</s>assistant:[[t</s>]]"],
+        );
+    }
+
+    /// As Phi-4-mini ends texts that ask for nothing.
+    #[test]
+    fn what_ends_every_text_makes_no_text_of_its_own() {
+        let template = format!("{CHATML}{{% if not add_generation_prompt %}}</s>{{% endif %}}");
+        let shown =
+            "<user>p<end>\n<assistant>[[q<end>]]\n<user>r<end>\n<assistant>[[t<end>\n</s>]]";
+        check(&template, &chat(&TWO), &[shown]);
+        // Where nothing else ends a reply, it does.
+        let bare = "{% for m in messages %}({{ m.content }}{% endfor %}{% if not add_generation_prompt %}</s>{% endif %}";
+        check(bare, &chat(&TWO), &["(p[[(q</s>]]", "(p(q(r[[(t</s>]]"]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub(super) fn read(row: &mut Fields<'_>, dialect: &Dialect) -> Result<Vec<Turn>,
         asked.push_str(&input);
     }
     turns.push(Turn::new(dialect.known_by, "user", asked));
-    if let Some(key) = row.first(dialect.replies) {
+    if let Some(key) = row.first_filled(dialect.replies).or_else(|| row.first(dialect.replies)) {
         turns.push(Turn::new(key, "assistant", row.take_text(key)?.unwrap_or_default()));
     }
     Ok(turns)

@@ -8,6 +8,9 @@ pub(super) fn check(turns: &[Turn]) -> Result<(), String> {
     if let [_, second, ..] = systems.as_slice() {
         return Err(format!("`{}` is a second system turn; only one can be shown", second.name));
     }
+    if let Some(late) = turns.iter().skip(1).find(|turn| turn.message.role == "system") {
+        return Err(format!("`{}` is a system turn after others; it must be the first", late.name));
+    }
     let mut others = turns.iter().filter(|turn| turn.message.role != "system");
     let Some(first) = others.next() else {
         return Err("it has only a system turn".into());

@@ -19,7 +19,7 @@ pub(super) fn read(row: &mut Fields<'_>, dialect: &Dialect) -> Result<Vec<Turn>,
         }
         turn.message.learned = false; // What is asked is shown, replies in it too.
     }
-    if let Some(key) = row.first(dialect.replies) {
+    if let Some(key) = row.first_filled(dialect.replies).or_else(|| row.first(dialect.replies)) {
         turns.extend(take_side(row, key, "assistant")?);
     }
     Ok(turns)

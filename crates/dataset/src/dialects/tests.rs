@@ -113,7 +113,7 @@ fn every_dialect() {
             assistant: "a"
 
             user: "i"
-            assistant: ""
+            assistant, not learned: ""
 
             user: "q1"
             assistant: "a1"
@@ -494,6 +494,9 @@ fn the_order_of_turns() {
             json!({"messages": [{"role": 7, "content": "q"}]}),
             json!({"messages": [{"role": "user", "from": "user", "content": "q"}]}),
             json!({"prompt": 7, "completion": "a"}),
+            json!({"messages": [{"role": "user", "content": "q"}, {"role": "system", "content": "s"},
+                                {"role": "assistant", "content": "a"}]}),
+            json!({"prompt": "q", "completion": ""}),
             json!({"prompt": "q", "completion": {"role": "assistant"}}),
             json!({"instruction": "q", "output": 7}),
             json!({"instruction": "q", "output": "a", "history": [["q"]]}),
@@ -528,6 +531,11 @@ fn the_order_of_turns() {
 
             error: `prompt` is a number; it must be a string or a list of messages
 
+            error: `messages[1]` is a system turn after others; it must be the first
+
+            user: "q"
+            assistant, not learned: ""
+
             error: `completion` is an object; it must be a string or a list of messages
 
             error: `output` is a number; it must be a string
@@ -560,6 +568,9 @@ fn choices() {
             json!({"question": "q", "choices": arc, "answerKey": 2.0}),
             tagged.clone(),
             json!({"prompt": "q", "completion": " no ", "choices": ["no", "yes"], "answer": 0}),
+            json!({"question": "1+2?", "choices": ["2", "3", "4", "6"], "answer": 3}),
+            json!({"question": "1+2?", "choices": ["2", "3", "4", "6"], "answer": 2}),
+            json!({"question": "1+2?", "choices": ["2", "3", "4", "6"], "answer": "3"}),
             json!({"question": "q", "choices": [], "answer": "a"}),
         ],
         &expect![[r#"
@@ -606,6 +617,18 @@ fn choices() {
             user: "q"
             assistant: " no "
             choices ["no", "yes"], the right one is 0
+
+            user: "1+2?"
+            assistant: "6"
+            choices ["2", "3", "4", "6"], the right one is 3
+
+            user: "1+2?"
+            assistant: "4"
+            choices ["2", "3", "4", "6"], the right one is 2
+
+            user: "1+2?"
+            assistant: "3"
+            choices ["2", "3", "4", "6"], the right one is 1
 
             user: "q"
             assistant: "a"

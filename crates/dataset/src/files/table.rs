@@ -18,7 +18,14 @@ const END: &[u8] = b"\n\x04";
 
 /// Reads every record under the header.
 pub(super) fn read(stream: Stream, separator: u8, each: &mut Each<'_>) -> Result<()> {
-    let lines = Lines { stream, offset: 0, line: 1, fresh: true, begun: VecDeque::new() };
+    let lines = Lines {
+        stream,
+        offset: 0,
+        line: 1,
+        fresh: true,
+        begun: VecDeque::new(),
+        quotes: Quotes::new(separator),
+    };
     let lines = Shared(Rc::new(RefCell::new(lines)));
     let mut reader = ReaderBuilder::new()
         .delimiter(separator)
@@ -41,6 +48,11 @@ pub(super) fn read(stream: Stream, separator: u8, each: &mut Each<'_>) -> Result
         if ended && record[record.len() - 1].ends_with(END) {
             return Err(DatasetError::row(&place, "a quote opens in it that is never closed"));
         }
+        if lines.0.borrow().quotes.broken.is_some_and(|at| at < reader.position().byte()) {
+            let what =
+                "text follows a closing quote; quotes within a quoted field must be doubled (\"\")";
+            return Err(DatasetError::row(&place, what));
+        }
         match &header {
             None => header = Some(names(&record, &place)?),
             Some(header) => {
@@ -62,6 +74,49 @@ struct Lines {
     fresh: bool,
     /// Offsets and numbers of lines, from the record's first on.
     begun: VecDeque<(u64, usize)>,
+    quotes: Quotes,
+}
+
+/// Follows quotes as the parser does, which takes text after a closing one without a word: then fields, or rows, have
+/// run together.
+struct Quotes {
+    separator: u8,
+    state: Quoting,
+    /// The offset of the first such text.
+    broken: Option<u64>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Quoting {
+    /// At the beginning of a field.
+    Start,
+    /// In a field without quotes, or behind what should have been its end.
+    Bare,
+    /// Within quotes.
+    Quoted,
+    /// Behind a quote within quotes.
+    Closed,
+}
+
+impl Quotes {
+    fn new(separator: u8) -> Self {
+        Self { separator, state: Quoting::Start, broken: None }
+    }
+
+    /// Takes the byte at an offset.
+    fn see(&mut self, byte: u8, offset: u64) {
+        let ends = byte == self.separator || byte == b'\r' || byte == b'\n';
+        self.state = match (self.state, byte) {
+            (Quoting::Quoted, b'"') => Quoting::Closed,
+            (Quoting::Quoted, _) | (Quoting::Start | Quoting::Closed, b'"') => Quoting::Quoted,
+            _ if ends => Quoting::Start,
+            (Quoting::Closed, _) => {
+                self.broken = self.broken.or(Some(offset));
+                Quoting::Bare
+            }
+            (Quoting::Start | Quoting::Bare, _) => Quoting::Bare,
+        };
+    }
 }
 
 impl Lines {
@@ -85,6 +140,7 @@ impl Read for Lines {
         self.begun.truncate(1);
         let count = self.stream.read(into)?;
         for &byte in &into[..count] {
+            self.quotes.see(byte, self.offset);
             if byte == b'\n' {
                 self.line += 1;
                 self.fresh = true;

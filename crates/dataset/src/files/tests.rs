@@ -239,6 +239,10 @@ fn tables() {
             ("quote.csv", b"prompt,completion\nq,a\nq2,\"a2\nq3,a3\n"),
             ("latin.csv", b"prompt,completion\nq,\xe9\n"),
             ("empty.csv", b""),
+            ("backslash.csv", b"prompt,completion\nq,a\nq1,\"He said \\\"hi\\\" ok\"\n"),
+            ("bare.tsv", b"prompt\tcompletion\nq1\ta\nq2\t\"b\nq3\t\"c\n"),
+            ("within.tsv", b"prompt\tcompletion\nq 5\" wide\t\"a\" b\n"),
+            ("inch.csv", b"prompt,completion\nq 5\" wide,a\n"),
             ("mark.csv", b"text\nonce\n\x04\nupon\n\"a\n\x04\"\ntime\n"),
             ("marked.csv", b"text\nonce\n\x04"),
             ("marks.csv", b"text\nonce\n\x04\n\x04\n"),
@@ -276,6 +280,16 @@ fn tables() {
 
             error: latin.csv line 2: field 2 is not UTF-8
 
+
+            backslash.csv line 2: {"prompt":"q","completion":"a"}
+            error: backslash.csv line 3: text follows a closing quote; quotes within a quoted field must be doubled ("")
+
+            bare.tsv line 2: {"prompt":"q1","completion":"a"}
+            error: bare.tsv line 3: text follows a closing quote; quotes within a quoted field must be doubled ("")
+
+            error: within.tsv line 2: text follows a closing quote; quotes within a quoted field must be doubled ("")
+
+            inch.csv line 2: {"prompt":"q 5\" wide","completion":"a"}
 
             mark.csv line 2: {"text":"once"}
             mark.csv line 3: {"text":"\u0004"}
