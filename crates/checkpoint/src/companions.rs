@@ -19,6 +19,12 @@ const WEIGHTS: [&str; 10] = [
     ".onnx",
 ];
 
+/// Folders of further chat templates; transformers has used both.
+pub(crate) const TEMPLATE_FOLDERS: [&str; 2] = ["additional_chat_templates", "chat_templates"];
+
+/// Beginnings of the files in which a model has code of its own. It is never run here, but a pruned model needs it, too.
+pub(crate) const CODE: [&str; 4] = ["configuration_", "modeling_", "tokenization_", "processing_"];
+
 /// Copies what belongs to a checkpoint besides config and weights: tokenizer, chat template,
 /// generation settings, licence.
 ///
@@ -27,9 +33,13 @@ const WEIGHTS: [&str; 10] = [
 /// As [`require_companions`]; or if a file cannot be read or written.
 pub fn copy_companions(source: &Path, target: &Path) -> Result<()> {
     for path in companions(source)? {
-        let name = path.file_name().unwrap_or_default();
+        // It was found there.
+        let copied = target.join(path.strip_prefix(source).unwrap_or(&path));
+        if let Some(folder) = copied.parent() {
+            fs_err::create_dir_all(folder)?;
+        }
         // Read and written, not copied: a read-only source must not make a read-only copy.
-        let mut copy = fs_err::File::create(target.join(name))?;
+        let mut copy = fs_err::File::create(copied)?;
         io::copy(&mut fs_err::File::open(&path)?, &mut copy)?;
     }
     Ok(())
@@ -48,11 +58,17 @@ pub fn require_companions(folder: &Path) -> Result<()> {
 fn companions(folder: &Path) -> Result<Vec<PathBuf>> {
     let homes = homes(folder)?;
     let mut found = Vec::new();
-    for entry in fs_err::read_dir(folder)? {
-        let path = entry?.path();
+    let is_template = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "jinja");
+    let templates = TEMPLATE_FOLDERS.map(|name| folder.join(name));
+    let templates = templates.iter().filter(|folder| folder.is_dir());
+    let mut paths = files(folder)?;
+    for folder in templates {
+        paths.extend(files(folder)?.into_iter().filter(is_template));
+    }
+    for path in paths {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let is_weight = WEIGHTS.iter().any(|ending| name.ends_with(ending));
-        if !path.is_file() || is_weight || name == "config.json" || name.starts_with('.') {
+        if is_weight || name == "config.json" || name.starts_with('.') {
             continue;
         }
         let target = fs_err::canonicalize(&path)?;
@@ -63,6 +79,13 @@ fn companions(folder: &Path) -> Result<Vec<PathBuf>> {
     }
     found.sort();
     Ok(found)
+}
+
+/// The files in a folder, not those in folders within.
+fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let paths: io::Result<Vec<PathBuf>> =
+        fs_err::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect();
+    Ok(paths?.into_iter().filter(|path| path.is_file()).collect())
 }
 
 /// Where a folder's files may lie: in it, or, if it is a snapshot of the hub's cache, among the
@@ -90,8 +113,15 @@ mod tests {
         fs_err::write(at("other/secret"), "secret").unwrap();
         fs_err::write(at("model/a.json"), "{}").unwrap();
         symlink("a.json", at("model/b.json")).unwrap();
+        for name in ["additional_chat_templates/tool_use.jinja", "onnx/tokenizer.json"] {
+            let path = at("model").join(name);
+            fs_err::create_dir(path.parent().unwrap()).unwrap();
+            fs_err::write(path, "x").unwrap();
+        }
         copy_companions(&at("model"), &at("copy")).unwrap();
         assert_eq!(fs_err::read_to_string(at("copy/b.json")).unwrap(), "{}");
+        assert!(at("copy/additional_chat_templates/tool_use.jinja").is_file());
+        assert!(!at("copy/onnx").exists());
 
         for target in [at("other/secret"), "../other/secret".into(), "/etc/hosts".into()] {
             symlink(target, at("model/generation_config.json")).unwrap();

@@ -19,6 +19,7 @@ use repository::{Kind, Repository};
 use serde::{Deserialize, Serialize};
 use settings::Settings;
 
+use crate::companions::{CODE, TEMPLATE_FOLDERS};
 use crate::other_formats::pickled;
 use crate::{CheckpointError, Result};
 
@@ -30,8 +31,8 @@ const MAIN: &str = "main";
 
 /// The folder of `model`: itself if there is such a folder, else the hub's model of that name.
 ///
-/// Only configuration, tokenizer and safetensors files are taken. They lie in the hub's usual
-/// cache, shared with Python's tools, and are fetched once; what other tools fetched is found.
+/// Only configuration, tokenizer, chat templates, code of the model's own and safetensors files are
+/// taken. They lie in the hub's usual cache, shared with Python's tools, and are fetched once; what other tools fetched is found.
 /// Each file is checked by its size and, where the hub gives it, its checksum before it gets its
 /// name there. Without a network, what the cache has is used.
 ///
@@ -76,10 +77,22 @@ fn find(model: &str, wanted: &dyn Fn(&str) -> bool) -> Result<PathBuf> {
         })
 }
 
-/// Files in subfolders are other formats of the same weights.
+/// Mistral's own format of weights that the repository has in the usual one, too.
+const CONSOLIDATED: &str = "consolidated";
+
+/// Files in subfolders are other formats of the same weights, but for further chat templates.
 fn is_wanted(file: &str) -> bool {
+    if let Some((folder, name)) = file.split_once('/') {
+        return TEMPLATE_FOLDERS.contains(&folder)
+            && !name.contains('/')
+            && name.ends_with(".jinja");
+    }
+    if file.ends_with(".py") {
+        return CODE.iter().any(|beginning| file.starts_with(beginning));
+    }
     let endings = [".json", ".safetensors", ".jinja", ".model", ".txt", "LICENSE"];
-    !file.contains('/') && endings.iter().any(|ending| file.ends_with(ending))
+    let is_other_format = file.starts_with(CONSOLIDATED) && file.ends_with(".safetensors");
+    !is_other_format && endings.iter().any(|ending| file.ends_with(ending))
 }
 
 /// A hub and the cache before it.

@@ -141,6 +141,29 @@ fn fetched_once_into_the_usual_layout() {
 }
 
 #[test]
+fn what_belongs_to_a_model_is_wanted() {
+    for file in [
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "chat_template.jinja",
+        "additional_chat_templates/tool_use.jinja",
+        "modeling_step.py",
+    ] {
+        assert!(is_wanted(file), "{file}");
+    }
+    for file in [
+        "consolidated.safetensors",
+        "onnx/model.safetensors",
+        "additional_chat_templates/more/x.jinja",
+        "additional_chat_templates/x.py",
+        "train.py",
+        "pytorch_model.bin",
+    ] {
+        assert!(!is_wanted(file), "{file}");
+    }
+}
+
+#[test]
 fn what_other_tools_fetched_is_found_without_a_network() {
     let desk = Desk::new();
     let repository = desk.at("cache/models--owner--tiny");

@@ -21,8 +21,15 @@ const NOT_OF_LAYERS: [&str; 7] =
 /// Endings of keys that give a period or a place in it.
 const PERIODS: [&str; 6] = ["_period", "_interval", "_freq", "_frequency", "_step", "_every"];
 /// Keys that give a period of layers' kinds, where these are not listed.
-const OF_KINDS: [&str; 3] =
-    ["full_attention_interval", "sliding_window_pattern", "layer_group_size"];
+const OF_KINDS: [&str; 5] = [
+    "full_attention_interval",
+    "sliding_window_pattern",
+    "layer_group_size",
+    "mamba_step",
+    "mb_per_layer",
+];
+/// Keys that say which layers take up the keys and values of which.
+const SHARED: [&str; 1] = ["kv_reuse_group"];
 /// Fewer layers than this are as many as a list of something else may have entries.
 const FEW_LAYERS: usize = 8;
 
@@ -59,12 +66,7 @@ pub(super) fn follow(
     for (key, value) in section {
         match value {
             Value::Array(numbers) if lists_numbers(key, numbers, num_layers) => {
-                *numbers = numbers
-                    .iter()
-                    .filter_map(Value::as_u64)
-                    .filter_map(|old| retained.iter().position(|&layer| layer as u64 == old))
-                    .map(Value::from)
-                    .collect();
+                *numbers = renumbered(numbers, retained).map(Value::from).collect();
             }
             // Those behind the last, if any, keep their entries.
             Value::Array(entries)
@@ -74,6 +76,20 @@ pub(super) fn follow(
                 let behind = entries.split_off(num_layers);
                 *entries = retained.iter().map(|&layer| entries[layer].clone()).collect();
                 entries.extend(behind);
+            }
+            // Such as Step-3's, numbers with commas between them.
+            Value::String(text) if key.contains("layers") && text.contains(',') => {
+                let numbers: Result<Vec<Value>, _> = text
+                    .split(',')
+                    .map(|number| number.trim().parse::<u64>().map(Value::from))
+                    .collect();
+                let Ok(numbers) = numbers else { continue };
+                if lists_numbers(key, &numbers, num_layers) {
+                    *text = renumbered(&numbers, retained)
+                        .map(|number| number.to_string())
+                        .collect::<Vec<_>>()
+                        .join(",");
+                }
             }
             // Such as Nemotron-H's, a letter a layer.
             Value::String(letters)
@@ -88,13 +104,20 @@ pub(super) fn follow(
     Ok(())
 }
 
+/// The new numbers of the layers in a list that stay.
+fn renumbered<'a>(numbers: &'a [Value], retained: &'a [usize]) -> impl Iterator<Item = usize> + 'a {
+    let new = |old: u64| retained.iter().position(|&layer| layer as u64 == old);
+    numbers.iter().filter_map(Value::as_u64).filter_map(new)
+}
+
 /// Whether a list has the numbers of some layers.
 fn lists_numbers(key: &str, entries: &[Value], num_layers: usize) -> bool {
     let numbers: Option<Vec<u64>> = entries.iter().map(Value::as_u64).collect();
     let Some(numbers) = numbers else { return false };
     let are_layers = numbers.is_sorted_by(|x, y| x < y)
         && numbers.last().is_none_or(|&last| last < num_layers as u64);
-    let may_be = key.contains("layer") || key.ends_with("_idxs") || key.ends_with("_indices");
+    let may_be = key.contains("layer")
+        || ["_idx", "_idxs", "_indices"].iter().any(|ending| key.ends_with(ending));
     are_layers && !is_other(key) && (NUMBERS.contains(&key) || (may_be && num_layers > 2))
 }
 
@@ -134,6 +157,20 @@ fn require_expressible(
     if shared > 0 && retained.len() < num_layers {
         return Err(format!(
             "its last {shared} layers use the keys and values of others (`num_kv_shared_layers`); such a model cannot be pruned"
+        ));
+    }
+    if let Some(key) = SHARED.into_iter().find(|key| section.contains_key(*key)) {
+        return Err(format!(
+            "some of its layers use the keys and values of others (`{key}`); such a model cannot be pruned"
+        ));
+    }
+    let is_number = |key: &String| key.parse::<usize>().is_ok_and(|layer| layer < num_layers);
+    let by_number = |value: &Value| {
+        value.as_object().is_some_and(|map| map.len() == num_layers && map.keys().all(is_number))
+    };
+    if let Some((key, _)) = section.iter().find(|(key, value)| !is_other(key) && by_number(value)) {
+        return Err(format!(
+            "`{key}` says something of each layer by its number, and that is not understood; such a model cannot be pruned yet"
         ));
     }
     if let Some((object, list)) = nested_list(section) {

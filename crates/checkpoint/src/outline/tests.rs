@@ -114,6 +114,11 @@ fn lists_follow() {
     let pruned = llama(widths, 8).with_layers(&[1, 3, 7]).unwrap();
     assert_eq!(pruned["ffn_widths"], json!([7, 5, 1]));
     assert_eq!(pruned["hybrid_override_pattern"], "-**");
+    // Step-3's and Hymba's spellings of numbers.
+    let numbers = json!({"moe_layers_enum": "3,4,5,6,7", "global_attn_idx": [0, 3, 7]});
+    let pruned = llama(numbers, 8).with_layers(&[0, 1, 4, 7]).unwrap();
+    assert_eq!(pruned["moe_layers_enum"], "2,3");
+    assert_eq!(pruned["global_attn_idx"], json!([0, 3]));
 }
 
 /// Entries of layers that predict further tokens stay behind the others'; a range of experts may become empty.
@@ -218,6 +223,16 @@ fn what_no_key_can_say_is_refused() {
     assert!(refused(nested, 4, &[0, 1]).unwrap().contains("`linear_attn_config.kda_layers`"));
     let shared = json!({"num_hidden_layers": 4, "num_kv_shared_layers": 2});
     assert!(refused(shared, 4, &[0, 1, 2]).unwrap().contains("num_kv_shared_layers"));
+    let reused = json!({"num_hidden_layers": 4, "kv_reuse_group": [[1, 2]]});
+    assert!(refused(reused, 4, &[0, 1, 2]).unwrap().contains("kv_reuse_group"));
+    let steps = json!({"num_hidden_layers": 4, "mamba_step": 2});
+    assert!(refused(steps, 4, &[0, 2, 3]).unwrap().contains("`mamba_step` is 2"));
+    let by_number = json!({"num_hidden_layers": 3, "conv_dim": {"0": 8, "1": 8, "2": 4}});
+    assert!(
+        refused(by_number, 3, &[0, 2]).unwrap().contains("`conv_dim` says something of each layer")
+    );
+    let labels = json!({"num_hidden_layers": 3, "id2label": {"0": "a", "1": "b", "2": "c"}});
+    assert_eq!(refused(labels, 3, &[0, 2]), None);
     let seen = json!({
         "text_config": {"num_hidden_layers": 4},
         "vision_config": {"deepstack_visual_indexes": [5, 11]},

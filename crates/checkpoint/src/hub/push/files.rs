@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use serde_json::Value;
 
-use crate::companions::homes;
+use crate::companions::{CODE, TEMPLATE_FOLDERS, homes};
 use crate::hub::repository::is_inside;
 use crate::json::{read_json, require_file};
 use crate::{CheckpointError, Result, other_formats};
@@ -35,10 +35,6 @@ const NAMES: [&str; 17] = [
 ];
 const ENDINGS: [&str; 4] = [".gguf", ".jinja", ".model", ".safetensors.index.json"];
 const LICENCES: [&str; 3] = ["LICENSE", "LICENCE", "NOTICE"];
-/// Code that a model of its own design is loaded by.
-const CODE: [&str; 4] = ["configuration_", "modeling_", "tokenization_", "processing_"];
-/// Where transformers keeps a model's further chat templates.
-const TEMPLATES: &str = "additional_chat_templates";
 /// The most of a file that the hub looks at to say how it is sent.
 const SAMPLE_BYTES: u64 = 512;
 
@@ -79,7 +75,11 @@ impl Parcel {
         for name in names {
             let path = folder.join(&name);
             if path.is_dir() {
-                let inner = if name == TEMPLATES { self::names(&path)? } else { Vec::new() };
+                let inner = if TEMPLATE_FOLDERS.contains(&name.as_str()) {
+                    self::names(&path)?
+                } else {
+                    Vec::new()
+                };
                 let inner = inner.into_iter().filter(|file| has_ending(file, ".jinja"));
                 let before = items.len();
                 for file in inner {
