@@ -178,7 +178,7 @@ impl Encoder {
     ///
     /// If the template or the tokenizer refuses it.
     pub fn prompt(&self, chat: &Chat) -> Result<Vec<u32>> {
-        let chat = self.template.with_arguments(chat)?;
+        let chat = self.template.with_arguments(chat);
         self.rendered_tokens(&self.template.render(&chat, true)?)
     }
 
@@ -219,7 +219,7 @@ impl Encoder {
     }
 
     fn chat(&self, chat: &Chat) -> Result<Vec<Example>> {
-        let chat = self.template.with_arguments(chat)?;
+        let chat = self.template.with_arguments(chat);
         self.template.pieces(&chat)?.iter().map(|piece| self.piece(piece)).collect()
     }
 
@@ -253,7 +253,7 @@ impl Encoder {
 
     fn ask(&self, asked: &Asked<'_>, max_tokens: usize) -> Result<Question> {
         let &Asked { chat, choices: texts, answer } = asked;
-        let chat = &*self.template.with_arguments(chat)?;
+        let chat = &*self.template.with_arguments(chat);
         let asked = &chat.messages[..chat.messages.len().saturating_sub(1)];
         let text = self.template.render_turns(asked, &chat.tools, true)?.text;
         let mut prompt = self.rendered_tokens(&text)?;

@@ -16,7 +16,7 @@ impl ChatTemplate {
     ///
     /// `OpenAI` has them as the text of an object. Some templates write that text as it is, others write JSON of whatever
     /// they are given.
-    pub(crate) fn with_arguments<'a>(&self, chat: &'a Chat) -> Result<Cow<'a, Chat>> {
+    pub(crate) fn with_arguments<'a>(&self, chat: &'a Chat) -> Cow<'a, Chat> {
         let texts: Vec<String> = chat
             .messages
             .iter()
@@ -24,15 +24,15 @@ impl ChatTemplate {
             .filter_map(|call| Some(object_in_text(arguments(call)?)?.0.to_owned()))
             .collect();
         if texts.is_empty() {
-            return Ok(Cow::Borrowed(chat));
+            return Cow::Borrowed(chat);
         }
         // What it refuses it refuses again where it is learned.
-        let Ok(text) = self.render(chat, false) else { return Ok(Cow::Borrowed(chat)) };
+        let Ok(text) = self.render(chat, false) else { return Cow::Borrowed(chat) };
         if !texts
             .iter()
             .any(|arguments| text.contains(&Value::from(arguments.as_str()).to_string()))
         {
-            return Ok(Cow::Borrowed(chat));
+            return Cow::Borrowed(chat);
         }
         let mut chat = chat.clone();
         for message in &mut chat.messages {
@@ -45,21 +45,20 @@ impl ChatTemplate {
                 }
             }
         }
-        Ok(Cow::Owned(chat))
+        Cow::Owned(chat)
     }
+}
 
-    /// Refuses a chat whose tools no text shows.
-    pub(crate) fn require_tools<'a>(
-        &self,
-        chat: &Chat,
-        mut texts: impl Iterator<Item = &'a str>,
-    ) -> Result<()> {
-        let Some(name) = chat.tools.iter().find_map(name) else { return Ok(()) };
-        match texts.any(|text| text.contains(name)) {
-            true => Ok(()),
-            false => Err(left_out("`tools`", "--ignore-fields tools")),
-        }
+/// Refuses a chat whose tools no text shows.
+pub(crate) fn require_tools<'a>(
+    chat: &Chat,
+    mut texts: impl Iterator<Item = &'a str>,
+) -> Result<()> {
+    let Some(name) = chat.tools.iter().find_map(name) else { return Ok(()) };
+    if texts.any(|text| text.contains(name)) {
+        return Ok(());
     }
+    Err(left_out("`tools`", "--ignore-fields tools"))
 }
 
 /// Refuses a turn of which the template leaves out what it calls, or what it thinks; `shown` is what is learned of it.
@@ -82,16 +81,14 @@ fn require_reasoning(message: &Message, shown: &str) -> Result<()> {
     let (begin, end) = THOUGHT;
     let Some((thought, _)) = message.text().split_once(end) else { return Ok(()) };
     let thought = thought.rsplit_once(begin).map_or(thought, |(_, thought)| thought);
-    match shown.contains(thought.trim()) {
-        true => Ok(()),
-        false => {
-            let what = format!(
-                "the chat template leaves out what stands before `{end}` in a reply, so that would not be learned; take it out \
-                 of the rows, or give the model a template that shows it"
-            );
-            Err(DatasetError::Encode { what })
-        }
+    if shown.contains(thought.trim()) {
+        return Ok(());
     }
+    let what = format!(
+        "the chat template leaves out what stands before `{end}` in a reply, so that would not be learned; take it out of the rows, \
+         or give the model a template that shows it"
+    );
+    Err(DatasetError::Encode { what })
 }
 
 fn left_out(what: &str, flag: &str) -> DatasetError {
@@ -177,7 +174,7 @@ mod tests {
         let chat = chat(&json!({"tool_calls": [call]}), &json!([]));
         let shown = |template: &str| {
             let template = ChatTemplate::new(template, "<s>", "</s>").unwrap();
-            let chat = template.with_arguments(&chat).unwrap();
+            let chat = template.with_arguments(&chat);
             template.render(&chat, false).unwrap()
         };
         assert!(

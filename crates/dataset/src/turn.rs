@@ -5,7 +5,7 @@ use std::ops::Range;
 use serde_json::Value;
 
 use crate::jinja::Rendered;
-use crate::shown::require_whole;
+use crate::shown::{require_tools, require_whole};
 use crate::{Chat, ChatTemplate, DatasetError, Message, Result};
 
 /// A text and what of it is learned, in characters, in order.
@@ -39,7 +39,7 @@ impl ChatTemplate {
             true => vec![self.marked_piece(chat)?],
             false => self.found_pieces(chat)?,
         };
-        self.require_tools(chat, pieces.iter().map(|piece| piece.text.as_str()))?;
+        require_tools(chat, pieces.iter().map(|piece| piece.text.as_str()))?;
         Ok(pieces)
     }
 

@@ -114,10 +114,10 @@ fn card(kind: Kind, found: &RunOutcome, rows: &[ModelRow], digest: &str) -> Stri
 
 /// What the layers were chosen by.
 fn chosen_by(found: &RunOutcome) -> String {
-    let Some(race) = &found.race else { return format!("`{}`", found.settings.criterion) };
-    if race.candidates.first().is_none_or(|winner| winner.pruned != found.plan.pruned) {
-        return "hand".into(); // The plan was edited since.
+    if found.plan_is_edited {
+        return "hand".into();
     }
+    let Some(race) = &found.race else { return format!("`{}`", found.settings.criterion) };
     let named = |candidate: &Candidate| criteria_text(&candidate.criteria).replace(", ", "`, `");
     let all: Vec<String> = race.candidates.iter().map(named).collect();
     match all.as_slice() {

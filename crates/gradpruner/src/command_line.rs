@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 
+use checkpoint::Staging;
+
 /// The file's name.
 const FILE: &str = "command.txt";
 
@@ -33,7 +35,7 @@ pub(crate) fn keep(folder: &Path, command: &str) -> io::Result<()> {
     let mut text = kept(folder)?;
     if !format!("\n{text}").ends_with(&format!("\n{command}\n")) {
         text.push_str(&format!("{command}\n"));
-        fs_err::write(folder.join(FILE), text)?;
+        Staging::write(&folder.join(FILE), text.as_bytes()).map_err(io::Error::other)?;
     }
     Ok(())
 }

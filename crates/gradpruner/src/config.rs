@@ -43,7 +43,7 @@ pub(crate) fn expanded(typed: Vec<OsString>) -> anyhow::Result<Vec<OsString>> {
     if let Some(path) = config_of(after).filter(|_| typed[command] == "run") {
         let read = RunSettings::read(Path::new(&path))
             .with_context(|| format!("cannot use --config `{}`", Path::new(&path).display()))?;
-        settings = flags(&read);
+        settings = short_flags(&read);
     }
     if after.iter().any(|word| word == "--paper") {
         settings.extend(PAPER.map(OsString::from));
@@ -65,14 +65,19 @@ fn config_of(words: &[OsString]) -> Option<OsString> {
     None
 }
 
-/// The command of a run with these settings, into a folder; flags that say what they would say anyway are left out.
+/// The command of a run with these settings, into a folder.
 pub(crate) fn command_of(settings: &RunSettings, out: &str) -> String {
-    let run = || [OsString::from("run")].into_iter();
     let out = [OsString::from("--out"), OsString::from(out)];
+    command_text([OsString::from("run")].into_iter().chain(short_flags(settings)).chain(out))
+}
+
+/// The flags of `run` that give settings, but for those that say what they would say anyway: what other flags have as their
+/// default follows these, also where they are typed behind.
+fn short_flags(settings: &RunSettings) -> Vec<OsString> {
     let all = flags(settings);
     let parsed = |flags: &[OsString]| -> Option<RunSettings> {
-        let program = [OsString::from("gradpruner")].into_iter();
-        let words = program.chain(run()).chain(flags.iter().chain(&out).cloned());
+        let program = ["gradpruner", "run", "--out", "run"].into_iter().map(OsString::from);
+        let words = program.chain(flags.iter().cloned());
         match Cli::try_parse_from(words).ok()?.command {
             Command::Run(args) => Some(args.settings().0),
             _ => None,
@@ -88,8 +93,7 @@ pub(crate) fn command_of(settings: &RunSettings, out: &str) -> String {
     let usual = parsed(&few).map_or_else(Vec::new, |settings| flags(&settings));
     let said = all.iter().filter(|flag| stays(flag) || !usual.contains(flag));
     let short: Vec<OsString> = said.cloned().collect();
-    let flags = if parsed(&short).as_ref() == Some(settings) { short } else { all };
-    command_text(run().chain(flags).chain(out))
+    if parsed(&short).as_ref() == Some(settings) { short } else { all }
 }
 
 /// Settings as the flags of `run` that give them.

@@ -45,10 +45,16 @@ pub fn digest_data(source: &Path) -> Result<String> {
 }
 
 /// How many rows to evaluate on are among those to train on; warns if any is.
-pub(crate) fn rows_in_common(train: &Path, eval: &Path, ignored: &[String]) -> Result<usize> {
+pub(crate) fn rows_in_common(
+    train: &Path,
+    eval: &Path,
+    most: Option<usize>,
+    ignored: &[String],
+) -> Result<usize> {
     let key = |row: &Row| serde_json::json!(row.content).to_string();
     let trained: HashSet<String> = read_data(train, ignored)?.iter().map(key).collect();
-    let count = read_data(eval, ignored)?.iter().filter(|row| trained.contains(&key(row))).count();
+    let evaluated = read_data(eval, ignored)?.into_iter().take(most.unwrap_or(usize::MAX));
+    let count = evaluated.filter(|row| trained.contains(&key(row))).count();
     if count > 0 {
         tracing::warn!("{count} of the rows to evaluate on are among the rows trained on");
     }

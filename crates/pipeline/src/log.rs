@@ -4,6 +4,7 @@
 use std::io::Write;
 use std::path::Path;
 
+use checkpoint::Staging;
 use finetune::StepMetrics;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -155,7 +156,7 @@ impl<'a> Log<'a> {
             .into_iter()
             .filter(|line| line.stage() != self.stage || line.place() < place);
         let text: String = kept.map(|line| format!("{}\n", serde_json::json!(line))).collect();
-        fs_err::write(path, text)?;
+        Staging::write(path, text.as_bytes())?;
         Ok(fs_err::OpenOptions::new().append(true).open(path)?)
     }
 }

@@ -9,6 +9,7 @@ use checkpoint::{
 use repair::{LinearMaps, MapsHeader, Size};
 use selection::{Plan, Repair, Scores};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use crate::cell::{
     Amount, Base, CollectedSlots, Decision, Digests, Race, Stages, Subject, TestSet, digest_model,
@@ -71,6 +72,8 @@ pub struct RunOutcome {
     pub settings: RunSettings,
     /// The plan it carried out.
     pub plan: Plan,
+    /// Whether a person has put other layers into the plan than were chosen.
+    pub plan_is_edited: bool,
     /// The layers' scores, if a criterion that was asked gives them.
     pub scores: Option<Scores>,
     /// How it was found how many layers go, if it was said how much may be lost.
@@ -113,7 +116,7 @@ pub fn run(
         run.settings = run.settings.pruning(amount.layers);
     }
     let stages = run.stages(log);
-    let Planned { scores, race, plan } = run.plan(&stages, &collected, observe)?;
+    let Planned { scores, race, plan, is_edited } = run.plan(&stages, &collected, observe)?;
     let pruned = stages.prune(&collected, &plan, observe)?;
     if run.is_watched {
         stages.watch(&collected, &pruned, observe)?;
@@ -151,6 +154,7 @@ pub fn run(
         result: run.result(tuned.as_ref(), &pruned),
         settings: run.settings,
         plan,
+        plan_is_edited: is_edited,
         scores,
         amount,
         race,
@@ -204,6 +208,8 @@ struct Planned {
     scores: Option<Scores>,
     race: Option<Race>,
     plan: Plan,
+    /// Whether a person has put other layers there than were chosen.
+    is_edited: bool,
 }
 
 struct Run {
@@ -317,13 +323,15 @@ impl Run {
         stages: &Stages<'_>,
         observe: &mut dyn FnMut(Event),
     ) -> Result<CollectedSlots> {
-        let of = match self.settings.finetune {
-            FinetuneMethod::None => "pruned",
-            method if method.trains_weights() => "tuned",
-            _ => "adapter",
+        let (of, of_dense) = match self.settings.finetune {
+            FinetuneMethod::None => ("pruned", None),
+            method if method.trains_weights() => ("tuned", Some("dense-tuned")),
+            _ => ("adapter", Some("dense-adapter")),
         };
+        let of_dense = of_dense.filter(|_| self.settings.tunes_dense());
+        let mut made = ["pruned", of].into_iter().chain(of_dense);
         // Of a run that is done nothing goes on any more, and the state to go on from is gone.
-        if self.at(EVALUATIONS).exists() && self.at(of).exists() {
+        if self.at(EVALUATIONS).exists() && made.all(|name| self.at(name).exists()) {
             observe(Event::Found(Stage::Collect));
             return Ok(stages.collected());
         }
@@ -344,7 +352,16 @@ impl Run {
             observe(Event::Found(Stage::Score));
             observe(Event::Found(Stage::Plan));
             let race = stages.raced(collected)?;
-            return Ok(Planned { scores, race, plan: Plan::read(&plan_path)? });
+            let plan = Plan::read(&plan_path)?;
+            let chosen = match (&race, self.settings.criterion.criterion()) {
+                (Some(race), _) => Some(race.selection.clone()),
+                (None, Some(criterion)) => stages.chosen(criterion, collected)?,
+                (None, None) => None,
+            };
+            let is_edited = chosen.is_some_and(|chosen| {
+                stages.plan_of(&chosen).is_ok_and(|chosen| chosen.pruned != plan.pruned)
+            });
+            return Ok(Planned { scores, race, plan, is_edited });
         }
         let Decision { selection, race } = stages.decide(collected, observe)?;
         let scores = race.as_ref().map_or(&selection.scores, |race| &race.scores).clone();
@@ -355,7 +372,7 @@ impl Run {
         let plan = Plan::of(self.num_layers, &selection, &self.settings.planning())?;
         plan.write(&plan_path)?;
         observe(Event::Done(Stage::Plan, Done::Planned(plan.clone())));
-        Ok(Planned { scores, race, plan })
+        Ok(Planned { scores, race, plan, is_edited: false })
     }
 
     /// How well the plan's linear maps fit, if it has any and they are still there.
@@ -375,9 +392,17 @@ impl Run {
         observe: &mut dyn FnMut(Event),
     ) -> Result<Evaluations> {
         let Evaluating { dense, pruned } = models;
-        let path = self.at(EVALUATIONS);
-        if path.exists() {
-            return Ok(read_json(&path)?);
+        let RunSettings { train, eval, ignore_fields, evaluation, compute, .. } = &self.settings;
+        let digest = eval.as_deref().map(digest_data).transpose()?;
+        let of = |subject: Subject<'_>| json!({"base": subject.base.digest, "tuned": subject.tuned.map(|slot| &slot.digest)});
+        let recipe = json!({
+            "dense": of(dense), "pruned": of(pruned), "data": digest, "evaluation": evaluation,
+            "ignore_fields": ignore_fields, "dtype": compute.dtype,
+        });
+        let slot = self.store.slot(EVALUATIONS, &recipe);
+        slot.clear_other()?; // That of a plan that was edited since.
+        if slot.is_there()? {
+            return Ok(read_json(&slot.path)?);
         }
         let size = |folder: &Path| -> Result<Size> {
             let checkpoint = Checkpoint::open(folder)?;
@@ -394,11 +419,10 @@ impl Run {
             answers: FirstAnswers::default(),
             rows_trained_on: 0,
         };
-        let RunSettings { train, eval, ignore_fields, .. } = &self.settings;
-        if let Some(eval) = eval {
-            found.rows_trained_on = rows_in_common(train, eval, ignore_fields)?;
-            let digest = digest_data(eval)?;
-            let set = TestSet { path: eval, digest: &digest };
+        if let Some((eval, digest)) = eval.as_deref().zip(digest.as_deref()) {
+            found.rows_trained_on =
+                rows_in_common(train, eval, evaluation.max_rows, ignore_fields)?;
+            let set = TestSet { path: eval, digest };
             let mut of = |subject, answered: &mut Vec<Answer>| -> Result<EvalReport> {
                 let Evaluated { report, mut answers } = stages.evaluate(subject, set, observe)?;
                 answers.truncate(FIRST_ANSWERS);
@@ -416,7 +440,7 @@ impl Run {
                 found.dense_tuned = Some(of(dense, &mut answers.dense_tuned)?);
             }
         }
-        write_json(&path, &found)?;
+        slot.gather(|| Ok(write_json(&slot.path, &found)?))?;
         remove_if_there(&self.at("evaluations"))?;
         Ok(found)
     }

@@ -176,8 +176,47 @@ impl RunSettings {
         }
         self.training.check()?;
         self.training.require_adapters(self.finetune)?;
+        self.require_trained(num_layers.saturating_sub(count))?;
         self.require_frozen_weights()?;
         Ok(self.planning().check(count)?)
+    }
+
+    /// Refuses what is asked of a training that the pruned model, with so many layers, cannot have.
+    fn require_trained(&self, kept: usize) -> Result<()> {
+        let Self { finetune, training, .. } = self;
+        let fail = |what: String| Err(PipelineError::Settings(what));
+        if *finetune == FinetuneMethod::None {
+            let asked = [
+                ("--with-dense", self.with_dense),
+                ("--save-merged", self.save_merged),
+                ("--distil", training.distil.is_some()),
+            ];
+            return match asked.into_iter().find(|(_, asked)| *asked) {
+                Some((name, _)) => fail(format!(
+                    "{name} is about a training, and --finetune none trains nothing; leave one of them out"
+                )),
+                None => Ok(()),
+            };
+        }
+        if self.save_merged && finetune.trains_weights() {
+            return fail(format!(
+                "--save-merged merges an adapter, and `{finetune}` writes a checkpoint as it is; leave it out"
+            ));
+        }
+        let most = match (finetune, &training.lora_layers) {
+            (FinetuneMethod::HeadAndLast(count), _) => *count,
+            (_, Some(LoraLayers::These(layers))) => {
+                layers.iter().max().map_or(0, |last| last.saturating_add(1))
+            }
+            _ => 0,
+        };
+        match most > kept {
+            true => fail(format!(
+                "the pruned model has {kept} layers, 0 to {}, and the training asks for {most}; layers are numbered as they                  are after pruning",
+                kept.saturating_sub(1)
+            )),
+            false => Ok(()),
+        }
     }
 
     /// Refuses to train weights that are rounded to fewer bits.
@@ -452,10 +491,16 @@ impl TrainingSettings {
 
     /// Refuses what is said of adapters where there are none.
     fn require_adapters(&self, method: FinetuneMethod) -> Result<()> {
-        for (name, given) in [("--dora", self.dora), ("--rslora", self.rslora)] {
+        let flags = [
+            ("--dora", self.dora),
+            ("--rslora", self.rslora),
+            ("--targets", !self.lora_targets.is_all()),
+            ("--lora-layers", self.lora_layers.is_some()),
+        ];
+        for (name, given) in flags {
             if given && !method.has_adapters() {
                 let what = format!(
-                    "{name} is about adapters, and `{method}` trains none; leave it out, or train by lora"
+                    "{name} applies to adapters, and `{method}` trains none; leave it out, or train by lora"
                 );
                 return Err(PipelineError::Settings(what));
             }

@@ -33,7 +33,7 @@ pub struct Stability {
 impl Stability {
     /// Whether the order of layers depends much on which rows were seen.
     pub fn is_weak(&self) -> bool {
-        self.between_halves.is_none_or(|tau| tau < WEAK_AGREEMENT)
+        self.between_halves.is_some_and(|tau| tau < WEAK_AGREEMENT)
     }
 }
 

@@ -50,6 +50,9 @@ pub(crate) struct Slot {
 struct Note {
     recipe: Value,
     seconds: f64,
+    /// Whether those seconds are in another result's note, too: it was made as a part of that one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    is_part: bool,
 }
 
 impl Store {
@@ -145,12 +148,24 @@ impl Slot {
         let begun = Instant::now();
         remove_if_there(&self.note)?; // Of a result that was removed since.
         let made = make()?;
-        self.write_note(begun.elapsed().as_secs_f64())?;
+        self.write_note(begun.elapsed().as_secs_f64(), false)?;
         Ok(made)
     }
 
-    fn write_note(&self, seconds: f64) -> Result<()> {
-        let note = Note { recipe: self.recipe.clone(), seconds };
+    /// Makes a result that is put together of others, whose notes have its seconds.
+    pub(crate) fn gather<T>(&self, make: impl FnOnce() -> Result<T>) -> Result<T> {
+        let made = self.make(make)?;
+        self.be_a_part()?;
+        Ok(made)
+    }
+
+    /// Notes that the seconds are in another result's note, too.
+    pub(crate) fn be_a_part(&self) -> Result<()> {
+        self.write_note(self.seconds(), true)
+    }
+
+    fn write_note(&self, seconds: f64, is_part: bool) -> Result<()> {
+        let note = Note { recipe: self.recipe.clone(), seconds, is_part };
         if let Some(folder) = self.note.parent() {
             fs_err::create_dir_all(folder)?;
         }
@@ -177,7 +192,7 @@ impl Slot {
         let seconds = other.seconds();
         remove_if_there(&self.note)?;
         fs_err::rename(&other.path, &self.path)?;
-        self.write_note(seconds)
+        self.write_note(seconds, true)
     }
 
     /// As [`Slot::adopt`], of a result that is a file, which stays there.
@@ -185,7 +200,7 @@ impl Slot {
         let seconds = other.seconds();
         remove_if_there(&self.note)?;
         Staging::write(&self.path, &fs_err::read(&other.path)?)?;
-        self.write_note(seconds)
+        self.write_note(seconds, true)
     }
 
     /// The seconds it took to make the result; 0 if that was not noted.

@@ -20,9 +20,12 @@ pub struct StageTime {
 #[derive(Deserialize)]
 struct Note {
     seconds: f64,
+    #[serde(default)]
+    is_part: bool,
 }
 
-/// The times in the notes `stages/NAME.json` of a run's folder, by when the notes were written; none if it keeps none.
+/// The times in the notes `stages/NAME.json` of a run's folder, by when the notes were written; none if it keeps none. What was
+/// made as a part of another stage, such as the winner of a race, is in that one's time.
 ///
 /// # Errors
 ///
@@ -39,7 +42,10 @@ pub fn read_timings(run: &Path) -> Result<Vec<StageTime>> {
             continue;
         }
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let Note { seconds } = read_json(&path)?;
+        let Note { seconds, is_part } = read_json(&path)?;
+        if is_part {
+            continue;
+        }
         found.push((fs_err::metadata(&path)?.modified().ok(), StageTime { name, seconds }));
     }
     found.sort_by(|(one, of_one), (other, of_other)| {
@@ -67,6 +73,8 @@ mod tests {
             file.into_parts().0.set_modified(begun - 10 * second + age * second).unwrap();
         }
         fs_err::write(stages.join("other.txt"), "").unwrap();
+        let part = r#"{"recipe": {}, "seconds": 9.0, "is_part": true}"#;
+        fs_err::write(stages.join("part.json"), part).unwrap();
         let found = read_timings(folder.path()).unwrap();
         let found: Vec<_> = found.iter().map(|time| (time.name.as_str(), time.seconds)).collect();
         assert_eq!(found, [("fit", 2.0), ("collect", 61.5), ("prune", 0.25)]);

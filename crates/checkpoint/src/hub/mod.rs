@@ -82,17 +82,14 @@ const CONSOLIDATED: &str = "consolidated";
 
 /// Files in subfolders are other formats of the same weights, but for further chat templates.
 fn is_wanted(file: &str) -> bool {
+    let has = |ending: &str| file.ends_with(ending);
     if let Some((folder, name)) = file.split_once('/') {
-        return TEMPLATE_FOLDERS.contains(&folder)
-            && !name.contains('/')
-            && name.ends_with(".jinja");
+        return TEMPLATE_FOLDERS.contains(&folder) && !name.contains('/') && has(".jinja");
     }
-    if file.ends_with(".py") {
-        return CODE.iter().any(|beginning| file.starts_with(beginning));
-    }
+    let is_code = has(".py") && CODE.iter().any(|beginning| file.starts_with(beginning));
+    let is_other_format = has(".safetensors") && file.starts_with(CONSOLIDATED);
     let endings = [".json", ".safetensors", ".jinja", ".model", ".txt", "LICENSE"];
-    let is_other_format = file.starts_with(CONSOLIDATED) && file.ends_with(".safetensors");
-    !is_other_format && endings.iter().any(|ending| file.ends_with(ending))
+    is_code || (!is_other_format && endings.into_iter().any(has))
 }
 
 /// A hub and the cache before it.

@@ -2,6 +2,7 @@
 
 mod backward;
 mod cache;
+mod identity;
 #[cfg(test)]
 mod tests;
 mod trains;

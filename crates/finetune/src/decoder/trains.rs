@@ -122,7 +122,7 @@ impl Model {
         let first = match what {
             Trainable::All => 0,
             Trainable::HeadAndLast(count) => layers.len().checked_sub(count).ok_or_else(|| {
-                let what = format!("there are no {count} last layers, but {}", layers.len());
+                let what = format!("the model has {} layers, not {count}", layers.len());
                 FinetuneError::Settings(what)
             })?,
         };

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use checkpoint::{Dtype, ModelConfig, read_json, sha256_bytes};
+use checkpoint::{ModelConfig, read_json, sha256_bytes};
 use serde_json::Value;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::divergence::Likeliest;
 use super::states::Target;
-use crate::bridge::bytes;
 use crate::observer::{LayerPass, Observer};
 use crate::pack::Packed;
 use crate::{FinetuneError, Model, Origin, Result, RunScale};
@@ -48,9 +47,6 @@ pub(super) struct Targets {
     /// Where the tokens stand that are not the first of a row.
     pub(super) later: Tensor,
 }
-
-/// Values of a weight that tell it from another: any training in full and any merge changes some of them.
-const LOOKED_AT: i64 = 4096;
 
 impl Teacher {
     /// A model that teaches one whose layers are its own: `origin` has, for each layer of the student, its number
@@ -114,23 +110,7 @@ impl Teacher {
 
     /// What tells it from another: of every weight its first values, its adapters whole, and scales.
     pub(super) fn identity(&self) -> Result<String> {
-        let mut all = Vec::new();
-        let weights = self.model.named_weights().into_iter().map(|named| (named, LOOKED_AT));
-        let adapters = self.model.trained().into_iter().map(|named| (named, i64::MAX));
-        for ((name, parameter), most) in weights.chain(adapters) {
-            let flat = parameter.value.f_reshape(-1)?;
-            let flat = flat.f_narrow(0, 0, most.min(flat.numel() as i64))?;
-            // A type that every device has the weights in.
-            let digest = sha256_bytes(&bytes(&flat, Dtype::BF16)?);
-            all.push(format!("{name} {:?} {digest}\n", parameter.value.size()));
-        }
-        for (name, weight) in self.model.rounded_weights() {
-            let (rows, columns) = weight.factor().size()?;
-            let few = (LOOKED_AT / columns.max(1)).clamp(1, rows.max(1));
-            let digest =
-                sha256_bytes(&bytes(&weight.factor().rows(0, few, Kind::Float)?, Dtype::BF16)?);
-            all.push(format!("{name} {rows} {columns} {digest}\n"));
-        }
+        let mut all = vec![self.model.identity(i64::MAX)?];
         for RunScale { run, factor } in &self.scales {
             all.push(format!("{run:?} {factor}\n"));
         }

@@ -134,6 +134,17 @@ impl Trainer {
         Ok(self)
     }
 
+    /// Ties the states that it saves to this very model, so that no training of another one goes on from them. A training
+    /// that goes on from another model's must not be tied.
+    ///
+    /// # Errors
+    ///
+    /// If the weights cannot be read.
+    pub fn tied(mut self) -> Result<Self> {
+        self.recipe.begin_with(self.model.identity_of_weights()?);
+        Ok(self)
+    }
+
     /// Trains together with the other processes of a group, each of which has the same model, rows and settings: every
     /// step's rows are dealt out among them, and the gradients are summed while the backward pass goes on. Steps and
     /// results are those of one process that takes all rows, but for the order of the sums. A teacher is in each of them. The

@@ -20,6 +20,9 @@ use crate::{DistilSettings, LoraSettings};
 pub(crate) struct Recipe {
     /// How many layers the model has.
     num_layers: usize,
+    /// What tells the model from another, where a training begins with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model_sha256: Option<String>,
     /// The type of the frozen weights, where it is not the stored one.
     #[serde(skip_serializing_if = "Option::is_none")]
     frozen_weights: Option<&'static str>,
@@ -106,6 +109,7 @@ impl Recipe {
         let TrainSettings { adamw, schedule, .. } = settings;
         Self {
             num_layers,
+            model_sha256: None,
             frozen_weights: None,
             method,
             lora: lora.map(LoraRecipe::of),
@@ -134,6 +138,11 @@ impl Recipe {
     #[must_use]
     pub(crate) fn with_frozen(self, frozen_weights: Option<&'static str>) -> Self {
         Self { frozen_weights, ..self }
+    }
+
+    /// Says which model the training begins with.
+    pub(crate) fn begin_with(&mut self, model_sha256: String) {
+        self.model_sha256 = Some(model_sha256);
     }
 
     /// Adds a teacher, who is there for some steps, counted from 0.

@@ -93,8 +93,9 @@ pub(crate) fn run(args: EvalArgs, printer: &mut Printer) -> anyhow::Result<Outco
     if let Some(path) = predictions {
         let answers = answers.iter().map(serde_json::to_string);
         let texts = report.generated.iter().map(serde_json::to_string);
-        let lines = answers.chain(texts).collect::<Result<Vec<_>, _>>()?;
-        Staging::write(&path, (lines.join("\n") + "\n").as_bytes())?;
+        let lines = answers.chain(texts).map(|line| line.map(|line| line + "\n"));
+        let text = lines.collect::<Result<String, _>>()?;
+        Staging::write(&path, text.as_bytes())?;
     }
     Outcome::new(text(&report), &report)
 }

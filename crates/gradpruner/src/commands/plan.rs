@@ -77,7 +77,11 @@ pub(crate) fn run(args: PlanArgs, printer: &mut Printer) -> anyhow::Result<Outco
     } = args;
     let context = || format!("cannot plan from `{}`", evidence.display());
     let outputs = [Named::of("--out", out.as_deref())];
-    let inputs = [Named::of("the evidence", &*evidence), Named::of("--train", train.as_deref())];
+    let inputs = [
+        Named::of("the evidence", &*evidence),
+        Named::of("--train", train.as_deref()),
+        Named::of("--model", model.as_deref().map(Path::new)),
+    ];
     check_outputs(&outputs, &inputs).with_context(context)?;
     let (model, compute) =
         (model.as_deref().map(locate).transpose().with_context(context)?, compute.settings());

@@ -1,10 +1,11 @@
 //! `gradpruner score`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use checkpoint::{Checkpoint, Record, locate};
 use evidence::Evidence;
+use pipeline::{Named, check_outputs};
 use selection::Criterion;
 
 use crate::arguments::criterion;
@@ -36,6 +37,9 @@ pub(crate) fn run(args: ScoreArgs) -> anyhow::Result<Outcome> {
     let ScoreArgs { record, criterion, model, out, verify } = args;
     let context = || format!("cannot score `{}`", record.display());
     require_scores(criterion).with_context(context)?;
+    let inputs =
+        [Named::of("the record", &*record), Named::of("--model", model.as_deref().map(Path::new))];
+    check_outputs(&[Named::of("--out", out.as_deref())], &inputs).with_context(context)?;
     let opened = Record::open(&record).with_context(context)?;
     if verify {
         opened.verify().with_context(context)?;

@@ -182,10 +182,17 @@ impl Line<'_> {
         [Figure::Accuracy, Figure::RougeL].into_iter().find(has).unwrap_or(Figure::Perplexity)
     }
 
-    /// The mean of its figure over seeds.
+    /// The mean of its figure over seeds; none if a seed has none, as where a loss is not finite.
     pub(super) fn value(&self) -> Option<f64> {
         let figure = self.figure();
-        self.mean(|on| figure.of(on))
+        self.mean_of_all(|on| figure.of(on))
+    }
+
+    /// A mean over seeds; none if a seed has none.
+    fn mean_of_all(&self, of: impl Fn(&EvaluatedOn) -> Option<f64>) -> Option<f64> {
+        let values: Option<Vec<f64>> = self.on.iter().map(|on| of(on)).collect();
+        let values = values.filter(|values| !values.is_empty())?;
+        Some(values.iter().sum::<f64>() / values.len() as f64)
     }
 
     /// Its figure's least and greatest value over seeds.
@@ -281,8 +288,8 @@ impl Line<'_> {
             self.difference_text(lines).unwrap_or_else(dash),
             format!(
                 "{} → {}",
-                perplexity(self.mean(|on| on.before.perplexity)),
-                perplexity(self.mean(|on| on.after.perplexity))
+                perplexity(self.mean_of_all(|on| on.before.perplexity)),
+                perplexity(self.mean_of_all(|on| on.after.perplexity))
             ),
             self.rates_text().unwrap_or_else(dash),
             size.map_or_else(dash, |size| millions(size.parameters, " M")),
@@ -311,7 +318,7 @@ impl Line<'_> {
     /// From the worst to the best seed; nothing of one.
     fn spread_text(&self) -> Option<String> {
         let (low, high) = self.spread().filter(|_| self.results.len() > 1)?;
-        let seeds = self.results.len();
+        let seeds = self.on.iter().filter(|on| self.figure().of(on).is_some()).count();
         Some(match self.figure() {
             Figure::Accuracy => {
                 format!("{:.1} – {:.1} % ({seeds})", 100.0 * low, 100.0 * high)

@@ -77,6 +77,10 @@ impl Stages<'_> {
     ) -> Result<Amount> {
         observe(Event::Started(Stage::DenseFinetune));
         let dense = self.trial(&self.dense(), collected, Until::End, observe)?;
+        if !self.store.is_shared() {
+            let tuned = self.tuned(collected, &self.dense())?;
+            self.trial_slot(&tuned, Until::End).be_a_part()?;
+        }
         let most = self.settings.prune.layers_of(self.num_layers)?;
         let mut tried = Vec::new();
         let layers = largest(most, &mut |layers| {

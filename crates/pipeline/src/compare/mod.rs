@@ -173,8 +173,9 @@ pub fn compare(
 }
 
 fn rows_trained_on(settings: &CompareSettings) -> Result<Vec<usize>> {
-    let RunSettings { train, ignore_fields, .. } = &settings.base;
-    settings.evals.iter().map(|eval| rows_in_common(train, eval, ignore_fields)).collect()
+    let RunSettings { train, ignore_fields, evaluation, .. } = &settings.base;
+    let of = |eval| rows_in_common(train, eval, evaluation.max_rows, ignore_fields);
+    settings.evals.iter().map(|eval| of(eval)).collect()
 }
 
 fn write(found: &Comparison, folder: &Path) -> Result<()> {

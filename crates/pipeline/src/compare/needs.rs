@@ -34,6 +34,8 @@ struct Cost {
     lasting_bytes: u64,
     /// Checkpoints, which go with their cell unless they are kept.
     passing_bytes: u64,
+    /// States of a training under way, of which there is one at a time.
+    state_bytes: u64,
     seconds: f64,
 }
 
@@ -45,6 +47,7 @@ impl Cost {
             memory_bytes: stage.memory.total(),
             lasting_bytes: disk(!passes),
             passing_bytes: disk(passes),
+            state_bytes: stage.passing_disk_bytes,
             seconds: stage.seconds,
         }
     }
@@ -61,6 +64,7 @@ impl Cost {
             memory_bytes: self.memory_bytes.max(other.memory_bytes),
             lasting_bytes: self.lasting_bytes.saturating_add(other.lasting_bytes),
             passing_bytes: passing(self.passing_bytes, other.passing_bytes),
+            state_bytes: self.state_bytes.max(other.state_bytes),
             seconds: self.seconds + other.seconds,
         }
     }
@@ -68,7 +72,6 @@ impl Cost {
 
 /// The stages of a cell but for those that it shares with all.
 fn of_cell(cell: &Cell, estimate: &Estimate) -> Cost {
-    let candidates = cell.way.as_ref().map_or(1, |way| way.criterion.criteria().len() as u64);
     let mut cost = Cost::default();
     for stage in &estimate.stages {
         let belongs = match stage.stage {
@@ -87,12 +90,7 @@ fn of_cell(cell: &Cell, estimate: &Estimate) -> Cost {
             Stage::Finetune => cell.finetune.trains_weights(),
             _ => false,
         };
-        let mut own = Cost::of(stage, passes);
-        if stage.stage == Stage::Prune {
-            // In a race all are there at once.
-            own.passing_bytes = own.passing_bytes.saturating_mul(candidates);
-        }
-        cost = cost.and(own, u64::saturating_add);
+        cost = cost.and(Cost::of(stage, passes), u64::saturating_add);
     }
     cost
 }
@@ -137,7 +135,10 @@ impl CellRunner<'_> {
             there: cells - to_make.len(),
             memory_bytes: all.memory_bytes,
             available_memory_bytes: memory.or_else(available_memory_bytes),
-            disk_bytes: all.lasting_bytes.saturating_add(all.passing_bytes),
+            disk_bytes: all
+                .lasting_bytes
+                .saturating_add(all.passing_bytes)
+                .saturating_add(all.state_bytes),
             seconds: all.seconds,
         })
     }
@@ -185,7 +186,7 @@ mod tests {
         }
     }
 
-    /// Of four stages of a cell two leave checkpoints, one of them a candidate each.
+    /// Of four stages of a cell two leave checkpoints; the candidates of a race are in the estimate.
     #[test]
     fn checkpoints_pass_and_the_rest_lasts() {
         let found = estimate(&[
@@ -206,7 +207,7 @@ mod tests {
         };
         assert_eq!(cost("igia", FinetuneMethod::Lora), (101, 10, 4.0));
         assert_eq!(cost("igia", FinetuneMethod::Full), (1, 110, 4.0));
-        assert_eq!(cost("race:igia+bi+last", FinetuneMethod::Full), (1, 130, 4.0));
+        assert_eq!(cost("race:igia+bi+last", FinetuneMethod::Full), (1, 110, 4.0));
     }
 
     #[test]
@@ -215,6 +216,7 @@ mod tests {
             memory_bytes: lasting_bytes,
             lasting_bytes,
             passing_bytes,
+            state_bytes: passing_bytes,
             seconds: 1.0,
         };
         let dropped = of(1, 10).and(of(2, 30), u64::max);
@@ -222,7 +224,8 @@ mod tests {
             (dropped.memory_bytes, dropped.lasting_bytes, dropped.passing_bytes),
             (2, 3, 30)
         );
-        assert_eq!(of(1, 10).and(of(2, 30), u64::saturating_add).passing_bytes, 40);
+        let kept = of(1, 10).and(of(2, 30), u64::saturating_add);
+        assert_eq!((kept.passing_bytes, kept.state_bytes), (40, 30));
         let teacher = of(1, 10).staying().and(of(2, 30), u64::max);
         assert_eq!((teacher.lasting_bytes, teacher.passing_bytes), (13, 30));
     }

@@ -45,6 +45,9 @@ pub struct StageEstimate {
     pub memory: MemoryEstimate,
     /// Bytes it leaves on the disk.
     pub disk_bytes: u64,
+    /// Bytes on the disk that go with its end: what a training would be resumed from.
+    #[serde(default)]
+    pub passing_disk_bytes: u64,
     /// Floating-point operations.
     pub flops: f64,
     /// Seconds, at the rate measured here.
@@ -67,7 +70,7 @@ pub struct Estimate {
     pub stages: Vec<StageEstimate>,
     /// Memory of the stage that needs most, on a CPU.
     pub memory_bytes: u64,
-    /// Bytes left on the disk.
+    /// Bytes on the disk when it is fullest: all that stages leave, and the largest state of a training under way.
     pub disk_bytes: u64,
     /// Seconds of all stages.
     pub seconds: f64,
@@ -118,6 +121,13 @@ pub(crate) fn measured_rates(
     Ok(ProductRates { bf16: measured(ComputeType::BF16)?, f32: measured(ComputeType::F32)? })
 }
 
+/// Bytes on the disk when it is fullest.
+fn fullest(stages: &[StageEstimate]) -> u64 {
+    let left = stages.iter().map(|stage| stage.disk_bytes).fold(0, u64::saturating_add);
+    let passing = stages.iter().map(|stage| stage.passing_disk_bytes).max().unwrap_or(0);
+    left.saturating_add(passing)
+}
+
 /// As [`estimate`], at rates that are known.
 pub(crate) fn foretell(known: Known<'_>, rates: ProductRates) -> Result<Estimate> {
     let compute_settings = &known.settings.compute;
@@ -139,7 +149,7 @@ pub(crate) fn foretell(known: Known<'_>, rates: ProductRates) -> Result<Estimate
         faster: (other < seconds / 2.0)
             .then(|| FasterType { dtype: rates.faster().to_string(), seconds: other }),
         memory_bytes: stages.iter().map(|stage| stage.memory.total()).max().unwrap_or(0),
-        disk_bytes: stages.iter().map(|stage| stage.disk_bytes).sum(),
+        disk_bytes: fullest(&stages),
         seconds,
         available_memory_bytes: available,
         stages,

@@ -66,7 +66,8 @@ impl<'a> Foretold<'a> {
         stages.extend(self.fitting());
         // All candidates are there until one is taken.
         let candidates = self.settings.criterion.criteria().len() as u64;
-        let disk_bytes = stored(&self.pruned).saturating_mul(candidates);
+        let amounts = self.amounts().max(1) as u64;
+        let disk_bytes = stored(&self.pruned).saturating_mul(candidates * amounts);
         stages.push(StageEstimate { disk_bytes, ..self.of.writing(Stage::Prune) });
         if self.settings.finetune != FinetuneMethod::None {
             self.tuning(&mut stages)?;
@@ -142,6 +143,8 @@ impl<'a> Foretold<'a> {
             let in_vain = steps * self.amounts().saturating_sub(1);
             let in_vain = Training { subject: whole, steps: in_vain, ..training };
             let mut found = of.training(Stage::Amount, in_vain);
+            // Each stays as it is until one is taken.
+            found.disk_bytes = of.saved(whole).saturating_mul(self.amounts() as u64);
             let count = (self.amounts() + 1) as f64;
             found.add(&of.looking(whole, train, Passes { rows, count }));
             stages.push(found);
@@ -189,7 +192,16 @@ impl<'a> Foretold<'a> {
     }
 
     fn evaluating(&self, stage: Stage, subject: Subject<'_>, eval: &Sample) -> StageEstimate {
-        self.of.evaluating(stage, subject, eval, self.settings.evaluation.batch_tokens)
+        let evaluation = &self.settings.evaluation;
+        let mut found = self.of.evaluating(stage, subject, eval, evaluation.batch_tokens);
+        if !eval.has_choices() {
+            // Replies are taken to be as long as those of the rows.
+            let reply = (eval.labelled() as f64 / eval.examples.len().max(1) as f64)
+                .min(evaluation.max_new_tokens as f64);
+            let replies = evaluation.generate_rows.min(eval.count) as f64;
+            found.seconds += self.of.generating(subject, replies * reply);
+        }
+        found
     }
 
     /// How often a training of so many steps looks at the rows held out, if it does.

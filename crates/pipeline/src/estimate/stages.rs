@@ -10,8 +10,14 @@ use super::{Sample, StageEstimate};
 use crate::Stage;
 use crate::stage::{BATCH_TOKENS, RETRAINING_STEPS};
 
+/// The rate at which a token's pass reads weights from a computer's memory, about.
+const READ_BYTES_PER_SECOND: f64 = 1e10;
 /// Runs of pruned layers that are assumed.
 pub(super) const RUNS: usize = 2;
+/// What AdamW keeps for a weight, in f32: itself and two means.
+const STATE_BYTES: u64 = 12;
+/// While a state is saved the one before is still there.
+const STATES: u64 = 2;
 /// States between layers that are held meanwhile.
 const HELD_STATES_BYTES: u64 = 512 << 20;
 
@@ -103,10 +109,25 @@ impl Estimator {
             batch,
             remat: train.remat,
             memory,
+            passing_disk_bytes: if steps == 0 { 0 } else { self.saved(subject) },
             flops,
             seconds: flops / self.rate,
             ..self.writing(stage)
         }
+    }
+
+    /// Bytes of the saved state of a training under way.
+    pub(super) fn saved(&self, subject: Subject<'_>) -> u64 {
+        STATES * STATE_BYTES * self.work(subject).trained_parameters()
+    }
+
+    /// Seconds that greedy replies take, token by token.
+    pub(super) fn generating(&self, subject: Subject<'_>, tokens: f64) -> f64 {
+        let config = subject.config;
+        let weights = config.parameters() * config.dtype.map_or(2, |dtype| dtype.size() as u64);
+        let read = weights as f64 / READ_BYTES_PER_SECOND;
+        let computed = 2.0 * config.parameters() as f64 / self.rate;
+        tokens * read.max(computed)
     }
 
     pub(super) fn evaluating(
@@ -216,6 +237,7 @@ impl Estimator {
             remat: false,
             memory: MemoryEstimate::default(),
             disk_bytes: 0,
+            passing_disk_bytes: 0,
             flops: 0.0,
             seconds: 0.0,
         }

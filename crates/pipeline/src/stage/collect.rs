@@ -112,6 +112,11 @@ pub fn collect_record(
              make the choice surer"
         );
     }
+    if stability.as_ref().is_some_and(|stability| stability.between_halves.is_none()) {
+        tracing::warn!(
+            "how far the order of layers agrees between halves of the data cannot be told; collect more steps"
+        );
+    }
     let seen: usize = steps.len() * settings.train.batch_rows * settings.train.accumulate;
     if seen > num_examples {
         tracing::warn!(

@@ -14,6 +14,7 @@ use selection::beside_cuts;
 use super::validate::train_validated;
 use super::{StageContext, load_adapted};
 use crate::estimate::fit;
+use crate::lock::SavesLock;
 use crate::log::{Log, LogTargets};
 use crate::{Event, FinetuneMethod, PipelineError, Result, Stage, TrainingSettings};
 
@@ -119,10 +120,11 @@ pub fn finetune_model(
         require_companions(model)?;
     }
     let mut trainer = trainer(context, settings, target.from.as_ref(), observe)?;
+    let writes = target.group.as_ref().is_none_or(|group| group.rank() == 0);
+    let _held = writes.then(|| SavesLock::take(&target.saves)).transpose()?;
     if let Some(group) = &target.group {
         trainer = trainer.with_group(Rc::clone(group));
     }
-    let writes = trainer.writes();
     let targets = if writes { target.log } else { LogTargets::default() };
     let mut log = Log::new(targets, target.stage);
     let training = settings.training;
@@ -183,8 +185,9 @@ pub(super) fn trainer(
         };
         trainer = trainer.with_teacher(teacher, distil)?;
     }
-    if let Some(from) = from {
-        trainer.go_on(from)?;
+    match from {
+        Some(from) => trainer.go_on(from)?,
+        None => trainer = trainer.tied()?,
     }
     Ok(trainer)
 }
