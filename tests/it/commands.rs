@@ -243,7 +243,7 @@ fn finetune_again_and_in_part() {
     assert_ne!(tensors("model", 5), tensors("part", 5));
     let failure =
         desk.failure("finetune --model model --train train.jsonl --trainable head+last:7 --out x");
-    assert!(failure.contains("there are no 7 last layers, but 6"), "{failure}");
+    assert!(failure.contains("the model has 6 layers, not 7"), "{failure}");
 }
 
 /// `--steps auto` stops once the layers to prune are the same ones for ten steps.
@@ -442,7 +442,7 @@ fn a_folder_becomes_gguf_and_comes_back() {
     assert!(modelfile.starts_with("FROM ./model.gguf\n"), "{modelfile}");
     let other = desk.run("convert model --to gguf --out other.gguf");
     assert!(
-        other.contains("the Modelfile beside it is another one and was left as it is"),
+        other.contains("a different Modelfile is already there and was left unchanged"),
         "{other}"
     );
     assert_eq!(fs_err::read_to_string(desk.at("Modelfile")).unwrap(), modelfile);

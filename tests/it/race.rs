@@ -77,7 +77,7 @@ fn the_best_choice_right_after_the_repair_is_taken() {
     let desk = Desk::new();
     let best = "--criterion best:igia+linear-fit+last+random --seed 5";
     let said = text(&desk.output(&run(best, "r")).stderr);
-    assert!(said.contains("compared on 4 rows held out, too few to be sure of"), "{said}");
+    assert!(said.contains("compared on 4 rows held out, too few for a reliable choice"), "{said}");
     let race = testkit::json(&desk.at("r/race.json"));
     let candidates = race["candidates"].as_array().unwrap();
     assert!(candidates.len() > 1, "all chose the same: {candidates:?}");
@@ -116,7 +116,7 @@ fn the_best_choice_right_after_the_repair_is_taken() {
     desk.run(&run(&format!("{best} --finetune none"), "none"));
     assert!(!desk.at("none/adapter").exists() && !desk.at("none/adapter.state").exists());
     // What the adapters of a training are to be says nothing where none are trained yet.
-    desk.run(&run(&format!("{best} --finetune full --lora-layers auto --rank 300"), "full"));
+    desk.run(&run(&format!("{best} --finetune full --rank 300"), "full"));
 }
 
 /// A criterion whose choice cannot be carried out does not keep the others from theirs.
@@ -233,7 +233,7 @@ fn a_winner_whose_step_was_searched_for() {
     ));
     let progress = text(&output.stderr);
     assert!(output.status.success(), "{progress}");
-    assert!(progress.contains("  prune and repair: there already"), "{progress}");
+    assert!(progress.contains("  prune and repair: already done"), "{progress}");
     assert!(desk.at("r/verdict.json").exists() && !desk.at("r/race").exists());
 }
 

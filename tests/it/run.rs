@@ -118,7 +118,7 @@ fn a_plan_that_was_edited() {
     fs_err::write(&plan, old.replace("\"density\": 0.5", "\"density\": 0.25")).unwrap();
     let failure = desk.failure(&command("r"));
     assert!(
-        failure.contains("r/pruned: it was made with other settings (plan.density)"),
+        failure.contains("r/pruned: it was made with different settings (plan.density)"),
         "{failure}"
     );
     fs_err::write(&plan, old).unwrap();
@@ -303,7 +303,7 @@ fn repairs_are_kept_where_less_is_lost() {
         ));
         // Nothing was there before, nor is anything told twice.
         let said = text(&output.stderr);
-        assert!(output.status.success() && !said.contains("there already"), "{said}");
+        assert!(output.status.success() && !said.contains("already done"), "{said}");
         assert_eq!(said.matches("layers left").count(), 1, "{said}");
         fs_err::read(desk.at(out).join("pruned/model.safetensors")).unwrap()
     };
@@ -371,7 +371,7 @@ fn a_repair_that_overflows_is_refused() {
     let output = desk.output(&run);
     let said = text(&output.stderr);
     assert!(output.status.success(), "{said}");
-    assert!(said.contains("linear-map refused, and the layers are dropped alone"), "{said}");
+    assert!(said.contains("linear-map rejected: the layers are dropped without repair"), "{said}");
     assert!(said.contains("without it, not finite with it"), "{said}");
     let verdict = testkit::json(&desk.at("r/verdict.json"));
     assert!(verdict["repaired"].is_null() && verdict["kept"] == false, "{verdict}");
@@ -509,7 +509,8 @@ fn a_processor_of_avx2_computes_in_f32() {
 #[test]
 fn a_run_takes_another_ones_settings() {
     let desk = Desk::new();
-    desk.run(&format!("{} --finetune none", command("a").replace("--save-merged", "")));
+    let untuned = command("a").replace("--save-merged", "").replace("--with-dense", "");
+    desk.run(&format!("{untuned} --finetune none"));
     desk.run("run --config a/run.toml --prune 1 --merge 0 --repair drop --out b");
     let settings = |run: &str| -> toml::Table {
         let text = fs_err::read_to_string(desk.at(run).join("run.toml")).unwrap();
@@ -527,4 +528,90 @@ fn a_run_takes_another_ones_settings() {
     fs_err::write(desk.at("other.toml"), "format = \"x\"").unwrap();
     let failure = desk.failure("run --config other.toml --out c");
     assert!(failure.contains("other.toml: not a run's settings: missing field"), "{failure}");
+}
+
+/// After its plan was edited, a finished run has the new model's figures, and its card says who chose. What is removed of it
+/// is made again.
+#[test]
+fn an_edited_plan_has_figures_of_its_own() {
+    let desk = Desk::new();
+    let arguments =
+        command("r").replace("--merge 1 --density 0.5 --repair-always", "--repair drop");
+    desk.run(&arguments);
+    let figures = || testkit::json(&desk.at("r/eval.json"));
+    let before = figures();
+    let plan = fs_err::read_to_string(desk.at("r/plan.json")).unwrap();
+    let mut edited: serde_json::Value = serde_json::from_str(&plan).unwrap();
+    edited["pruned"] = serde_json::json!([0, 1, 2]);
+    fs_err::write(desk.at("r/plan.json"), edited.to_string()).unwrap();
+    let failure = desk.failure(&arguments);
+    assert!(failure.contains("r/pruned: it was made with different settings"), "{failure}");
+    for name in ["pruned", "adapter", "merged"] {
+        fs_err::remove_dir_all(desk.at("r").join(name)).unwrap();
+    }
+    desk.run(&arguments);
+    let after = figures();
+    assert_eq!(after["sizes"][1]["num_layers"], 3);
+    assert_eq!(after["dense_tuned"]["perplexity"], before["dense_tuned"]["perplexity"]);
+    assert_ne!(after["pruned_tuned"]["perplexity"], before["pruned_tuned"]["perplexity"]);
+    let card = fs_err::read_to_string(desk.at("r/merged/README.md")).unwrap();
+    assert!(card.contains("chosen by hand"), "{card}");
+    // The same once more, of what was removed.
+    let weights = fs_err::read(desk.at("r/merged/model.safetensors")).unwrap();
+    for names in [&["merged"][..], &["dense-adapter"], &["pruned", "adapter", "merged"]] {
+        for name in names {
+            fs_err::remove_dir_all(desk.at("r").join(name)).unwrap();
+        }
+        desk.run(&arguments);
+        assert!(
+            fs_err::read(desk.at("r/merged/model.safetensors")).unwrap() == weights,
+            "{names:?}"
+        );
+        assert_eq!(figures(), after);
+    }
+}
+
+/// What the pruned model cannot have is refused before anything is there.
+#[test]
+fn trainings_that_cannot_be_are_refused_first() {
+    let desk = Desk::new();
+    let run = format!("run --model model --train train.jsonl --prune 2 --out r {CHEAP}");
+    for (flags, message) in [
+        ("--lora-layers 4", "the pruned model has 4 layers, 0 to 3, and the training asks for 5"),
+        ("--finetune head+last:5", "the pruned model has 4 layers"),
+        (
+            "--finetune full --targets q_proj",
+            "--targets applies to adapters, and `full` trains none",
+        ),
+        ("--finetune full --save-merged", "--save-merged merges an adapter"),
+        ("--finetune none --with-dense", "--with-dense is about a training"),
+        ("--finetune none --distil", "--distil is about a training"),
+    ] {
+        let failure = desk.failure(&format!("{run} {flags}"));
+        assert!(failure.contains(message), "{flags}: {failure}");
+        assert!(!desk.at("r").exists(), "{flags}");
+    }
+}
+
+/// A training that was stopped is another model's if the folder holds other weights by then.
+#[test]
+fn a_saved_training_belongs_to_its_model() {
+    let desk = Desk::new();
+    let prune = |layers: &str| {
+        let plan = format!(
+            "{{\"format\": \"gradpruner-plan\", \"version\": 1, \"num_layers\": 6, \"pruned\": {layers}, \"merges\": [], \
+             \"density\": 0.2, \"rule\": \"same-sign\"}}"
+        );
+        fs_err::write(desk.at("plan.json"), plan).unwrap();
+        desk.run("prune --model model --plan plan.json --out pruned");
+    };
+    prune("[1, 2]");
+    let arguments = format!(
+        "finetune --model pruned --train train.jsonl --save-every 1 --out a {CHEAP_TRAINING}"
+    );
+    desk.kill_when(&arguments, || desk.at("a.state/step-000002").exists());
+    fs_err::remove_dir_all(desk.at("pruned")).unwrap();
+    prune("[3, 4]");
+    let failure = desk.failure(&arguments);
+    assert!(failure.contains("model_sha256 was "), "{failure}");
 }

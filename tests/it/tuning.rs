@@ -161,7 +161,7 @@ fn dora_is_read_and_merged() {
     let said = desk.run("inspect r/adapter");
     assert!(said.contains("DoRA of rank 2"), "{said}");
     let failure = desk.failure(&format!("{run} --dora --finetune full --out x"));
-    assert!(failure.contains("--dora is about adapters, and `full` trains none"), "{failure}");
+    assert!(failure.contains("--dora applies to adapters, and `full` trains none"), "{failure}");
     assert!(!desk.at("x").exists());
     // Adapters of another kind do not go on from those.
     let failure = desk.failure(&format!("{run} --out r"));

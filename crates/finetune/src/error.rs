@@ -49,7 +49,7 @@ pub enum FinetuneError {
     Token { token: i64, embedding: usize },
     #[error("{}: the adapter does not fit the model: {what}", path.display())]
     OtherModel { path: PathBuf, what: String },
-    #[error("{}: there is no saved training to go on from; begin anew", path.display())]
+    #[error("{}: the saved state of the training is gone; start again in a new folder", path.display())]
     NoState { path: PathBuf },
     #[error(
         "{}: saved by another training: {}; train as that one did, or remove it to start over",

@@ -40,7 +40,7 @@ pub(crate) fn expanded(typed: Vec<OsString>) -> anyhow::Result<Vec<OsString>> {
     }
     let (before, after) = typed.split_at(command + 1);
     let mut settings = Vec::new();
-    if let Some(path) = config_of(after).filter(|_| typed[command] == "run") {
+    if let Some(path) = config_of(after) {
         let read = RunSettings::read(Path::new(&path))
             .with_context(|| format!("cannot use --config `{}`", Path::new(&path).display()))?;
         settings = short_flags(&read);

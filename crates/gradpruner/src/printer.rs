@@ -178,7 +178,7 @@ impl Printer {
                 self.last_line = Instant::now();
             }
             Event::Found(_) | Event::Done(..) if self.comparing => clear(),
-            Event::Found(stage) => self.note(&format!("  {}: there already", stage_text(stage))),
+            Event::Found(stage) => self.note(&format!("  {}: already done", stage_text(stage))),
             Event::Done(stage, came_to) => {
                 clear();
                 let seconds = self.stage.map(|(_, started)| started.elapsed().as_secs());

@@ -71,7 +71,7 @@ pub(crate) fn done_text(done: &Done) -> String {
         }
         // They were taken to choose by.
         Done::Trained(report) if report.tokens == 0 => {
-            format!("{} steps, taken before{}", report.steps, kept(report))
+            format!("{} steps, already taken{}", report.steps, kept(report))
         }
         Done::Trained(report) => format!(
             "{} steps, {} tokens, last loss {:.4}{}",
@@ -101,7 +101,7 @@ pub(crate) fn amount_text(amount: &Amount) -> String {
     let Amount { max_drop, layers, dense, tried } = amount;
     let lost = tried.iter().find(|tried| tried.layers == *layers).and_then(|tried| tried.lost);
     format!(
-        "{}, within --max-drop {max_drop}: {}; the dense model, fine-tuned alike: {}",
+        "{}, within --max-drop {max_drop}: {}; the dense model, fine-tuned the same way: {}",
         counted(*layers, "layer"),
         lost_text(lost, dense),
         trial_text(dense)
@@ -123,7 +123,7 @@ pub(crate) fn lost_text(lost: Option<f64>, dense: &Trial) -> String {
 /// An amount that was tried.
 pub(crate) fn tried_amount_text(tried: &TriedAmount) -> String {
     let TriedAmount { layers, trial, within, .. } = tried;
-    let verdict = if *within { "little enough is lost" } else { "too much is lost" };
+    let verdict = if *within { "within the limit" } else { "over the limit" };
     format!("without {}: {}; {verdict}", counted(*layers, "layer"), trial_text(trial))
 }
 
@@ -162,7 +162,7 @@ pub(crate) fn verdict_text(verdict: &Verdict) -> String {
         Some(search) => format!(" by a step of {}", search.step),
         None => String::new(),
     };
-    let what = if *kept { "kept" } else { "refused, and the layers are dropped alone" };
+    let what = if *kept { "kept" } else { "rejected: the layers are dropped without repair" };
     let repaired = repaired.map_or_else(|| "not finite".into(), |found| format!("{found:.4}"));
     format!(
         "{repair}{step} {what}; distance from the dense model {dropped:.4} without it, {repaired} with it"
@@ -182,8 +182,8 @@ pub(crate) fn stability_text(stability: &Stability) -> String {
     let Stability { steps, between_halves, since_middle, settled_since } = stability;
     let tau = |tau: &Option<f64>| tau.map_or_else(|| "unknown".into(), |tau| format!("{tau:.2}"));
     format!(
-        "layer order: τ {} between halves of the data, {} since the middle; the lowest layers are \
-         the same since step {settled_since} of {steps}",
+        "layer order: τ {} between halves of the data, {} since the middle; the lowest layers have not \
+         changed since step {settled_since} of {steps}",
         tau(between_halves),
         tau(since_middle),
     )
@@ -240,7 +240,7 @@ mod tests {
         assert_eq!(
             done_text(&collected),
             "40 steps; layer order: τ 0.91 between halves of the data, unknown since the middle; \
-             the lowest layers are the same since step 12 of 40"
+             the lowest layers have not changed since step 12 of 40"
         );
         let size = |num_layers, parameters| Size {
             num_layers,
@@ -264,11 +264,11 @@ mod tests {
         };
         assert_eq!(
             verdict_text(&verdict),
-            "scale refused, and the layers are dropped alone; distance from the dense model 0.5000 without it, 0.7500 with it"
+            "scale rejected: the layers are dropped without repair; distance from the dense model 0.5000 without it, 0.7500 with it"
         );
         assert_eq!(
             verdict_text(&Verdict { repaired: None, ..verdict }),
-            "scale refused, and the layers are dropped alone; distance from the dense model 0.5000 without it, not finite with it"
+            "scale rejected: the layers are dropped without repair; distance from the dense model 0.5000 without it, not finite with it"
         );
         assert_eq!(figures_text(Some(0.5), None), "accuracy 50.0 %, perplexity not finite");
     }

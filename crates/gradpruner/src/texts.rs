@@ -68,7 +68,7 @@ pub(crate) fn reconstructed_text(run: &FittedRun) -> String {
 pub(crate) fn scaled_text(cut: &Cut) -> String {
     let layers: Vec<usize> = (cut.first..=cut.last).collect();
     format!(
-        "layers {}: the stream is {:.3} times as large behind them",
+        "layers {}: the residual stream after them is {:.3} times as large",
         layers_text(&layers),
         cut.factor
     )
@@ -110,7 +110,7 @@ pub(crate) fn comparison_needs_text(needs: &ComparisonNeeds) -> String {
         .map_or_else(String::new, |free| format!(" ({} free)", bytes_text(free)));
     let known = match there {
         0 => String::new(),
-        _ => format!(", {there} of them there already"),
+        _ => format!(", {there} of them already done"),
     };
     format!(
         "about {memory} of memory{free}, at most {} on disk and {}, for {}{known}",
@@ -171,7 +171,7 @@ mod tests {
             "about 2.0 GB of memory (8.0 GB free), at most 3 MB on disk and 10 min, for 13 cells"
         );
         needs.there = 4;
-        assert!(comparison_needs_text(&needs).ends_with("for 13 cells, 4 of them there already"));
+        assert!(comparison_needs_text(&needs).ends_with("for 13 cells, 4 of them already done"));
     }
 
     #[test]

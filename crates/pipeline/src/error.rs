@@ -37,12 +37,12 @@ pub enum PipelineError {
     #[error("memory is too short for the training: {0}")]
     Memory(String),
     #[error(
-        "{}: holds a run with other settings ({differing}); choose another folder, or remove it",
+        "{}: holds a run with different settings ({differing}); choose another folder, or remove it",
         path.display()
     )]
     OtherRun { path: PathBuf, differing: String },
     #[error(
-        "{}: it was made with other settings ({differing}); remove it to have it made anew, or choose another folder",
+        "{}: it was made with different settings ({differing}); remove it to have it made anew, or choose another folder",
         path.display()
     )]
     OtherRecipe { path: PathBuf, differing: String },

@@ -212,7 +212,8 @@ impl RunSettings {
         };
         match most > kept {
             true => fail(format!(
-                "the pruned model has {kept} layers, 0 to {}, and the training asks for {most}; layers are numbered as they                  are after pruning",
+                "the pruned model has {kept} layers, 0 to {}, and the training asks for {most}; layers are numbered as they are \
+                 after pruning",
                 kept.saturating_sub(1)
             )),
             false => Ok(()),

@@ -278,7 +278,7 @@ mod tests {
         one.make(|| Ok(fs_err::write(&one.path, "")?)).unwrap();
         assert!(slot(0.5).is_there().unwrap());
         let error = slot(0.25).is_there().unwrap_err().to_string();
-        assert!(error.contains("maps: it was made with other settings (with.rate)"), "{error}");
+        assert!(error.contains("maps: it was made with different settings (with.rate)"), "{error}");
         slot(0.25).clear_other().unwrap();
         assert!(!slot(0.25).is_there().unwrap());
         // One that nobody noted anything of is taken as it is.

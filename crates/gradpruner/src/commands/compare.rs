@@ -1,10 +1,10 @@
 //! `gradpruner compare`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use checkpoint::Staging;
-use pipeline::{Choosing, CompareSettings, FinetuneMethod, compare};
+use checkpoint::{Staging, read_json};
+use pipeline::{Choosing, CompareSettings, Comparison, FinetuneMethod, compare};
 use selection::{Criterion, Density, PlanSettings, Repair, Share};
 
 use crate::arguments::{CellArgs, CellInputs, choosing, duration, learning_rate, repair};
@@ -153,17 +153,29 @@ pub(crate) fn run(args: CompareArgs, printer: &mut Printer) -> anyhow::Result<Ou
         true => format!("the comparison in `{}` stopped", out.display()),
         false => format!("the comparison in `{}` did not begin", out.display()),
     };
-    let found =
-        compare(&settings, &out, &mut |event| printer.stage_event(event)).with_context(context)?;
-    for (name, text) in [
-        ("compare.csv", csv(&found)),
-        ("compare.md", markdown(&found, &settings)),
-        ("compare.html", html(&found, &settings)),
-    ] {
-        Staging::write(&out.join(name), text.as_bytes()).with_context(context)?;
+    let found = compare(&settings, &out, &mut |event| printer.stage_event(event));
+    if found.is_err()
+        && let Ok(so_far) = read_json::<Comparison>(&out.join("compare.json"))
+    {
+        // The error says more than that of writing.
+        let _ = write_pages(&so_far, &settings, &out);
     }
+    let found = found.with_context(context)?;
+    write_pages(&found, &settings, &out).with_context(context)?;
     let text = format!("{}\n\nreport  {}", terminal(&found), out.join("compare.html").display());
     Outcome::new(text, &found)
+}
+
+/// Writes a comparison as people read it.
+fn write_pages(found: &Comparison, settings: &CompareSettings, out: &Path) -> anyhow::Result<()> {
+    for (name, text) in [
+        ("compare.csv", csv(found)),
+        ("compare.md", markdown(found, settings)),
+        ("compare.html", html(found, settings)),
+    ] {
+        Staging::write(&out.join(name), text.as_bytes())?;
+    }
+    Ok(())
 }
 
 /// A list without its duplicates.

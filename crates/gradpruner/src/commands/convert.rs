@@ -147,7 +147,7 @@ fn to_gguf(
     );
     text.push_str(match modelfile {
         Some(_) => "; for Ollama there is a Modelfile beside it",
-        None => "\nthe Modelfile beside it is another one and was left as it is",
+        None => "\na different Modelfile is already there and was left unchanged",
     });
     Outcome::new(text, &GgufReport { file, modelfile })
 }

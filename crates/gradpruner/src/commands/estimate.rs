@@ -23,6 +23,11 @@ use crate::units::{bytes_text, time_text};
 /// of the maximum length are assumed.
 #[derive(Debug, clap::Args)]
 #[command(args_override_self = true)]
+// As in `run`.
+#[command(mut_args(|arg| match arg.get_id().as_str().starts_with("collect_") {
+    true => arg.requires("restart").help_heading("Collecting with --restart"),
+    false => arg,
+}))]
 #[command(after_help = "Example:
   gradpruner estimate --model SmolLM2-135M --train train.jsonl --prune 40%")]
 pub(crate) struct EstimateArgs {
@@ -65,6 +70,16 @@ pub(crate) struct EstimateArgs {
     // It stands for flags that are there by the time they are parsed (config.rs).
     #[arg(long)]
     paper: bool,
+    /// Take the settings of a run from its run.toml; flags win
+    // Its settings stand before the flags by the time they are parsed (config.rs).
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// As in `run`; the folder may not exist yet, and nothing is written to it
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// As in `run`; takes next to nothing
+    #[arg(long)]
+    tensorboard: bool,
     // First, since its own flags stand under the heading that comes before them.
     #[command(flatten)]
     cell: CellArgs,
@@ -85,6 +100,9 @@ pub(crate) fn run(args: EstimateArgs) -> anyhow::Result<Outcome> {
         with_dense,
         save_merged,
         paper: _,
+        config: _,
+        out: _,
+        tensorboard: _,
         repairing,
         cell,
     } = args;
@@ -151,8 +169,8 @@ fn text(found: &Estimate) -> String {
         ));
     }
     text.push_str(&format!(
-        "\nneeds {}\nMemory is the peak on a CPU, the mapped weights with it; time is from the \
-         speed of matrix products in {} measured here just now.",
+        "\nneeds {}\nMemory is the peak on a CPU, including the mapped weights. The total on disk includes the largest saved \
+         state of a training under way. Time is from the speed of matrix products in {} measured here just now.",
         needs_text(found),
         found.dtype,
     ));

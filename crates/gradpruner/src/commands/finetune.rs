@@ -139,7 +139,7 @@ pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<O
         return Ok(Outcome::nothing());
     }
     let speed = match report.tokens {
-        0 => "taken before".to_owned(),
+        0 => "already taken".to_owned(),
         tokens => format!(
             "{:.0} tokens/s, last loss {:.4}",
             tokens as f64 / report.seconds.max(1e-9),

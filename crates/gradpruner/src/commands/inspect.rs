@@ -78,7 +78,7 @@ fn inspect(path: &Path) -> anyhow::Result<Outcome> {
                 let scores = Scores::read(path)?;
                 Outcome::new(ranking_text(&scores), &scores)
             }
-            Some(other) => bail!("`{other}` is no format of scores or plans"),
+            Some(other) => bail!("`{other}` is not the format of a scores or plan file"),
             None => bail!("it has no `format`; is it a scores or plan file?"),
         };
     }
@@ -220,7 +220,7 @@ fn record(path: &Path) -> anyhow::Result<Outcome> {
 fn adapter(path: &Path) -> anyhow::Result<Outcome> {
     let adapter = Adapter::read(path)?;
     let config = &adapter.config;
-    let base = config.base_model_name_or_path.as_deref().unwrap_or("a model it does not name");
+    let base = config.base_model_name_or_path.as_deref().unwrap_or("an unnamed model");
     let text = format!(
         "{} of rank {} and alpha {} on {} weights ({}), of {base}",
         if config.use_dora { "DoRA" } else { "LoRA" },
@@ -243,7 +243,7 @@ fn gguf(path: &Path) -> anyhow::Result<Outcome> {
     let (name, architecture) = (text_of("general.name"), text_of("general.architecture"));
     let text = format!(
         "GGUF of {} ({}), {} tensors: {}",
-        name.unwrap_or("a model it does not name"),
+        name.unwrap_or("an unnamed model"),
         architecture.unwrap_or("unknown architecture"),
         file.tensors.len(),
         listed.join(", "),

@@ -110,7 +110,7 @@ pub(super) fn refused(lines: &[Line<'_>]) -> Option<String> {
     let names: Vec<String> = lines.iter().filter_map(of_line).collect();
     (!names.is_empty()).then(|| {
         format!(
-            "The repair was refused, since more was lost with it, and the layers were dropped alone: {}.",
+            "The repair was rejected because more was lost with it; the layers were dropped without it: {}.",
             names.join("; ")
         )
     })

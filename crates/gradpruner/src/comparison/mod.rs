@@ -71,7 +71,7 @@ const AGREEMENT: &str = "How many of the removed layers two criteria share, and,
 fn trained_on(found: &Comparison, set: usize) -> Option<String> {
     let count = *found.rows_trained_on.get(set).filter(|&&count| count > 0)?;
     let name = found.evals.get(set)?;
-    Some(format!("{count} rows of {name} were trained on too; its figures say little."))
+    Some(format!("{count} rows of {name} were also trained on, so its figures mean little."))
 }
 
 /// The cells that there was no time for and those that cannot be made, if there are any.
@@ -80,7 +80,7 @@ fn missing(found: &Comparison) -> Vec<String> {
     let no_time =
         (!left_out.is_empty()).then(|| format!("No time was left for: {}.", left_out.join("; ")));
     let impossible = found.impossible.iter().map(|Impossible { cell, reason }| {
-        format!("Not to be had, {}: {reason}.", cell_text(cell))
+        format!("Could not be made: {} ({reason}).", cell_text(cell))
     });
     no_time.into_iter().chain(impossible).collect()
 }
@@ -239,7 +239,7 @@ pub(super) mod tests {
         kept["verdict"]["kept"] = true.into();
         let cells = [cell(None, 0, 36), kept, cell(Some(("33%", "bi")), 0, 20), refused];
         let found = comparison(&cells);
-        let said = "The repair was refused, since more was lost with it, and the layers were dropped alone: bi, drop, \
+        let said = "The repair was rejected because more was lost with it; the layers were dropped without it: bi, drop, \
                     lora (seed 1).";
         for text in [terminal(&found), markdown(&found), html(&found)] {
             assert!(text.contains(said), "{text}");
@@ -252,18 +252,18 @@ pub(super) mod tests {
         assert_eq!(
             said(36, &[("igia", 34), ("last", 20)]),
             "Best: igia, drop, lora (85.0 %), within noise of dense, lora (90.0 %); the next, last, drop, lora (50.0 %), \
-             is worse beyond noise."
+             is significantly worse."
         );
         assert_eq!(
             said(36, &[("igia", 24), ("bi", 23)]),
-            "Best: igia, drop, lora (60.0 %), worse beyond noise than dense, lora (90.0 %); the next, bi, drop, lora \
-             (57.5 %), does not differ from it beyond noise."
+            "Best: igia, drop, lora (60.0 %), significantly worse than dense, lora (90.0 %); the next, bi, drop, lora \
+             (57.5 %), does not differ significantly."
         );
         // 14 of 40 is 35 %, its interval from 22.1 % on: below the 25 % of the most frequent answer.
         let poor = said(36, &[("igia", 14)]);
         assert!(
             poor.starts_with(
-                "No way to prune is better than always giving the most frequent answer (25.0 %) beyond noise: "
+                "No pruning method does significantly better than always giving the most frequent answer (25.0 %): "
             ) && !poor.contains("Best"),
             "{poor}"
         );
@@ -295,7 +295,7 @@ pub(super) mod tests {
         let sentence = sentence(&lines).unwrap();
         assert!(
             sentence.ends_with(
-                "It is better beyond noise than the baseline m, small, 3 layers, lora (50.0 %)."
+                "It is significantly better than the baseline m, small, 3 layers, lora (50.0 %)."
             ),
             "{sentence}"
         );
@@ -318,7 +318,7 @@ pub(super) mod tests {
     fn where_all_ways_are_alike_none_is_the_best() {
         assert_eq!(
             said(36, &[("igia", 30), ("bi", 30)]),
-            "No way to prune stands out: all come to 75.0 %."
+            "No pruning method stands out: all reach 75.0 %."
         );
     }
 
@@ -343,7 +343,7 @@ pub(super) mod tests {
         assert!(text.contains("igia            ·  2/2, τ 1.00"), "{text}");
         assert!(markdown(&found).contains("| bi | 2/2, τ 1.00 | · |"));
         found.rows_trained_on = vec![7];
-        let warning = "7 rows of test were trained on too";
+        let warning = "7 rows of test were also trained on";
         assert!(terminal(&found).contains(warning) && markdown(&found).contains(warning));
         assert!(html(&found).contains(warning));
     }

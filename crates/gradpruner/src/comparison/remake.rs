@@ -27,8 +27,7 @@ pub(super) fn remake(
     let result = best.results.first()?;
     let cell = &result.cell;
     let run = settings.run_of(result, settings.evals.get(set)?, found.dtype);
-    let about =
-        format!("The model of {}, seed {}, comes into `{FOLDER}` by:", best.name, cell.seed);
+    let about = format!("To make the model of {}, seed {}, in `{FOLDER}`:", best.name, cell.seed);
     Some(Remake { about, command: command_of(&run, FOLDER) })
 }
 
@@ -55,7 +54,7 @@ mod tests {
             remake(&found, &settings, &lines, 0).unwrap()
         };
         let Remake { about, command } = of("igia,greedy");
-        assert_eq!(about, "The model of igia, drop, lora, seed 4, comes into `best` by:");
+        assert_eq!(about, "To make the model of igia, drop, lora, seed 4, in `best`:");
         assert_eq!(
             command,
             "gradpruner run --model=m --train=t --eval=test --prune=33% --criterion=igia --hold-out --repair=drop \

@@ -16,11 +16,11 @@ pub(super) fn sentence(lines: &[Line<'_>]) -> Option<String> {
     if best.no_better_than_majority().is_none() && !others.is_empty() && others.iter().all(alike) {
         let value =
             best.value().map_or_else(|| "nothing".into(), |value| best.figure().text(value));
-        return Some(format!("No way to prune stands out: all come to {value}."));
+        return Some(format!("No pruning method stands out: all reach {value}."));
     }
     let mut text = match best.no_better_than_majority() {
         Some(majority) => format!(
-            "No way to prune is better than always giving the most frequent answer ({:.1} %) beyond noise: train longer or on \
+            "No pruning method does significantly better than always giving the most frequent answer ({:.1} %): train longer or on \
              more rows, or prune fewer layers. Highest: {}",
             100.0 * majority,
             shown(best)
@@ -33,9 +33,9 @@ pub(super) fn sentence(lines: &[Line<'_>]) -> Option<String> {
     if let Some(next) = others.first() {
         text.push_str(&match best.test(next) {
             Some(p) if p < SIGNIFICANT => {
-                format!("; the next, {}, is worse beyond noise", shown(next))
+                format!("; the next, {}, is significantly worse", shown(next))
             }
-            Some(_) => format!("; the next, {}, does not differ from it beyond noise", shown(next)),
+            Some(_) => format!("; the next, {}, does not differ significantly", shown(next)),
             None => format!("; then comes {}", shown(next)),
         });
     }
@@ -53,8 +53,8 @@ pub(super) fn sentence(lines: &[Line<'_>]) -> Option<String> {
 /// How one line stands to another that differs from it by chance with probability `p`.
 fn against(line: &Line<'_>, other: &Line<'_>, p: f64) -> &'static str {
     match p < SIGNIFICANT {
-        true if line.merit() < other.merit() => "worse beyond noise than",
-        true => "better beyond noise than",
+        true if line.merit() < other.merit() => "significantly worse than",
+        true => "significantly better than",
         false => "within noise of",
     }
 }

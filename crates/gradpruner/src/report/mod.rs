@@ -104,7 +104,7 @@ fn amount_table(amount: &Amount) -> String {
     }
     format!(
         "{}<p class=\"note\">Mean loss (and accuracy, of rows with choices) on the rows held out by <code>--choose</code>, each \
-         model fine-tuned whole. <code>--max-drop {max_drop}</code> takes the largest number that loses no more; the rows of \
+         model fully fine-tuned. <code>--max-drop {max_drop}</code> takes the largest number that loses no more; the rows of \
          <code>--eval</code> have no part in it.</p>",
         table.html()
     )
@@ -133,13 +133,13 @@ fn race_table(race: &Race) -> String {
     }
     let collapsed = match race.collapsed {
         true => {
-            " None of those looked at a quarter of the training in was clearly better than the most frequent answer."
+            " A quarter of the way through training, no candidate was clearly better than the most frequent answer."
         }
         false => "",
     };
     format!(
         "{}<p class=\"note\">Mean loss (and accuracy, of rows with choices) on the rows held out by <code>--choose</code>; a \
-         dash where a candidate was not trained so far.{collapsed}</p>",
+         dash where a candidate was not trained that far.{collapsed}</p>",
         table.html()
     )
 }
@@ -176,8 +176,10 @@ fn lead(found: &RunOutcome) -> String {
             percent(tuned)
         ));
         match (accuracy(&evaluations.dense_tuned), accuracy(&evaluations.dense)) {
-            (Some(dense), _) => text
-                .push_str(&format!("; the dense model, fine-tuned alike, on {}.", percent(dense))),
+            (Some(dense), _) => text.push_str(&format!(
+                "; the dense model, fine-tuned the same way, on {}.",
+                percent(dense)
+            )),
             (None, Some(dense)) => {
                 text.push_str(&format!(
                     "; the dense model, not fine-tuned, on {}.",

@@ -54,9 +54,10 @@ pub(super) fn suspects(
         if let Some((None, run)) = plan.runs().first() {
             let run: Vec<usize> = run.clone().collect();
             found.push(format!(
-                "{} {} no layer before to take a linear map in, and went without one.",
+                "{} {} no layer before {} that could hold a linear map, so none was used.",
                 named(&run),
                 if run.len() == 1 { "has" } else { "have" },
+                if run.len() == 1 { "it" } else { "them" },
             ));
         }
     }
@@ -130,7 +131,7 @@ mod tests {
         let found = suspects(&from_the_start, None, Some(&maps(&serde_json::json!([]))));
         assert_eq!(
             found[1],
-            "Layers 0, 1 have no layer before to take a linear map in, and went without one."
+            "Layers 0, 1 have no layer before them that could hold a linear map, so none was used."
         );
     }
 }

@@ -163,13 +163,30 @@ pub(crate) fn digest_teacher(
 /// A file of weights is known by its size and when it was written, since to digest it takes as long as to read it.
 const DIGESTED_BYTES: u64 = 64 << 20;
 
-/// What stands for a model's folder: the names of its files and what is in them.
+/// The files that a model's, or an adapter's, results depend on, besides weights and templates.
+const DIGESTED: [&str; 6] = [
+    "config.json",
+    "adapter_config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+];
+
+/// Whether what is computed with a model depends on a file of its folder.
+fn is_digested(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let ends = |ending: &str| name.ends_with(ending);
+    DIGESTED.contains(&&*name) || ends(".safetensors") || ends(".index.json") || ends(".jinja")
+}
+
+/// What stands for a model's folder: the names of the files that results depend on, and what is in them.
 pub(crate) fn digest_model(folder: &Path) -> Result<String> {
     let mut lines = Vec::new();
     for entry in fs_err::read_dir(folder)? {
         let path = entry?.path();
         let about = fs_err::metadata(&path)?;
-        if !about.is_file() {
+        if !about.is_file() || !is_digested(&path) {
             continue;
         }
         let content = match about.len() {

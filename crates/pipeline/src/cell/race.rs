@@ -167,7 +167,7 @@ impl Stages<'_> {
             let (_, held_out) = self.context(self.model).rows()?;
             if held_out.len() < FEW_ROWS {
                 tracing::warn!(
-                    "choices of layers are compared on {} rows held out, too few to be sure of; hold out more (--choose) if there \
+                    "choices of layers are compared on {} rows held out, too few for a reliable choice; hold out more (--choose) if there \
                      are more",
                     held_out.len()
                 );

@@ -7,7 +7,9 @@ use checkpoint::{locate, remove_if_there};
 use serde_json::json;
 
 use super::{Base, CollectedSlots, Stages, found, lasting};
-use crate::stage::{CutOf, FinetuneSettings, FinetuneTarget, TeacherOf, finetune_model};
+use crate::stage::{
+    CutOf, FinetuneSettings, FinetuneTarget, TeacherOf, finetune_model, merge_adapter,
+};
 use crate::store::Slot;
 use crate::{Done, Event, FinetuneMethod, Result, Stage, TeacherSettings, TrainingSettings};
 
@@ -30,6 +32,11 @@ impl Stages<'_> {
         if found(stage, &slot, observe)? {
             // A kill between the two leaves it.
             remove_if_there(&slot.path.with_extension("state"))?;
+            // Removed since, though the adapter is there.
+            if let Some(merged) = merged.filter(|merged| !merged.exists()) {
+                let shard_bytes = self.settings.shard_bytes;
+                merge_adapter(self.context(&base.folder), &slot.path, &merged, shard_bytes)?;
+            }
             return Ok(Some(slot));
         }
         let saves = Self::saves(&slot)?;

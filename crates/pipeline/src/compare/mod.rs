@@ -116,6 +116,13 @@ pub fn compare(
     let mut left = LeftModels::new(runner.store(), settings.keep_models);
     // The next one may take as long as the longer of the last two; the first collects steps for all.
     let mut recent = [0.0_f64; 2];
+    // Those that are there stand in the file whenever this is stopped.
+    let mut results: Vec<Option<CellResult>> = Vec::new();
+    for (cell, there) in cells.iter().zip(&there) {
+        results.push(there.then(|| runner.run(cell, observe)).transpose()?);
+    }
+    let made_so_far = |results: &[Option<CellResult>]| results.iter().flatten().cloned().collect();
+    found.cells = made_so_far(&results);
     for (number, cell) in cells.iter().enumerate() {
         let elapsed = started.elapsed().as_secs_f64();
         // What is there costs nothing, so it is never left out, nor is the first: nothing is known yet of how long
@@ -151,7 +158,8 @@ pub fn compare(
             made += 1;
             seconds_made += took;
         }
-        found.cells.push(result.clone());
+        results[number] = Some(result.clone());
+        found.cells = made_so_far(&results);
         let to_come = to_make(number + 1).len() as f64;
         let seconds_left = (made > 0).then(|| to_come * seconds_made / f64::from(made));
         let within = |seconds: f64| match settings.budget_seconds {
@@ -160,7 +168,7 @@ pub fn compare(
         };
         observe(Event::CellDone(Box::new(CellDone {
             result,
-            done: found.cells.len(),
+            done: number + 1 - found.left_out.len(),
             total: cells.len(),
             seconds_left: seconds_left.map(within),
         })));

@@ -122,8 +122,7 @@ pub fn collect_record(
         tracing::warn!(
             examples = num_examples,
             seen,
-            "the data are so few that rows were seen again; the halves share them, and their \
-             agreement says little"
+            "there are so few rows that some were used twice; both halves share rows, so their agreement means little"
         );
     }
     let num_layers = config.num_layers;

@@ -1,6 +1,6 @@
 //! Fine-tuning, from a model's folder to an adapter or a checkpoint.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use ::finetune::{
@@ -155,6 +155,17 @@ pub fn finetune_model(
     }
     Trainer::forget_saves(&target.saves)?;
     Ok(report)
+}
+
+/// Writes a checkpoint with an adapter merged in.
+pub(crate) fn merge_adapter(
+    context: StageContext<'_>,
+    adapter: &Path,
+    merged: &Path,
+    shard_bytes: u64,
+) -> Result<()> {
+    let tuned = load_adapted(context.model, Some(adapter), context.compute)?;
+    Ok(save_checkpoint(&tuned, merged, shard_bytes)?)
 }
 
 /// A training as it begins, or as it goes on from what a longer model's left.

@@ -18,6 +18,7 @@ use dataset::Row;
 
 pub use collect::{CollectTargets, Collected, collect_record};
 pub use evaluate::evaluate_model;
+pub(crate) use finetune::merge_adapter;
 pub use finetune::{CutOf, FinetuneSettings, FinetuneTarget, TeacherOf, finetune_model};
 pub use fit::{FitTarget, Fitted, fit_name, fit_repair};
 pub(crate) use fit::{RETRAINING_RATE, RETRAINING_STEPS, require_foldable};
