@@ -57,6 +57,11 @@ impl Criterion {
         self.0.passes(count)
     }
 
+    /// Tokens that each of these passes stops at, if it does not take all rows.
+    pub fn tokens(self) -> Option<usize> {
+        self.0.tokens()
+    }
+
     /// Every layer's score.
     ///
     /// # Errors

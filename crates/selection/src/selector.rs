@@ -35,6 +35,11 @@ pub trait Selector: Sync {
         25.0
     }
 
+    /// Tokens that each of these passes stops at, if it does not take all rows.
+    fn tokens(&self) -> Option<usize> {
+        None
+    }
+
     /// Every layer's score, higher for the more important; `None` if the rule gives layers none.
     ///
     /// # Errors

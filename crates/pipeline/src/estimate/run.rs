@@ -104,8 +104,14 @@ impl<'a> Foretold<'a> {
     fn choosing(&self) -> Option<StageEstimate> {
         let choices = self.settings.choices();
         let by_losses = choices.iter().filter(|choice| choice.needs_losses());
-        let count: f64 = by_losses.map(|choice| choice.criterion.passes(self.count)).sum();
-        let passes = Passes { rows: self.rows_looked_at(), count };
+        let rows = self.rows_looked_at();
+        let of_row = self.train.tokens() / self.train.count.max(1) as f64;
+        let all = (rows as f64 * of_row).max(1.0);
+        let share = |tokens: Option<usize>| tokens.map_or(1.0, |most| (most as f64 / all).min(1.0));
+        let count: f64 = by_losses
+            .map(|choice| choice.criterion.passes(self.count) * share(choice.criterion.tokens()))
+            .sum();
+        let passes = Passes { rows, count };
         (count > 0.0 && self.count > 0).then(|| self.of.choosing(self.dense(), self.train, passes))
     }
 

@@ -46,6 +46,15 @@ impl Selector for LinearFit {
         false
     }
 
+    fn passes(&self, _: usize) -> f64 {
+        // One, and the maps of all runs, which take about two more.
+        3.0
+    }
+
+    fn tokens(&self) -> Option<usize> {
+        Some(TOKENS)
+    }
+
     fn scores(&self, _: &mut Evidence<'_>) -> Result<Option<Scores>> {
         Ok(None)
     }
