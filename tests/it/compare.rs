@@ -296,6 +296,20 @@ fn a_baseline_is_trained_alike() {
     assert_eq!(stored(&desk, "dense-adapter-"), 3, "its training was there");
 }
 
+/// A flag that one of several methods has no use for is for the others, and a comparison that is refused leaves the pages of
+/// another as they are.
+#[test]
+fn flags_are_for_the_methods_that_have_a_use_for_them() {
+    let desk = Desk::new();
+    let both = "--prune 2 --methods last --repairs drop --finetune lora,head+last:2 --targets q_proj,v_proj";
+    let found = desk.json(&command(both));
+    assert_eq!(found["cells"].as_array().unwrap().len(), 4, "{found}");
+    let page = fs_err::read_to_string(desk.at("c/compare.html")).unwrap();
+    let failure = desk.failure(&command(&both.replace("lora,head+last:2", "full")));
+    assert!(failure.contains("--targets applies to adapters"), "{failure}");
+    assert_eq!(fs_err::read_to_string(desk.at("c/compare.html")).unwrap(), page);
+}
+
 #[test]
 fn a_baseline_that_cannot_be_used_is_refused_first() {
     let desk = Desk::new();

@@ -523,6 +523,13 @@ fn a_run_takes_another_ones_settings() {
         expected.insert(key.into(), value);
     }
     assert_eq!(settings("b"), expected);
+    // What full fine-tuning has no use for stays behind.
+    desk.run(&format!(
+        "{} --targets q_proj",
+        command("l").replace("--merge 1 --density 0.5", "--merge 1")
+    ));
+    desk.run("run --config l/run.toml --finetune none --out n");
+    assert_eq!(settings("n")["with_dense"], false.into());
     let failure = desk.failure("run --config missing.toml --out c");
     assert!(failure.contains("cannot use --config `missing.toml`"), "{failure}");
     fs_err::write(desk.at("other.toml"), "format = \"x\"").unwrap();
@@ -577,15 +584,18 @@ fn trainings_that_cannot_be_are_refused_first() {
     let desk = Desk::new();
     let run = format!("run --model model --train train.jsonl --prune 2 --out r {CHEAP}");
     for (flags, message) in [
-        ("--lora-layers 4", "the pruned model has 4 layers, 0 to 3, and the training asks for 5"),
+        (
+            "--lora-layers 4",
+            "the pruned model has 4 layers, 0 to 3, and --lora-layers names layer 4",
+        ),
         ("--finetune head+last:5", "the pruned model has 4 layers"),
         (
             "--finetune full --targets q_proj",
             "--targets applies to adapters, and `full` trains none",
         ),
         ("--finetune full --save-merged", "--save-merged merges an adapter"),
-        ("--finetune none --with-dense", "--with-dense is about a training"),
-        ("--finetune none --distil", "--distil is about a training"),
+        ("--finetune none --with-dense", "--with-dense applies to fine-tuning"),
+        ("--finetune none --distil", "--distil applies to fine-tuning"),
     ] {
         let failure = desk.failure(&format!("{run} {flags}"));
         assert!(failure.contains(message), "{flags}: {failure}");

@@ -38,6 +38,14 @@ impl Message {
         }
     }
 
+    /// Whether it is a reply without words, calls and reasoning: such a one is shown, but to answer nothing is not what
+    /// anybody means to teach.
+    pub(crate) fn says_nothing(&self) -> bool {
+        let says_more =
+            || ["tool_calls", "reasoning_content"].iter().any(|key| self.more.contains_key(*key));
+        self.role == "assistant" && self.text().trim().is_empty() && !says_more()
+    }
+
     /// What is said, or nothing.
     pub fn text(&self) -> &str {
         self.content.as_deref().unwrap_or_default()

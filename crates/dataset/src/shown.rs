@@ -34,8 +34,8 @@ impl ChatTemplate {
         {
             return Cow::Borrowed(chat);
         }
-        let mut chat = chat.clone();
-        for message in &mut chat.messages {
+        let mut with_objects = chat.clone();
+        for message in &mut with_objects.messages {
             let Some(Value::Array(calls)) = message.more.get_mut("tool_calls") else { continue };
             for call in calls {
                 let function =
@@ -45,7 +45,11 @@ impl ChatTemplate {
                 }
             }
         }
-        Cow::Owned(chat)
+        // A template that joins texts takes no objects.
+        match self.render(&with_objects, false) {
+            Ok(_) => Cow::Owned(with_objects),
+            Err(_) => Cow::Borrowed(chat),
+        }
     }
 }
 
@@ -63,7 +67,9 @@ pub(crate) fn require_tools<'a>(
 
 /// Refuses a turn of which the template leaves out what it calls, or what it thinks; `shown` is what is learned of it.
 pub(crate) fn require_whole(message: &Message, shown: &str) -> Result<()> {
-    let named = |call: &Value| name(call).is_none_or(|name| shown.contains(name));
+    let called = |wanted: &str| calls(message).filter(|call| name(call) == Some(wanted)).count();
+    let named =
+        |call: &Value| name(call).is_none_or(|name| called(name) <= shown.matches(name).count());
     if !calls(message).all(named) {
         return Err(left_out("`tool_calls`", "--ignore-fields tool_calls"));
     }
@@ -85,7 +91,7 @@ fn require_reasoning(message: &Message, shown: &str) -> Result<()> {
         return Ok(());
     }
     let what = format!(
-        "the chat template leaves out what stands before `{end}` in a reply, so that would not be learned; take it out of the rows, \
+        "the chat template drops everything before `{end}` in a reply, so the model would not learn it; take it out of the rows, \
          or give the model a template that shows it"
     );
     Err(DatasetError::Encode { what })
@@ -93,8 +99,8 @@ fn require_reasoning(message: &Message, shown: &str) -> Result<()> {
 
 fn left_out(what: &str, flag: &str) -> DatasetError {
     let what = format!(
-        "the chat template does not show {what}, so nothing would be learned of it; leave such rows out, pass `{flag}` to train on \
-         the rest of them, or give the model a template that shows it"
+        "the chat template does not show {what}, so the model would not learn it; leave such rows out, pass `{flag}` to train on \
+         the rest of each row, or give the model a template that shows it"
     );
     DatasetError::Encode { what }
 }
@@ -159,6 +165,10 @@ mod tests {
             let error = read(TEXTS, &chat).unwrap_err();
             assert!(error.contains(&format!("does not show {named}")), "{error}");
         }
+        // Of two calls of the same function, one.
+        let first = "{% for m in messages %}{{ m.content }}{{ m.tool_calls[0].function.name if m.tool_calls }}{% endfor %}";
+        assert_eq!(read(first, &chat(&json!({"tool_calls": [call]}), &json!([]))), Ok(()));
+        assert!(read(first, &chat(&json!({"tool_calls": [call, call]}), &json!([]))).is_err());
         let mut thinks = chat(&json!({}), &json!([]));
         thinks.messages[1].content = Some("<think>so</think>a".into());
         assert_eq!(read(TEXTS, &thinks), Ok(()));

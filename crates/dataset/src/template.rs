@@ -146,7 +146,7 @@ impl ChatTemplate {
         rendered.map_err(|mut fault| {
             if may_ask_content {
                 let advice =
-                    "; a turn has `tool_calls` and no content, which this template may not know";
+                    "; a turn has `tool_calls` and no content, which this template may not support";
                 fault.what.push_str(advice);
             }
             template_error(&template.origin, fault)

@@ -93,7 +93,8 @@ impl ChatTemplate {
             _ => self.render_turns(&messages[..turns], tools, false),
         };
         for (number, message) in messages.iter().enumerate() {
-            if message.role != "assistant" || message.learned {
+            // A blank turn has nothing to leave out.
+            if message.role != "assistant" || message.learned || message.says_nothing() {
                 continue;
             }
             let (before, after) = (first(number)?, first(number + 1)?);
@@ -139,6 +140,15 @@ impl ChatTemplate {
             return Ok(self.ended(text, start, message));
         }
         // Earlier turns are shown differently once there is a reply: they stay as the model sees them when it is asked.
+        let header = asked.strip_prefix(&bare).unwrap_or_default().to_owned();
+        let after_header = match header.trim() {
+            "" => None,
+            _ => text[..said].rfind(&header).map(|at| at + header.len()),
+        };
+        if let Some(at) = after_header {
+            let start = asked.len();
+            return Ok(self.ended(asked + &text[at..], start, message));
+        }
         let blanks = &text[text[..said].trim_end().len()..said];
         let asked_blanks = &asked[asked.trim_end().len()..];
         let own_blanks = blanks.strip_prefix(asked_blanks).unwrap_or_default();
@@ -172,9 +182,10 @@ impl ChatTemplate {
         let eos = self.eos_token();
         let within = turn.text[..turn.reply.end].strip_suffix(eos).filter(|_| !eos.is_empty());
         // Where nothing else ends a reply, this does.
-        let ends_before = within
-            .map(|text| text.trim_end().len())
-            .filter(|&end| start < end && !turn.text[..end].ends_with(message.text().trim()));
+        let ends_before = within.map(|text| text.trim_end().len()).filter(|&end| {
+            let said = message.text().trim();
+            start < end && (said.is_empty() || !turn.text[..end].ends_with(said))
+        });
         Turn { ends_before, ..turn }
     }
 
@@ -343,6 +354,34 @@ mod tests {
         // Where nothing else ends a reply, it does.
         let bare = "{% for m in messages %}({{ m.content }}{% endfor %}{% if not add_generation_prompt %}</s>{% endif %}";
         check(bare, &chat(&TWO), &["(p[[(q</s>]]", "(p(q(r[[(t</s>]]"]);
+    }
+
+    /// As gpt-oss drops the reasoning before a call once the chat goes on, which changes what comes before the last reply.
+    #[test]
+    fn a_header_that_depends_on_the_reply_is_learned_with_it() {
+        let template = "{% for m in messages %}{% if m.role == 'assistant' %}<a>\
+            {% if m.reasoning_content and (loop.last or messages[-1].role != 'assistant') %}\
+            T{{ m.reasoning_content }};{% endif %}\
+            {% for call in m.tool_calls %}C{{ call.function.name }};{% endfor %}\
+            {% if m.content %}F{{ m.content }}{% endif %}<end>\
+            {% else %}<{{ m.role }}>{{ m.content }}<end>{% endif %}{% endfor %}\
+            {% if add_generation_prompt %}<a>{% endif %}";
+        let mut chat = chat(&[("user", "p"), ("assistant", ""), ("tool", "r"), ("assistant", "q")]);
+        let call = serde_json::json!([{"function": {"name": "look", "arguments": {}}}]);
+        chat.messages[1].more.insert("tool_calls".into(), call);
+        chat.messages[1].more.insert("reasoning_content".into(), "so".into());
+        let shown = "<user>p<end><a>[[Tso;Clook;<end>]]<tool>r<end><a>[[Fq<end>]]";
+        check(template, &chat, &[shown]);
+    }
+
+    /// Which turn it is does not matter: there is nothing of it to leave out.
+    #[test]
+    fn a_blank_reply_takes_no_marks_away() {
+        let template = "{% for m in messages %}{% if m.role == 'assistant' and loop.last %}\
+            {% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}";
+        let mut chat = chat(&[("user", "p"), ("assistant", ""), ("user", "r"), ("assistant", "t")]);
+        chat.messages[1].learned = false;
+        check(template, &chat, &["pr[[t]]"]);
     }
 
     #[test]

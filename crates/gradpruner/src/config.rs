@@ -8,7 +8,8 @@ use anyhow::Context;
 use clap::Parser;
 use finetune::DistilSettings;
 use pipeline::{
-    EvaluationSettings, RunSettings, TeacherSettings, TrainingSettings, ValidationSettings,
+    EvaluationSettings, FinetuneMethod, RunSettings, TeacherSettings, TrainingSettings,
+    ValidationSettings,
 };
 
 use crate::Cli;
@@ -43,7 +44,8 @@ pub(crate) fn expanded(typed: Vec<OsString>) -> anyhow::Result<Vec<OsString>> {
     if let Some(path) = config_of(after) {
         let read = RunSettings::read(Path::new(&path))
             .with_context(|| format!("cannot use --config `{}`", Path::new(&path).display()))?;
-        settings = short_flags(&read);
+        let typed = value_of(after, &["--finetune", "--trainable"]);
+        settings = short_flags(&applying(read, typed.as_deref()));
     }
     if after.iter().any(|word| word == "--paper") {
         settings.extend(PAPER.map(OsString::from));
@@ -63,6 +65,37 @@ fn config_of(words: &[OsString]) -> Option<OsString> {
         }
     }
     None
+}
+
+/// Settings without what a way of fine-tuning that was typed has no use for: no flag could take it back.
+fn applying(settings: RunSettings, typed: Option<&str>) -> RunSettings {
+    let Some(finetune) = typed.and_then(|typed| typed.parse::<FinetuneMethod>().ok()) else {
+        return settings;
+    };
+    let mut settings = settings;
+    if !finetune.has_adapters() {
+        settings.training = settings.training.without_adapters();
+    }
+    settings.save_merged &= finetune == FinetuneMethod::Lora;
+    if finetune == FinetuneMethod::None {
+        settings.with_dense = false;
+        settings.training = settings.training.untaught();
+    }
+    settings
+}
+
+/// What a flag says that is called one of `names`; the last time it does.
+fn value_of(words: &[OsString], names: &[&str]) -> Option<String> {
+    let of = |at: usize| {
+        let word = words[at].to_str()?;
+        names.iter().find_map(|name| {
+            if word == *name {
+                return words.get(at + 1).and_then(|value| value.to_str()).map(str::to_owned);
+            }
+            word.strip_prefix(name)?.strip_prefix('=').map(str::to_owned)
+        })
+    };
+    (0..words.len()).rev().find_map(of)
 }
 
 /// The command of a run with these settings, into a folder.

@@ -42,7 +42,7 @@ pub enum PipelineError {
     )]
     OtherRun { path: PathBuf, differing: String },
     #[error(
-        "{}: it was made with different settings ({differing}); remove it to have it made anew, or choose another folder",
+        "{}: it was made with different settings ({differing}); delete it to make it again, or choose another folder",
         path.display()
     )]
     OtherRecipe { path: PathBuf, differing: String },

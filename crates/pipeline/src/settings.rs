@@ -193,31 +193,30 @@ impl RunSettings {
             ];
             return match asked.into_iter().find(|(_, asked)| *asked) {
                 Some((name, _)) => fail(format!(
-                    "{name} is about a training, and --finetune none trains nothing; leave one of them out"
+                    "{name} applies to fine-tuning, and `--finetune none` does none; leave one of them out"
                 )),
                 None => Ok(()),
             };
         }
         if self.save_merged && finetune.trains_weights() {
             return fail(format!(
-                "--save-merged merges an adapter, and `{finetune}` writes a checkpoint as it is; leave it out"
+                "--save-merged merges an adapter, and `{finetune}` already writes a whole checkpoint; leave it out"
             ));
         }
-        let most = match (finetune, &training.lora_layers) {
-            (FinetuneMethod::HeadAndLast(count), _) => *count,
-            (_, Some(LoraLayers::These(layers))) => {
-                layers.iter().max().map_or(0, |last| last.saturating_add(1))
+        let asked = match (finetune, &training.lora_layers) {
+            (FinetuneMethod::HeadAndLast(count), _) if *count > kept => {
+                format!("`{finetune}` asks for {count}")
             }
-            _ => 0,
+            (_, Some(LoraLayers::These(layers))) => match layers.iter().max() {
+                Some(last) if *last >= kept => {
+                    format!("--lora-layers names layer {last}; they are numbered as after pruning")
+                }
+                _ => return Ok(()),
+            },
+            _ => return Ok(()),
         };
-        match most > kept {
-            true => fail(format!(
-                "the pruned model has {kept} layers, 0 to {}, and the training asks for {most}; layers are numbered as they are \
-                 after pruning",
-                kept.saturating_sub(1)
-            )),
-            false => Ok(()),
-        }
+        let last = kept.saturating_sub(1);
+        fail(format!("the pruned model has {kept} layers, 0 to {last}, and {asked}"))
     }
 
     /// Refuses to train weights that are rounded to fewer bits.
@@ -488,6 +487,13 @@ impl TrainingSettings {
             distil.check()?;
         }
         Ok(())
+    }
+
+    /// The same with nothing said of adapters.
+    #[must_use]
+    pub fn without_adapters(self) -> Self {
+        let lora_targets = LoraTargets::all();
+        Self { lora_targets, lora_layers: None, rslora: false, dora: false, ..self }
     }
 
     /// Refuses what is said of adapters where there are none.

@@ -78,18 +78,10 @@ pub(super) fn follow(
                 entries.extend(behind);
             }
             // Such as Step-3's, numbers with commas between them.
-            Value::String(text) if key.contains("layers") && text.contains(',') => {
-                let numbers: Result<Vec<Value>, _> = text
-                    .split(',')
-                    .map(|number| number.trim().parse::<u64>().map(Value::from))
-                    .collect();
-                let Ok(numbers) = numbers else { continue };
-                if lists_numbers(key, &numbers, num_layers) {
-                    *text = renumbered(&numbers, retained)
-                        .map(|number| number.to_string())
-                        .collect::<Vec<_>>()
-                        .join(",");
-                }
+            Value::String(text) if numbers_in_text(key, text, num_layers).is_some() => {
+                let numbers = numbers_in_text(key, text, num_layers).unwrap_or_default();
+                let new = renumbered(&numbers, retained).map(|number| number.to_string());
+                *text = new.collect::<Vec<_>>().join(",");
             }
             // Such as Nemotron-H's, a letter a layer.
             Value::String(letters)
@@ -102,6 +94,14 @@ pub(super) fn follow(
         }
     }
     Ok(())
+}
+
+/// The layers' numbers that a text lists with commas between them.
+fn numbers_in_text(key: &str, text: &str, num_layers: usize) -> Option<Vec<Value>> {
+    let is_list = key.ends_with("_enum") || (key.contains("layers") && text.contains(','));
+    let number = |part: &str| part.trim().parse::<u64>().ok().map(Value::from);
+    let numbers: Vec<Value> = text.split(',').map(number).collect::<Option<_>>()?;
+    (is_list && lists_numbers(key, &numbers, num_layers)).then_some(numbers)
 }
 
 /// The new numbers of the layers in a list that stay.
@@ -159,19 +159,32 @@ fn require_expressible(
             "its last {shared} layers use the keys and values of others (`num_kv_shared_layers`); such a model cannot be pruned"
         ));
     }
-    if let Some(key) = SHARED.into_iter().find(|key| section.contains_key(*key)) {
+    let fewer = retained.len() < num_layers;
+    let is_given =
+        |value: &Value| value.as_array().is_none_or(|list| !list.is_empty()) && !value.is_null();
+    let shares = |key: &&str| section.get(*key).is_some_and(is_given);
+    if let Some(key) = SHARED.into_iter().find(shares).filter(|_| fewer) {
         return Err(format!(
-            "some of its layers use the keys and values of others (`{key}`); such a model cannot be pruned"
+            "some layers reuse the keys and values of other layers (`{key}`); such a model cannot be pruned"
         ));
     }
     let is_number = |key: &String| key.parse::<usize>().is_ok_and(|layer| layer < num_layers);
     let by_number = |value: &Value| {
         value.as_object().is_some_and(|map| map.len() == num_layers && map.keys().all(is_number))
     };
-    if let Some((key, _)) = section.iter().find(|(key, value)| !is_other(key) && by_number(value)) {
+    let keyed = section.iter().find(|(key, value)| !is_other(key) && by_number(value));
+    if let Some((key, _)) = keyed.filter(|_| fewer) {
         return Err(format!(
-            "`{key}` says something of each layer by its number, and that is not understood; such a model cannot be pruned yet"
+            "`{key}` has an entry for each layer number, which is not supported; such a model cannot be pruned yet"
         ));
+    }
+    let none_stays = |key: &str, value: &Value| {
+        let numbers = numbers_in_text(key, value.as_str()?, num_layers)?;
+        renumbered(&numbers, retained).next().is_none().then_some(())
+    };
+    if let Some(key) = section.iter().find_map(|(key, value)| none_stays(key, value).map(|()| key))
+    {
+        return Err(format!("none of the layers in `{key}` would stay; keep one of them"));
     }
     if let Some((object, list)) = nested_list(section) {
         return Err(format!(

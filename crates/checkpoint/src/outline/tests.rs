@@ -229,7 +229,9 @@ fn what_no_key_can_say_is_refused() {
     assert!(refused(steps, 4, &[0, 2, 3]).unwrap().contains("`mamba_step` is 2"));
     let by_number = json!({"num_hidden_layers": 3, "conv_dim": {"0": 8, "1": 8, "2": 4}});
     assert!(
-        refused(by_number, 3, &[0, 2]).unwrap().contains("`conv_dim` says something of each layer")
+        refused(by_number, 3, &[0, 2])
+            .unwrap()
+            .contains("`conv_dim` has an entry for each layer number")
     );
     let labels = json!({"num_hidden_layers": 3, "id2label": {"0": "a", "1": "b", "2": "c"}});
     assert_eq!(refused(labels, 3, &[0, 2]), None);

@@ -52,16 +52,6 @@ impl Turn {
         let message = Message::new(role, content);
         Self { name: name.to_owned(), message, learned_by: None }
     }
-
-    /// Whether it is a reply without words, calls and reasoning: such a one is shown, but to answer nothing is not what
-    /// anybody means to teach.
-    fn says_nothing(&self) -> bool {
-        let message = &self.message;
-        let says_more = || {
-            ["tool_calls", "reasoning_content"].iter().any(|key| message.more.contains_key(*key))
-        };
-        message.role == "assistant" && message.text().trim().is_empty() && !says_more()
-    }
 }
 
 /// Whether fields of these names can make a row.
@@ -96,7 +86,7 @@ pub(crate) fn content(object: Map<String, Value>, ignored: &[String]) -> Result<
     order::check(&turns)?;
     turns
         .iter_mut()
-        .filter(|turn| turn.says_nothing())
+        .filter(|turn| turn.message.says_nothing())
         .for_each(|turn| turn.message.learned = false);
     let messages = turns.into_iter().map(|turn| turn.message).collect();
     let chat = Chat { messages, tools };
@@ -138,5 +128,4 @@ fn take_system(row: &mut Fields<'_>, turns: &mut Vec<Turn>) -> Result<(), String
 }
 
 #[cfg(test)]
-#[expect(clippy::needless_raw_string_hashes, reason = "`expect!` writes them")]
 mod tests;

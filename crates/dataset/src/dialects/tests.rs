@@ -547,6 +547,17 @@ fn the_order_of_turns() {
     );
 }
 
+/// A number is a position, also where it is one of the choices; a string is a choice first.
+#[test]
+fn choices_of_numbers() {
+    let row = |answer: Value| json!({"question": "1+2?", "choices": ["2", "3", "4", "6"], "answer": answer});
+    let answer = |found: Value| match content(row(found).as_object().unwrap().clone(), &[]) {
+        Ok(Content::Choice { answer, .. }) => answer,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!([json!(3), json!(2), json!("3")].map(answer), [3, 2, 1]);
+}
+
 #[test]
 fn choices() {
     let with = |choices: Value, answer: Value| json!({"question": "q", "choices": choices, "answer": answer});
@@ -568,9 +579,6 @@ fn choices() {
             json!({"question": "q", "choices": arc, "answerKey": 2.0}),
             tagged.clone(),
             json!({"prompt": "q", "completion": " no ", "choices": ["no", "yes"], "answer": 0}),
-            json!({"question": "1+2?", "choices": ["2", "3", "4", "6"], "answer": 3}),
-            json!({"question": "1+2?", "choices": ["2", "3", "4", "6"], "answer": 2}),
-            json!({"question": "1+2?", "choices": ["2", "3", "4", "6"], "answer": "3"}),
             json!({"question": "q", "choices": [], "answer": "a"}),
         ],
         &expect![[r#"
@@ -617,18 +625,6 @@ fn choices() {
             user: "q"
             assistant: " no "
             choices ["no", "yes"], the right one is 0
-
-            user: "1+2?"
-            assistant: "6"
-            choices ["2", "3", "4", "6"], the right one is 3
-
-            user: "1+2?"
-            assistant: "4"
-            choices ["2", "3", "4", "6"], the right one is 2
-
-            user: "1+2?"
-            assistant: "3"
-            choices ["2", "3", "4", "6"], the right one is 1
 
             user: "q"
             assistant: "a"

@@ -96,6 +96,8 @@ enum Quoting {
     Quoted,
     /// Behind a quote within quotes.
     Closed,
+    /// Behind that and a blank.
+    Behind,
 }
 
 impl Quotes {
@@ -110,7 +112,9 @@ impl Quotes {
             (Quoting::Quoted, b'"') => Quoting::Closed,
             (Quoting::Quoted, _) | (Quoting::Start | Quoting::Closed, b'"') => Quoting::Quoted,
             _ if ends => Quoting::Start,
-            (Quoting::Closed, _) => {
+            // Blanks there are the parser's to keep, and nothing has run together.
+            (Quoting::Closed | Quoting::Behind, b' ' | b'\t') => Quoting::Behind,
+            (Quoting::Closed | Quoting::Behind, _) => {
                 self.broken = self.broken.or(Some(offset));
                 Quoting::Bare
             }

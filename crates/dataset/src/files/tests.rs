@@ -242,6 +242,7 @@ fn tables() {
             ("backslash.csv", b"prompt,completion\nq,a\nq1,\"He said \\\"hi\\\" ok\"\n"),
             ("bare.tsv", b"prompt\tcompletion\nq1\ta\nq2\t\"b\nq3\t\"c\n"),
             ("within.tsv", b"prompt\tcompletion\nq 5\" wide\t\"a\" b\n"),
+            ("blanks.csv", b"prompt,completion\n\"q\" ,\"a\" \n\"q2\" \"x\",a2\n"),
             ("inch.csv", b"prompt,completion\nq 5\" wide,a\n"),
             ("mark.csv", b"text\nonce\n\x04\nupon\n\"a\n\x04\"\ntime\n"),
             ("marked.csv", b"text\nonce\n\x04"),
@@ -288,6 +289,9 @@ fn tables() {
             error: bare.tsv line 3: text follows a closing quote; quotes within a quoted field must be doubled ("")
 
             error: within.tsv line 2: text follows a closing quote; quotes within a quoted field must be doubled ("")
+
+            blanks.csv line 2: {"prompt":"q ","completion":"a "}
+            error: blanks.csv line 3: text follows a closing quote; quotes within a quoted field must be doubled ("")
 
             inch.csv line 2: {"prompt":"q 5\" wide","completion":"a"}
 

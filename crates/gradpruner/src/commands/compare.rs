@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use checkpoint::{Staging, read_json};
-use pipeline::{Choosing, CompareSettings, Comparison, FinetuneMethod, compare};
+use pipeline::{Choosing, CompareSettings, Comparison, Event, FinetuneMethod, compare};
 use selection::{Criterion, Density, PlanSettings, Repair, Share};
 
 use crate::arguments::{CellArgs, CellInputs, choosing, duration, learning_rate, repair};
@@ -134,8 +134,21 @@ impl CompareArgs {
             repairs: without_repeats(repairs),
             paper,
             trainings: trained
-                .into_iter()
-                .map(|method| (method, training.clone().settings(method)))
+                .iter()
+                .map(|&method| {
+                    let mut settings = training.clone().settings(method);
+                    // A flag that is meant for one of several methods says nothing of the others.
+                    let others = |may: fn(FinetuneMethod) -> bool| {
+                        !may(method) && trained.iter().copied().any(may)
+                    };
+                    if others(FinetuneMethod::has_adapters) {
+                        settings = settings.without_adapters();
+                    }
+                    if others(|method| method != FinetuneMethod::None) {
+                        settings = settings.untaught();
+                    }
+                    (method, settings)
+                })
                 .collect(),
             learning_rates,
             seeds,
@@ -153,8 +166,14 @@ pub(crate) fn run(args: CompareArgs, printer: &mut Printer) -> anyhow::Result<Ou
         true => format!("the comparison in `{}` stopped", out.display()),
         false => format!("the comparison in `{}` did not begin", out.display()),
     };
-    let found = compare(&settings, &out, &mut |event| printer.stage_event(event));
+    // Whether the file in the folder is this comparison's by now.
+    let mut is_ours = false;
+    let found = compare(&settings, &out, &mut |event| {
+        is_ours |= matches!(event, Event::CellDone(_));
+        printer.stage_event(event);
+    });
     if found.is_err()
+        && is_ours
         && let Ok(so_far) = read_json::<Comparison>(&out.join("compare.json"))
     {
         // The error says more than that of writing.

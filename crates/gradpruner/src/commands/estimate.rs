@@ -74,10 +74,10 @@ pub(crate) struct EstimateArgs {
     // Its settings stand before the flags by the time they are parsed (config.rs).
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// As in `run`; the folder may not exist yet, and nothing is written to it
+    /// Accepted as in `run`; nothing is written
     #[arg(long)]
     out: Option<PathBuf>,
-    /// As in `run`; takes next to nothing
+    /// Accepted as in `run`; its cost is negligible
     #[arg(long)]
     tensorboard: bool,
     // First, since its own flags stand under the heading that comes before them.

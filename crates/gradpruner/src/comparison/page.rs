@@ -69,7 +69,7 @@ fn evaluated_on(found: &Comparison, settings: &CompareSettings, set: usize) -> S
         html.push_str(
             "<p class=\"note\">Accuracy is the mean over seeds, its interval Wilson's at 95 %; beside it the worst and the \
              best seed. The test against the dense model is the exact sign test over the same rows (of one seed, \
-             McNemar's): with p below 0.05 they differ significantly. Minutes are of all stages that a cell needs, those it shares with others among them; those of \
+             McNemar's): with p below 0.05 they differ significantly. Minutes cover all stages that a cell needs, including those it shares with others; those of \
              choosing are spent beyond the training: to choose layers, to repair, and in a race on those that lost.</p>",
         );
     }

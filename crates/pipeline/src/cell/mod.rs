@@ -19,6 +19,7 @@ use std::time::UNIX_EPOCH;
 
 use ::finetune::require_same_tokens;
 use checkpoint::{locate, sha256_bytes, sha256_file};
+use dataset::Encoder;
 use serde_json::{Value, json};
 
 pub(crate) use amount::most_trials;
@@ -183,8 +184,13 @@ fn is_digested(path: &Path) -> bool {
 /// What stands for a model's folder: the names of the files that results depend on, and what is in them.
 pub(crate) fn digest_model(folder: &Path) -> Result<String> {
     let mut lines = Vec::new();
-    for entry in fs_err::read_dir(folder)? {
-        let path = entry?.path();
+    let entries = fs_err::read_dir(folder)?.map(|entry| Ok(entry?.path()));
+    let mut paths: Vec<PathBuf> = entries.collect::<Result<_>>()?;
+    // Chat templates may lie in folders within.
+    paths.extend(Encoder::files(folder)?);
+    paths.sort();
+    paths.dedup();
+    for path in paths {
         let about = fs_err::metadata(&path)?;
         if !about.is_file() || !is_digested(&path) {
             continue;
@@ -197,7 +203,7 @@ pub(crate) fn digest_model(folder: &Path) -> Result<String> {
                 format!("{size} {}", written.unwrap_or_default().as_nanos())
             }
         };
-        lines.push(format!("{} {content}\n", path.file_name().unwrap_or_default().display()));
+        lines.push(format!("{} {content}\n", path.strip_prefix(folder).unwrap_or(&path).display()));
     }
     lines.sort();
     Ok(sha256_bytes(lines.concat().as_bytes()))

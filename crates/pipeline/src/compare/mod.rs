@@ -168,7 +168,7 @@ pub fn compare(
         };
         observe(Event::CellDone(Box::new(CellDone {
             result,
-            done: number + 1 - found.left_out.len(),
+            done: number + 1 - found.left_out.len() - found.impossible.len(),
             total: cells.len(),
             seconds_left: seconds_left.map(within),
         })));

@@ -150,7 +150,7 @@ impl<'a> Foretold<'a> {
             let in_vain = Training { subject: whole, steps: in_vain, ..training };
             let mut found = of.training(Stage::Amount, in_vain);
             // Each stays as it is until one is taken.
-            found.disk_bytes = of.saved(whole).saturating_mul(self.amounts() as u64);
+            found.disk_bytes = of.state(whole).saturating_mul(self.amounts() as u64);
             let count = (self.amounts() + 1) as f64;
             found.add(&of.looking(whole, train, Passes { rows, count }));
             stages.push(found);

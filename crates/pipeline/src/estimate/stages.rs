@@ -109,16 +109,16 @@ impl Estimator {
             batch,
             remat: train.remat,
             memory,
-            passing_disk_bytes: if steps == 0 { 0 } else { self.saved(subject) },
+            passing_disk_bytes: if steps == 0 { 0 } else { STATES * self.state(subject) },
             flops,
             seconds: flops / self.rate,
             ..self.writing(stage)
         }
     }
 
-    /// Bytes of the saved state of a training under way.
-    pub(super) fn saved(&self, subject: Subject<'_>) -> u64 {
-        STATES * STATE_BYTES * self.work(subject).trained_parameters()
+    /// Bytes of a training's saved state.
+    pub(super) fn state(&self, subject: Subject<'_>) -> u64 {
+        STATE_BYTES * self.work(subject).trained_parameters()
     }
 
     /// Seconds that greedy replies take, token by token.

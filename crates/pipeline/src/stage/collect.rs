@@ -114,7 +114,7 @@ pub fn collect_record(
     }
     if stability.as_ref().is_some_and(|stability| stability.between_halves.is_none()) {
         tracing::warn!(
-            "how far the order of layers agrees between halves of the data cannot be told; collect more steps"
+            "cannot tell how well the two halves of the data agree on the order of layers; collect more steps"
         );
     }
     let seen: usize = steps.len() * settings.train.batch_rows * settings.train.accumulate;
