@@ -228,14 +228,25 @@ fn template(folder: &Path, file: &str) -> Verdict {
 fn encoded(folder: &Path) -> Verdict {
     let encoder = said(Encoder::read(folder))?;
     let place = Place { file: Arc::from(folder), number: 1, is_line: true };
-    let chat = called();
-    let row = Row { place: place.clone(), content: Content::Chat(chat.clone()) };
-    for example in said(encoder.examples_of(&row, 1000))? {
-        said(encoder.stretches(&example))?;
-    }
+    let row = |chat: Chat| Row { place: place.clone(), content: Content::Chat(chat) };
+    let stretches = |chat: Chat| {
+        let examples = said(encoder.examples_of(&row(chat), 1000))?;
+        examples.iter().try_for_each(|example| said(encoder.stretches(example)).map(|_| ()))
+    };
+    // A sound template may leave out calls and reasoning, and then such a chat is refused.
+    let _ = stretches(called());
+    let chat = asked_once();
+    stretches(chat.clone())?;
     let choices = vec!["no".to_owned(), "yes".to_owned()];
-    let row = Row { place, content: Content::Choice { chat, choices, answer: 1 } };
+    let content = Content::Choice { chat, choices, answer: 1 };
+    let row = Row { place: place.clone(), content };
     said(encoder.question(&row, 1000)).map(|_| ())
+}
+
+/// A question and its answer.
+fn asked_once() -> Chat {
+    let messages = vec![Message::new("user", "is it so?"), Message::new("assistant", "yes")];
+    Chat { messages, tools: Vec::new() }
 }
 
 /// A chat with a call that is not learned, what the tool says, and a reply with its reasoning.
