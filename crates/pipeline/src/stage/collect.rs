@@ -120,9 +120,8 @@ pub fn collect_record(
     let seen: usize = steps.len() * settings.train.batch_rows * settings.train.accumulate;
     if seen > num_examples {
         tracing::warn!(
-            examples = num_examples,
-            seen,
-            "there are so few rows that some were used twice; both halves share rows, so their agreement means little"
+            "the collected steps took {seen} rows of {num_examples}, so both halves of the data share rows, and their agreement means \
+             little"
         );
     }
     let num_layers = config.num_layers;
