@@ -523,7 +523,7 @@ fn a_run_takes_another_ones_settings() {
         expected.insert(key.into(), value);
     }
     assert_eq!(settings("b"), expected);
-    // What full fine-tuning has no use for stays behind.
+    // What a run that trains nothing has no use for stays behind.
     desk.run(&format!(
         "{} --targets q_proj",
         command("l").replace("--merge 1 --density 0.5", "--merge 1")

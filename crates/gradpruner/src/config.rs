@@ -41,30 +41,16 @@ pub(crate) fn expanded(typed: Vec<OsString>) -> anyhow::Result<Vec<OsString>> {
     }
     let (before, after) = typed.split_at(command + 1);
     let mut settings = Vec::new();
-    if let Some(path) = config_of(after) {
+    if let Some(path) = value_of(after, &["--config"]) {
         let read = RunSettings::read(Path::new(&path))
             .with_context(|| format!("cannot use --config `{}`", Path::new(&path).display()))?;
         let typed = value_of(after, &["--finetune", "--trainable"]);
-        settings = short_flags(&applying(read, typed.as_deref()));
+        settings = short_flags(&applying(read, typed.as_ref().and_then(|typed| typed.to_str())));
     }
     if after.iter().any(|word| word == "--paper") {
         settings.extend(PAPER.map(OsString::from));
     }
     Ok(before.iter().cloned().chain(settings).chain(after.iter().cloned()).collect())
-}
-
-/// What `--config` says.
-fn config_of(words: &[OsString]) -> Option<OsString> {
-    let mut words = words.iter();
-    while let Some(word) = words.next() {
-        if word == "--config" {
-            return words.next().cloned();
-        }
-        if let Some(path) = word.to_str().and_then(|word| word.strip_prefix("--config=")) {
-            return Some(path.into());
-        }
-    }
-    None
 }
 
 /// Settings without what a way of fine-tuning that was typed has no use for: no flag could take it back.
@@ -85,14 +71,11 @@ fn applying(settings: RunSettings, typed: Option<&str>) -> RunSettings {
 }
 
 /// What a flag says that is called one of `names`; the last time it does.
-fn value_of(words: &[OsString], names: &[&str]) -> Option<String> {
+fn value_of(words: &[OsString], names: &[&str]) -> Option<OsString> {
     let of = |at: usize| {
-        let word = words[at].to_str()?;
-        names.iter().find_map(|name| {
-            if word == *name {
-                return words.get(at + 1).and_then(|value| value.to_str()).map(str::to_owned);
-            }
-            word.strip_prefix(name)?.strip_prefix('=').map(str::to_owned)
+        names.iter().find_map(|name| match words[at] == *name {
+            true => words.get(at + 1).cloned(),
+            false => Some(words[at].to_str()?.strip_prefix(name)?.strip_prefix('=')?.into()),
         })
     };
     (0..words.len()).rev().find_map(of)
@@ -404,8 +387,11 @@ mod tests {
         let again = head.chain(flags(&settings)).chain(words("--lr 0.25 --prune 4 --out p"));
         let again = parsed(again.collect());
         assert_eq!((again.training.learning_rate, again.prune.to_string()), (0.25, "4".into()));
-        assert_eq!(config_of(&words("run --config=x")), Some("x".into()));
-        assert_eq!(config_of(&words("run --out y --config x")), Some("x".into()));
-        assert_eq!(config_of(&words("run --out y")), None);
+        assert_eq!(value_of(&words("run --config=x"), &["--config"]), Some("x".into()));
+        assert_eq!(value_of(&words("run --out y --config x"), &["--config"]), Some("x".into()));
+        assert_eq!(value_of(&words("run --out y"), &["--config"]), None);
+        // Of a flag that stands there twice the later wins, by whichever name.
+        let typed = words("run --finetune full --trainable=none");
+        assert_eq!(value_of(&typed, &["--finetune", "--trainable"]), Some("none".into()));
     }
 }

@@ -32,8 +32,8 @@ const MAIN: &str = "main";
 /// The folder of `model`: itself if there is such a folder, else the hub's model of that name.
 ///
 /// Only configuration, tokenizer, chat templates, code of the model's own and safetensors files are
-/// taken. They lie in the hub's usual cache, shared with Python's tools, and are fetched once; what other tools fetched is found.
-/// Each file is checked by its size and, where the hub gives it, its checksum before it gets its
+/// taken. They lie in the hub's usual cache, shared with Python's tools, and are fetched once; what
+/// other tools fetched is found. Each file is checked by its size and, where the hub gives it, its checksum before it gets its
 /// name there. Without a network, what the cache has is used.
 ///
 /// # Environment
