@@ -14,6 +14,7 @@ fn main() {
         .include(format!("{libtorch}/include"))
         .include(format!("{libtorch}/include/torch/csrc/api/include"))
         .file("native/group.cpp")
+        .file("native/nccl.cpp")
         .compile("gradpruner_collective");
     println!("cargo::rustc-link-search=native={libtorch}/lib");
     println!("cargo::rustc-link-lib=torch_cpu");

@@ -138,3 +138,18 @@ fn what_takes_one_process_says_so() {
     let found = failure(&train, &all);
     assert!(found.contains("`RANK` is `2`"), "{found}");
 }
+
+/// A backend that sums on GPUs alone is refused without them.
+#[test]
+fn a_backend_that_cannot_be_used_says_so() {
+    let desk = Desk::new();
+    let train =
+        format!("finetune --model model --train train.jsonl {TRAINING} --backend nccl --out a");
+    for process in start(&desk, &train, 2) {
+        let output = process.wait_with_output().unwrap();
+        let found = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{found}");
+        assert!(found.contains("NCCL cannot be used: it sums between GPUs alone"), "{found}");
+    }
+    assert!(!desk.at("a").exists());
+}

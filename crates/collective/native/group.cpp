@@ -1,32 +1,16 @@
-// A process group of c10d as a few C functions. Each that can fail returns null, or what went wrong, to be freed by
-// `collective_free`.
+// A process group of c10d as a few C functions.
 //
 // libtorch carries Gloo but not its headers. c10d/ProcessGroupGloo.hpp, which includes them, holds Gloo's classes by pointer
 // only, so their names are enough: gloo/ declares those, and nothing of it is ever constructed or called on this side.
-
-#include <cstring>
-#include <exception>
 
 #include <ATen/ops/from_blob.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
-namespace {
+#include "caught.h"
 
-template <typename F>
-char* caught(F&& body) {
-  try {
-    body();
-    return nullptr;
-  } catch (const c10::Error& error) {
-    return strdup(error.what_without_backtrace());
-  } catch (const std::exception& error) {
-    return strdup(error.what());
-  } catch (...) {
-    return strdup("an unknown error");
-  }
-}
+namespace {
 
 struct Group {
   c10::intrusive_ptr<c10d::ProcessGroupGloo> gloo;
@@ -64,8 +48,8 @@ char* collective_open(
     options.timeout = timeout;
     auto tcp = c10::make_intrusive<c10d::TCPStore>(host, options);
     auto store = c10::make_intrusive<c10d::PrefixStore>(prefix, tcp);
-    auto settings = c10d::ProcessGroupGloo::Options::create(timeout);
-    settings->devices.push_back(c10d::ProcessGroupGloo::createDefaultDevice());
+    // With the network interfaces that GLOO_SOCKET_IFNAME names.
+    auto settings = c10d::ProcessGroupGloo::Options::create_default(timeout);
     auto gloo = c10::make_intrusive<c10d::ProcessGroupGloo>(store, rank, size, settings);
     *out = new Group{std::move(gloo)};
   });

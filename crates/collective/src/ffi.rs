@@ -153,7 +153,7 @@ impl<T> Drop for Pending<T> {
     }
 }
 
-fn succeeded(error: *mut c_char) -> Result<()> {
+pub(crate) fn succeeded(error: *mut c_char) -> Result<()> {
     if error.is_null() {
         return Ok(());
     }

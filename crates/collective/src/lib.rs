@@ -1,4 +1,5 @@
-//! Sums over processes: a process group of libtorch's c10d with Gloo, as `torchrun` starts its members.
+//! Sums over processes: a process group of libtorch's c10d with Gloo, as `torchrun` starts its members, and NCCL for what
+//! their GPUs hold.
 //!
 //! ```no_run
 //! use gradpruner_collective::Group;
@@ -14,12 +15,14 @@
 //! ```
 
 mod ffi;
+mod nccl;
 
 use std::env;
 
 use ffi::{Meeting, OpenGroup, Pending};
 
 pub use ffi::Number;
+pub use nccl::Nccl;
 
 /// What every function here returns.
 pub type Result<T, E = CollectiveError> = std::result::Result<T, E>;
@@ -41,8 +44,10 @@ pub enum CollectiveError {
         "the processes did not meet at {place}: {why}; are all of them started, with the same `MASTER_ADDR` and `MASTER_PORT`?"
     )]
     Meet { place: String, why: String },
-    #[error("the processes lost each other: {0}; did one of them stop?")]
+    #[error("the processes lost each other: {0}; did one of them stop, or still fetch its model?")]
     Group(String),
+    #[error("NCCL cannot be used: {0}")]
+    NoNccl(String),
 }
 
 /// Seconds that a process waits for the others.
@@ -53,7 +58,20 @@ const TIMEOUT_SECONDS: u64 = 1800;
 pub struct Group {
     rank: usize,
     size: usize,
+    backend: Backend,
     open: OpenGroup,
+}
+
+/// What sums gradients, by the names that PyTorch has for it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Backend {
+    /// NCCL between GPUs, where it can be used, else Gloo.
+    #[default]
+    Auto,
+    /// Gloo, through the computer's memory.
+    Gloo,
+    /// NCCL, or none.
+    Nccl,
 }
 
 /// A sum under way; its numbers come back from [`Sum::wait`].
@@ -93,7 +111,7 @@ impl Group {
         // `torchrun` keeps the store itself and starts the processes again if one fails.
         let agent = env::var("TORCHELASTIC_USE_AGENT_STORE").is_ok_and(|text| text == "True");
         let attempt = env::var("TORCHELASTIC_RESTART_COUNT").unwrap_or_default();
-        let open = OpenGroup::meet(&Meeting {
+        Self::open(Meeting {
             host: &host,
             port: number("MASTER_PORT")?,
             serves: rank == 0 && !agent,
@@ -101,12 +119,29 @@ impl Group {
             rank,
             size,
             timeout_seconds: TIMEOUT_SECONDS,
-        });
-        let open = open.map_err(|error| match error {
-            CollectiveError::Group(why) => CollectiveError::Meet { place: place(&host), why },
+        })
+        .map(Some)
+    }
+
+    /// The group of so many processes that meet at a place, where the first of them, number 0, waits for the others.
+    ///
+    /// # Errors
+    ///
+    /// [`CollectiveError::Meet`] if the others do not come within half an hour.
+    pub fn meet(host: &str, port: u16, rank: usize, size: usize) -> Result<Self> {
+        let (serves, prefix, timeout_seconds) = (rank == 0, "gradpruner", TIMEOUT_SECONDS);
+        Self::open(Meeting { host, port, serves, prefix, rank, size, timeout_seconds })
+    }
+
+    fn open(meeting: Meeting<'_>) -> Result<Self> {
+        let Meeting { host, port, rank, size, .. } = meeting;
+        let open = OpenGroup::meet(&meeting).map_err(|error| match error {
+            CollectiveError::Group(why) => {
+                CollectiveError::Meet { place: format!("{host}:{port}"), why }
+            }
             error => error,
         })?;
-        Ok(Some(Self { rank, size, open }))
+        Ok(Self { rank, size, backend: Backend::Auto, open })
     }
 
     /// How many processes meet where, as a phrase, in the first of them; `None` in the others and if there is one.
@@ -119,7 +154,20 @@ impl Group {
         if size <= 1 || number::<usize>("RANK")? != 0 {
             return Ok(None);
         }
-        Ok(Some(format!("{size} processes at {}", place(&variable("MASTER_ADDR")?))))
+        let port = env::var("MASTER_PORT").unwrap_or_default();
+        Ok(Some(format!("{size} processes at {}:{port}", variable("MASTER_ADDR")?)))
+    }
+
+    /// The same with another backend than [`Backend::Auto`].
+    #[must_use]
+    pub fn with_backend(mut self, backend: Backend) -> Self {
+        self.backend = backend;
+        self
+    }
+
+    /// What sums gradients. Figures go by Gloo, always.
+    pub fn backend(&self) -> Backend {
+        self.backend
     }
 
     /// The number of this process, counted from 0.
@@ -160,10 +208,6 @@ pub fn processes() -> Result<usize> {
     if env::var_os("WORLD_SIZE").is_none() { Ok(1) } else { number("WORLD_SIZE") }
 }
 
-fn place(host: &str) -> String {
-    format!("{host}:{}", env::var("MASTER_PORT").unwrap_or_default())
-}
-
 /// The number of this process among those of its group on its machine, by `LOCAL_RANK`; 0 if there is no group.
 pub fn local_rank() -> usize {
     if processes().unwrap_or(1) > 1 { number("LOCAL_RANK").unwrap_or(0) } else { 0 }
@@ -196,16 +240,7 @@ mod tests {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let size = 3;
         let member = move |rank: usize| {
-            let meeting = Meeting {
-                host: "127.0.0.1",
-                port,
-                serves: rank == 0,
-                prefix: "test",
-                rank,
-                size,
-                timeout_seconds: 60,
-            };
-            let group = Group { rank, size, open: OpenGroup::meet(&meeting).unwrap() };
+            let group = Group::meet("127.0.0.1", port, rank, size).unwrap();
             let own = rank as f32;
             let sums: Vec<_> = (0..4_u16)
                 .map(|number| group.start_sum(vec![own, f32::from(number)]).unwrap())

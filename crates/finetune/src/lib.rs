@@ -54,7 +54,7 @@ mod walk;
 mod weight;
 
 pub use collect::{CollectSettings, Collected, Listeners, SENSITIVITY_ROWS, collect};
-pub use collective::{CollectiveError, Group, processes};
+pub use collective::{Backend, CollectiveError, Group, processes};
 pub use decoder::{KvCache, Model};
 pub use device::{ComputeChoice, ComputeType, DeviceChoice, num_threads, usable_gpus};
 pub use discrepancy::Discrepancy;

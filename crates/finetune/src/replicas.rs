@@ -3,9 +3,9 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use collective::{Group, Sum};
+use collective::{Backend, CollectiveError, Group, Nccl, Sum};
 use dataset::Example;
-use tch::{Tensor, no_grad_guard};
+use tch::{Device, Kind, Tensor, no_grad_guard};
 
 use crate::bridge::values;
 use crate::distil::Scales;
@@ -18,6 +18,8 @@ use crate::{DistilTerms, FinetuneError, Model, Result, stop};
 #[derive(Debug)]
 pub(crate) struct Replicas {
     group: Rc<Group>,
+    /// What sums gradients that are on GPUs, where it can.
+    nccl: Option<Nccl>,
     /// Gradients that travel together, in the order in which the backward pass is done with them: layer by layer from the
     /// top, then all else.
     parcels: Vec<Vec<Tensor>>,
@@ -29,14 +31,23 @@ pub(crate) struct Replicas {
 }
 
 impl Replicas {
-    pub(crate) fn new(group: Rc<Group>, slots: &[Slot], num_layers: usize) -> Self {
+    /// # Errors
+    ///
+    /// If a process is gone, or NCCL is asked for and cannot be used.
+    pub(crate) fn new(
+        group: Rc<Group>,
+        slots: &[Slot],
+        num_layers: usize,
+        device: Device,
+    ) -> Result<Self> {
+        let nccl = nccl_of(&group, device)?;
         let mut parcels: Vec<Vec<Tensor>> = (0..=num_layers).map(|_| Vec::new()).collect();
         for slot in slots {
             let place = layer_of(&slot.name).map_or(num_layers, |layer| num_layers - 1 - layer);
             parcels[place].push(slot.gradient.shallow_clone());
         }
         let [stops, wishes_to_save, saves] = [false; 3].map(Cell::new);
-        Self { group, parcels, stops, wishes_to_save, saves }
+        Ok(Self { group, nccl, parcels, stops, wishes_to_save, saves })
     }
 
     /// The processes.
@@ -109,6 +120,30 @@ impl Replicas {
     }
 }
 
+/// What sums gradients between GPUs, if all processes have one and may use it.
+fn nccl_of(group: &Group, device: Device) -> Result<Option<Nccl>> {
+    let backend = group.backend();
+    if backend == Backend::Nccl && device == Device::Cpu {
+        return Err(CollectiveError::NoNccl("it sums between GPUs alone".into()).into());
+    }
+    let wants = device != Device::Cpu && backend != Backend::Gloo;
+    if group.sum(vec![f32::from(u8::from(wants))])?[0] < group.size() as f32 {
+        return Ok(None);
+    }
+    match Nccl::meet(group, device, Nccl::LIBRARY) {
+        Ok(nccl) => Ok(Some(nccl)),
+        Err(CollectiveError::NoNccl(why)) if backend == Backend::Auto => {
+            if group.rank() == 0 {
+                tracing::warn!(
+                    "gradients are summed through the computer's memory, by Gloo: NCCL cannot be used ({why})"
+                );
+            }
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// The layer that a trained tensor is in.
 fn layer_of(name: &str) -> Option<usize> {
     let rest = name.strip_prefix("model.").unwrap_or(name).strip_prefix("layers.")?;
@@ -122,7 +157,15 @@ struct Exchange<'a> {
     passes: usize,
     /// How many of these were behind each parcel's layer.
     seen: Vec<usize>,
-    sums: Vec<Option<Sum<f32>>>,
+    sums: Vec<Option<Parcel>>,
+}
+
+/// Gradients on their way.
+enum Parcel {
+    /// By Gloo.
+    Host(Sum<f32>),
+    /// By NCCL, in place.
+    Device(Tensor),
 }
 
 impl Observer for Exchange<'_> {
@@ -144,8 +187,15 @@ impl Exchange<'_> {
         }
         let _guard = no_grad_guard();
         let flat = gradients.iter().map(|x| x.f_view(-1)).collect::<Result<Vec<_>, _>>()?;
-        let numbers = values(&Tensor::f_cat(&flat, 0)?)?;
-        self.sums[place] = Some(self.of.group.start_sum(numbers)?);
+        let flat = Tensor::f_cat(&flat, 0)?;
+        self.sums[place] = Some(match &self.of.nccl {
+            Some(nccl) => {
+                let flat = flat.f_to_kind(Kind::Float)?;
+                nccl.start_sum(&flat)?;
+                Parcel::Device(flat)
+            }
+            None => Parcel::Host(self.of.group.start_sum(values(&flat)?)?),
+        });
         Ok(())
     }
 
@@ -160,11 +210,18 @@ impl Exchange<'_> {
         if let Some(DistilTerms { divergence, hidden, objective, .. }) = distil {
             own.extend([divergence, hidden, objective]);
         }
+        // All processes have begun all sums once this is back.
         let figures = self.of.group.sum(own)?;
+        if let Some(nccl) = &self.of.nccl {
+            nccl.wait()?;
+        }
         let _guard = no_grad_guard();
         for (gradients, sum) in self.of.parcels.iter().zip(self.sums) {
             let Some(sum) = sum else { continue };
-            let flat = Tensor::f_from_slice(&sum.wait()?)?;
+            let flat = match sum {
+                Parcel::Host(sum) => Tensor::f_from_slice(&sum.wait()?)?,
+                Parcel::Device(flat) => flat,
+            };
             let mut first = 0;
             for gradient in gradients {
                 let count = gradient.numel() as i64;
@@ -183,5 +240,69 @@ impl Exchange<'_> {
             _ => None,
         };
         Ok(Gathered { loss: figures[0], distil, tokens: figures[1] as usize })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+    use crate::decoder::Keep;
+    use crate::observer::Nobody;
+    use crate::optimizer::AdamW;
+    use crate::train::Method;
+    use crate::train::tests::{constants, golden_batch, golden_model, lora};
+
+    /// A model whose adapters' gradients are gathered, and these.
+    fn model() -> (Model, AdamW) {
+        let mut model = golden_model("tiny_qwen2");
+        let Method::Lora(adapters) = lora() else { panic!("adapters") };
+        model.add_lora(&adapters, 0).unwrap();
+        let adamw = AdamW::new(model.trained(), constants()).unwrap();
+        (model, adamw)
+    }
+
+    /// What NCCL's part would sum, with a library that stands in for it: the loss and every gradient of both members are those
+    /// of one process.
+    #[test]
+    fn sums_in_place_are_those_of_one_process() {
+        let folder = testkit::temporary_folder();
+        let library = testkit::nccl_stand_in(folder.path()).display().to_string();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let batch = || golden_batch("tiny_qwen2", 1);
+        let gradients = |adamw: &AdamW| -> Vec<Vec<f32>> {
+            adamw.slots.iter().map(|slot| values(&slot.gradient).unwrap()).collect()
+        };
+        let passes = || Passes { batch_rows: 1, keep: Keep::Activations, lesson: None };
+        let member = move |rank: usize, library: &str| {
+            let (model, adamw) = model();
+            let group = Rc::new(Group::meet("127.0.0.1", port, rank, 2).unwrap());
+            let nccl = Nccl::meet(&group, Device::Cpu, library).unwrap();
+            let layers = model.config().num_layers;
+            let mut replicas = Replicas::new(group, &adamw.slots, layers, Device::Cpu).unwrap();
+            replicas.nccl = Some(nccl);
+            let batch = batch();
+            let rows: Vec<&Example> = batch.iter().collect();
+            let gathered = replicas.backward(&model, &rows, passes()).unwrap();
+            (gathered.loss, gradients(&adamw))
+        };
+        let members = [0, 1].map(|rank| {
+            let library = library.clone();
+            thread::spawn(move || member(rank, &library))
+        });
+        let found = members.map(|member| member.join().unwrap());
+        let (model, adamw) = model();
+        let batch = batch();
+        let rows: Vec<&Example> = batch.iter().collect();
+        let expected = crate::train::backward(&model, &rows, passes(), &mut Nobody).unwrap();
+        for (loss, own) in found {
+            assert!((loss / expected.loss - 1.0).abs() < 1e-6, "{loss} {}", expected.loss);
+            for (own, expected) in own.iter().zip(gradients(&adamw)) {
+                assert!(testkit::relative_deviation(own, &expected) < 1e-5);
+            }
+        }
+        assert!(gradients(&adamw).iter().flatten().any(|&value| value != 0.0));
     }
 }

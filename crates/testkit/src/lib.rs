@@ -2,7 +2,9 @@
 
 mod hub;
 
+use std::env;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use safetensors::SafeTensors;
 use tempfile::TempDir;
@@ -26,6 +28,20 @@ pub const GOLDEN: [&str; 5] =
 /// independently, described in `fixtures/README.md`.
 pub fn fixture(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(path)
+}
+
+/// A library with the functions of NCCL that sums what threads of one process hold, made in a folder by the C compiler.
+///
+/// # Panics
+///
+/// If it cannot be made.
+pub fn nccl_stand_in(folder: &Path) -> PathBuf {
+    let library = folder.join("libnccl.so");
+    let mut compiler = Command::new(env::var_os("CC").unwrap_or_else(|| "cc".into()));
+    compiler.args(["-shared", "-fPIC", "-pthread", "-o"]).arg(&library);
+    let status = compiler.arg(fixture("nccl_stand_in.c")).status().expect("a C compiler");
+    assert!(status.success(), "it does not compile");
+    library
 }
 
 /// A JSON file.

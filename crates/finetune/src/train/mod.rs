@@ -149,11 +149,15 @@ impl Trainer {
     /// step's rows are dealt out among them, and the gradients are summed while the backward pass goes on. Steps and
     /// results are those of one process that takes all rows, but for the order of the sums. A teacher is in each of them. The
     /// first process saves.
-    #[must_use]
-    pub fn with_group(mut self, group: Rc<Group>) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// [`FinetuneError::Collective`] if a process is gone, or the group's backend cannot be used.
+    pub fn with_group(mut self, group: Rc<Group>) -> Result<Self> {
         let layers = self.model.config().num_layers;
-        self.replicas = Some(Replicas::new(group, &self.adamw.slots, layers));
-        self
+        let device = self.model.device();
+        self.replicas = Some(Replicas::new(group, &self.adamw.slots, layers, device)?);
+        Ok(self)
     }
 
     /// How many steps the schedule spans.

@@ -134,7 +134,7 @@ fn finite_differences() {
     assert!((slope - gradient).abs() < 1e-3 * gradient.abs() + 1e-4, "{slope} is not {gradient}");
 }
 
-fn constants() -> AdamWSettings {
+pub(crate) fn constants() -> AdamWSettings {
     AdamWSettings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1 }
 }
 

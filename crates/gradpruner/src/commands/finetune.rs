@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use anyhow::Context;
 use checkpoint::locate;
-use finetune::Group;
+use finetune::{Backend, Group};
 use pipeline::{
     EncodedRows, Event, FinetuneMethod, FinetuneSettings, FinetuneTarget, HeldOut, LogTargets,
     Named, Stage, StageContext, TeacherOf, TeacherSettings, check_outputs, finetune_model,
@@ -57,12 +57,36 @@ pub(crate) struct FinetuneArgs {
     /// [default: 10%]
     #[arg(long, help_heading = "Fine-tuning", requires = "eval_every")]
     choose: Option<HeldOut>,
+    /// Under torchrun: how the processes sum gradients
+    #[arg(long, value_enum, default_value = "auto", help_heading = "Fine-tuning")]
+    backend: BackendName,
     #[command(flatten)]
     reading: DataArgs,
     #[command(flatten)]
     training: TrainingArgs,
     #[command(flatten)]
     compute: ComputeArgs,
+}
+
+/// A backend's name.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum BackendName {
+    /// NCCL between GPUs, where it can be used, else Gloo
+    Auto,
+    /// Gloo, through the computer's memory
+    Gloo,
+    /// NCCL, or stop
+    Nccl,
+}
+
+impl From<BackendName> for Backend {
+    fn from(name: BackendName) -> Self {
+        match name {
+            BackendName::Auto => Self::Auto,
+            BackendName::Gloo => Self::Gloo,
+            BackendName::Nccl => Self::Nccl,
+        }
+    }
 }
 
 pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<Outcome> {
@@ -78,6 +102,7 @@ pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<O
         seed,
         shard_size,
         choose,
+        backend,
         reading,
         training,
         compute,
@@ -86,7 +111,8 @@ pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<O
     if let Some(meeting) = Group::described().with_context(context)? {
         printer.note(&format!("  waiting for all {meeting}"));
     }
-    let group = Group::from_env().with_context(context)?.map(Rc::new);
+    let group = Group::from_env().with_context(context)?;
+    let group = group.map(|group| Rc::new(group.with_backend(backend.into())));
     let is_first = group.as_ref().is_none_or(|group| group.rank() == 0);
     if !is_first {
         printer.be_quiet();

@@ -123,7 +123,7 @@ pub fn finetune_model(
     let writes = target.group.as_ref().is_none_or(|group| group.rank() == 0);
     let _held = writes.then(|| SavesLock::take(&target.saves)).transpose()?;
     if let Some(group) = &target.group {
-        trainer = trainer.with_group(Rc::clone(group));
+        trainer = trainer.with_group(Rc::clone(group))?;
     }
     let targets = if writes { target.log } else { LogTargets::default() };
     let mut log = Log::new(targets, target.stage);
