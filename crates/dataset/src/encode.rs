@@ -257,6 +257,9 @@ impl Encoder {
         let asked = &chat.messages[..chat.messages.len().saturating_sub(1)];
         let text = self.template.render_turns(asked, &chat.tools, true)?.text;
         let mut prompt = self.rendered_tokens(&text)?;
+        if prompt.is_empty() {
+            return Err(DatasetError::Encode { what: "a question has no tokens".into() });
+        }
         let mut choices = Vec::with_capacity(texts.len());
         for choice in texts {
             let mut tokens = self.rendered_tokens(&format!("{text}{choice}"))?;

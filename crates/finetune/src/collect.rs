@@ -81,7 +81,13 @@ pub fn collect(
     };
     let mut trainer = Trainer::new(model, settings.train.clone(), data)?;
     let all = trainer.total_steps();
-    let most = if settings.state.is_some() { all.div_ceil(2) } else { all };
+    let most = if settings.state.is_some() { (all / 2).max(1) } else { all };
+    if settings.state.is_some() && all == 1 {
+        tracing::warn!(
+            "the training has one step, and its gradients are collected: the pruned model takes none; train longer, or \
+             begin anew by --restart"
+        );
+    }
     if most < settings.steps {
         tracing::warn!(
             "the training is short: gradients of {most} steps are collected, not of {}",

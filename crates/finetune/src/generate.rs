@@ -48,7 +48,13 @@ pub fn generate(
         if model.config().eos_tokens.contains(&next) || tokens.len() == max_new {
             break;
         }
-        next = likeliest(model, &[next], &mut cache)?;
+        // The keys in the cache were rotated as those of a shorter row.
+        next = if model.turns_at(prompt.len() + tokens.len()) {
+            cache = KvCache::default();
+            likeliest(model, &[prompt, &tokens].concat(), &mut cache)?
+        } else {
+            likeliest(model, &[next], &mut cache)?
+        };
     }
     Ok(Generation { tokens, prompt_seconds, seconds: started.elapsed().as_secs_f64() })
 }

@@ -247,6 +247,25 @@ mod tests {
     use crate::bridge::values;
     use crate::{ComputeType, DeviceChoice, Model};
 
+    /// Tokens that nothing sees do not make a row longer: by LongRoPE those of more than 16 are rotated otherwise here.
+    #[test]
+    fn tokens_behind_the_last_row_turn_nothing() {
+        let folder = testkit::fixture("families/phi4_mini");
+        let model = Model::load(&folder, DeviceChoice::Cpu, ComputeType::F32).unwrap();
+        let whole = |tokens: std::ops::Range<u32>| {
+            let labelled = (0..tokens.len()).map(|position| position > 0).collect();
+            Example::whole(tokens.collect(), labelled)
+        };
+        let rows = [whole(20..35), whole(3..19)];
+        let rows: Vec<&Example> = rows.iter().collect();
+        let [plain, rounded] = [Packed::examples, Packed::examples_rounded].map(|pack| {
+            let batch = pack(&rows, model.device).unwrap();
+            let hidden = model.hidden(&batch, &mut crate::observer::Nobody).unwrap();
+            values(&hidden.narrow(0, 0, 31)).unwrap()
+        });
+        assert!(testkit::relative_deviation(&rounded, &plain) < 1e-6);
+    }
+
     /// Choices side by side after one prompt are as likely as each in a row of its own, with and
     /// without a sliding window that the prompt outgrows.
     #[test]

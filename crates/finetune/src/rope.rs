@@ -5,6 +5,7 @@ use checkpoint::{Rope, RopeScaling};
 use tch::{Device, Kind, Tensor};
 
 use crate::Result;
+use crate::pack::Packed;
 
 /// The rotations of the tokens at hand.
 #[derive(Debug)]
@@ -19,9 +20,11 @@ pub(crate) struct Rotation {
 }
 
 impl Rotation {
-    /// The rotation of each of `positions`.
-    pub(crate) fn new(rope: &Rope, positions: &[i64], kind: Kind, device: Device) -> Result<Self> {
-        let longest = positions.iter().max().map_or(0, |last| last + 1);
+    /// The rotation of each token of a pack.
+    pub(crate) fn new(rope: &Rope, batch: &Packed, kind: Kind, device: Device) -> Result<Self> {
+        let positions = &batch.positions;
+        // Tokens behind the last row are of none.
+        let longest = positions[..batch.num_tokens()].iter().max().map_or(0, |last| last + 1);
         let frequencies = frequencies(rope, longest as usize);
         // Angles and their cosines in f32, as transformers has them, whatever computes.
         let angles: Vec<f32> = positions
@@ -67,6 +70,11 @@ impl Rotation {
             left => Ok(Tensor::f_cat(&[out, x.f_narrow(-1, self.dims, left)?], -1)?),
         }
     }
+}
+
+/// Whether a row of so many tokens is the shortest that is rotated otherwise than shorter ones.
+pub(crate) fn turns_at(rope: &Rope, length: usize) -> bool {
+    matches!(&rope.scaling, RopeScaling::Long { original_context, .. } if length == original_context + 1)
 }
 
 /// Radians a position, for each pair of dimensions: `theta^(−2i / dims)`, scaled; `longest` is the length of the longest

@@ -92,6 +92,7 @@ pub fn save_checkpoint(model: &Model, target: &Path, shard_bytes: u64) -> Result
         .map_err(checkpoint::CheckpointError::from)?;
     let trained: BTreeMap<String, _> =
         model.named_weights().into_iter().filter(|(_, weight)| weight.trains()).collect();
+    let tied = model.config().tied_head;
     let views: Vec<_> = source.weights().iter().collect();
     let specs = views.iter().map(|view| TensorSpec::like(view, view.name())).collect();
     let writer = CheckpointWriter::create(staging.path(), specs, shard_bytes)?;
@@ -105,7 +106,7 @@ pub fn save_checkpoint(model: &Model, target: &Path, shard_bytes: u64) -> Result
             let wide = wide.tensor.f_to_kind(Kind::Float)?;
             let merged = lora.merged(&wide)?;
             writer.write(name, &finite_bytes(name, &merged, view.dtype()?)?)?;
-        } else if let Some(weight) = trained.get(name) {
+        } else if let Some(weight) = trained.get(embedded(name, tied)) {
             writer.write(name, &finite_bytes(name, &weight.value, view.dtype()?)?)?;
         } else {
             writer.copy(name, view)?;
@@ -113,6 +114,11 @@ pub fn save_checkpoint(model: &Model, target: &Path, shard_bytes: u64) -> Result
     }
     writer.finish()?;
     Ok(staging.commit()?)
+}
+
+/// The weight of which a stored tensor is one: some checkpoints store a head that is the embedding beside it.
+fn embedded(name: &str, tied: bool) -> &str {
+    if tied && name == "lm_head.weight" { "model.embed_tokens.weight" } else { name }
 }
 
 #[cfg(test)]
@@ -139,6 +145,42 @@ mod tests {
         let apart = testkit::relative_deviation(&found, &expected);
         // Merged into a stored type once: far less than training moved them.
         assert!(apart < 1e-5 && moved > 1e-3, "{apart}, {moved}");
+    }
+
+    /// A head that is the embedding, and is stored beside it, is written as that was trained.
+    #[test]
+    fn a_stored_copy_of_the_embedding_trains_with_it() {
+        let folder = testkit::temporary_folder();
+        let at = |name: &str| folder.path().join(name);
+        let source = Checkpoint::open(&testkit::fixture("tiny_llama_tied/model")).unwrap();
+        let views: Vec<_> = source.weights().iter().collect();
+        let embedding = source.tensor("model.embed_tokens.weight").unwrap();
+        let mut specs: Vec<_> =
+            views.iter().map(|view| TensorSpec::like(view, view.name())).collect();
+        specs.push(TensorSpec::like(&embedding, "lm_head.weight"));
+        fs_err::create_dir(at("stored")).unwrap();
+        let writer = CheckpointWriter::create(&at("stored"), specs, u64::MAX).unwrap();
+        for view in &views {
+            writer.copy(view.name(), view).unwrap();
+        }
+        writer.copy("lm_head.weight", &embedding).unwrap();
+        writer.finish().unwrap();
+        copy_companions(source.folder(), &at("stored")).unwrap();
+        fs_err::copy(source.folder().join("config.json"), at("stored/config.json")).unwrap();
+        let load = |folder: &Path| {
+            Model::load(folder, crate::DeviceChoice::Cpu, crate::ComputeType::F32).unwrap()
+        };
+        let settings = crate::train::tests::settings(Method::Full);
+        let data = crate::train::tests::rows("tiny_llama_tied");
+        let mut trainer = crate::Trainer::new(load(&at("stored")), settings, data).unwrap();
+        trainer.run(None, None, &mut |_| {}).unwrap();
+        let tuned = trainer.into_model();
+        save_checkpoint(&tuned, &at("tuned"), 1 << 30).unwrap();
+        let logits = |model: &Model| model.all_logits(&[&[1, 5, 9, 3]]).unwrap();
+        assert!(logits(&load(&at("tuned"))) == logits(&tuned));
+        let [head, embedding] = ["lm_head.weight", "model.embed_tokens.weight"]
+            .map(|name| testkit::tensor_bytes(&at("tuned/model.safetensors"), name));
+        assert!(head == embedding);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tch::{Tensor, no_grad_guard};
 use crate::bridge::{bytes, is_finite, load};
 use crate::optimizer::{AdamW, Slot};
 use crate::train::recipe::{Recipe, differences};
-use crate::{FinetuneError, Result};
+use crate::{ComputeType, FinetuneError, Result};
 
 const FORMAT: &str = "gradpruner-training-state";
 const VERSION: u64 = 3;
@@ -23,8 +23,22 @@ struct Header {
     format: String,
     version: u64,
     step: usize,
+    /// The type of the products; another one goes on with them as well.
+    #[serde(default)]
+    computed_in: Option<ComputeType>,
     /// Everything a step depends on besides the state.
     recipe: Map<String, Value>,
+}
+
+/// The steps that a state has behind it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Taken<'a> {
+    /// How many.
+    pub(crate) step: usize,
+    /// The type of the last one's products.
+    pub(crate) computed_in: ComputeType,
+    /// Everything they depend on besides.
+    pub(crate) recipe: &'a Recipe,
 }
 
 /// Saves trained tensors and optimizer state after `step` steps; older states are removed then. A
@@ -32,8 +46,8 @@ struct Header {
 ///
 /// Everything else a step depends on (rows, learning rate, initial adapters) follows from the
 /// recipe, which is saved too, and the step's number.
-pub(crate) fn save(folder: &Path, step: usize, recipe: &Recipe, adamw: &AdamW) -> Result<()> {
-    save_tensors(folder, step, recipe, adamw, |slot| {
+pub(crate) fn save(folder: &Path, taken: Taken<'_>, adamw: &AdamW) -> Result<()> {
+    save_tensors(folder, taken, adamw, |slot| {
         vec![
             (slot.name.clone(), &slot.tensor),
             (format!("{}.mean", slot.name), &slot.mean),
@@ -43,13 +57,8 @@ pub(crate) fn save(folder: &Path, step: usize, recipe: &Recipe, adamw: &AdamW) -
 }
 
 /// As [`save`], of the trained tensors alone: enough to look at the model again, not to train on.
-pub(crate) fn save_weights(
-    folder: &Path,
-    step: usize,
-    recipe: &Recipe,
-    adamw: &AdamW,
-) -> Result<()> {
-    save_tensors(folder, step, recipe, adamw, |slot| vec![(slot.name.clone(), &slot.tensor)])
+pub(crate) fn save_weights(folder: &Path, taken: Taken<'_>, adamw: &AdamW) -> Result<()> {
+    save_tensors(folder, taken, adamw, |slot| vec![(slot.name.clone(), &slot.tensor)])
 }
 
 /// Refuses trained tensors that are not finite: the first of them by its name.
@@ -64,8 +73,7 @@ pub(crate) fn require_finite(adamw: &AdamW) -> Result<()> {
 
 fn save_tensors<'a>(
     folder: &Path,
-    step: usize,
-    recipe: &Recipe,
+    Taken { step, computed_in, recipe }: Taken<'_>,
     adamw: &'a AdamW,
     tensors: impl Fn(&'a Slot) -> Vec<(String, &'a Tensor)>,
 ) -> Result<()> {
@@ -75,7 +83,8 @@ fn save_tensors<'a>(
     }
     require_finite(adamw)?;
     let staging = Staging::folder(&target)?;
-    let header = Header { format: FORMAT.into(), version: VERSION, step, recipe: recipe.json() };
+    let (format, recipe, computed_in) = (FORMAT.into(), recipe.json(), Some(computed_in));
+    let header = Header { format, version: VERSION, step, computed_in, recipe };
     let text = format!("{:#}\n", serde_json::json!(header));
     fs_err::write(staging.path().join(HEADER), text).map_err(checkpoint::CheckpointError::from)?;
     let named: Vec<(String, &Tensor)> = adamw.slots.iter().flat_map(tensors).collect();
@@ -122,6 +131,12 @@ pub(crate) struct Saved {
     /// How many steps it has behind it.
     pub(crate) step: usize,
     path: PathBuf,
+}
+
+/// The type that the last saved state in a folder was computed in, whichever training's it is.
+pub(crate) fn computed_in(folder: &Path) -> Result<Option<ComputeType>> {
+    let last = saved(folder)?.into_iter().max();
+    Ok(last.map(|(_, path)| read_header(&path)).transpose()?.and_then(|header| header.computed_in))
 }
 
 /// The last saved state in a folder, if there is one; another training's is refused.

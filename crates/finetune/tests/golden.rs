@@ -128,6 +128,26 @@ fn the_cache_changes_nothing() {
     }
 }
 
+/// By LongRoPE a text that outgrows the original context, 16 tokens here, is rotated otherwise from its first token on.
+#[test]
+fn the_cache_changes_nothing_where_rotations_change() {
+    let folder = testkit::temporary_folder();
+    testkit::copy_folder(&testkit::fixture("families/phi4_mini"), folder.path());
+    let mut config = testkit::json(&folder.path().join("config.json"));
+    config["eos_token_id"] = serde_json::Value::Null;
+    fs_err::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let model = load(folder.path());
+    let mut text: Vec<u32> = (5..18).collect();
+    let found = generate(&model, &text, 20, &mut |_| {}).unwrap().tokens;
+    for _ in 0..20 {
+        let logits = model.all_logits(&[&text]).unwrap();
+        let last = &logits[logits.len() - 80..];
+        let best = (0..80).max_by(|&x, &y| last[x].total_cmp(&last[y])).unwrap();
+        text.push(best as u32);
+    }
+    assert_eq!(found, text[13..]);
+}
+
 #[test]
 fn a_window_hides_what_lies_before_it() {
     let folder = testkit::temporary_folder();

@@ -77,7 +77,7 @@ pub(crate) fn done_text(done: &Done) -> String {
             "{} steps, {} tokens, last loss {:.4}{}",
             report.steps,
             report.tokens,
-            report.last_loss,
+            report.last_loss.unwrap_or(f64::NAN),
             kept(report)
         ),
         Done::Evaluated(report) => figures_text(report.acc, report.perplexity),

@@ -28,7 +28,7 @@ impl KvCache {
 impl Model {
     /// As [`Model::hidden`] for tokens that follow those in `cache`, which then holds them too.
     pub(crate) fn hidden_cached(&self, batch: &Packed, cache: &mut KvCache) -> Result<Tensor> {
-        let (rotations, scoring) = (self.rotations(&batch.positions)?, Scoring::of(&self.config));
+        let (rotations, scoring) = (self.rotations(batch)?, Scoring::of(&self.config));
         let before = cache.len() as i64;
         let mut x = self.embed(batch)?;
         let mut passage = Passage::new(self, 0..self.layers.len());

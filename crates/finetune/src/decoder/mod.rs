@@ -28,7 +28,7 @@ use crate::observer::{LayerPass, Nobody, Observer};
 use crate::offload::Passage;
 use crate::pack::Packed;
 use crate::parameter::Parameter;
-use crate::rope::Rotation;
+use crate::rope::{Rotation, turns_at};
 use crate::weight::{Packed4, Packed8, Rounding, Weight};
 use crate::{ComputeType, DeviceChoice, FinetuneError, Result};
 
@@ -262,6 +262,11 @@ impl Model {
         }
     }
 
+    /// The type of its products.
+    pub(crate) fn compute_type(&self) -> ComputeType {
+        if self.kind == Kind::BFloat16 { ComputeType::BF16 } else { ComputeType::F32 }
+    }
+
     /// The final norm and the head.
     pub(crate) fn head(&self) -> Head<'_> {
         let Design { logit_scale: scale, logit_cap: cap, .. } = self.config.design;
@@ -270,7 +275,7 @@ impl Model {
 
     /// What layers share in a pass over one pack.
     pub(crate) fn prepare(&self, batch: &Packed) -> Result<Shared> {
-        let rotations = self.rotations(&batch.positions)?;
+        let rotations = self.rotations(batch)?;
         let scoring = Scoring::of(&self.config);
         let mut attention = BTreeMap::new();
         for &LayerKind { window, .. } in &self.config.layers {
@@ -281,10 +286,15 @@ impl Model {
         Ok(Shared { rotations, attention })
     }
 
-    /// Each of the model's rotations of some positions.
-    fn rotations(&self, positions: &[i64]) -> Result<Vec<Rotation>> {
+    /// Each of the model's rotations of a pack's tokens.
+    fn rotations(&self, batch: &Packed) -> Result<Vec<Rotation>> {
         let ropes = self.config.ropes.iter();
-        ropes.map(|rope| Rotation::new(rope, positions, self.kind, self.device)).collect()
+        ropes.map(|rope| Rotation::new(rope, batch, self.kind, self.device)).collect()
+    }
+
+    /// Whether a row that grows by a token, to so many, is rotated otherwise from its first token on.
+    pub(crate) fn turns_at(&self, length: usize) -> bool {
+        self.config.ropes.iter().any(|rope| turns_at(rope, length))
     }
 
     /// The last layer's output of every token, before the final norm, `[n, hidden]`.

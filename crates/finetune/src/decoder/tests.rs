@@ -22,6 +22,30 @@ fn tokens_beyond_the_embedding_are_refused_with_both_numbers() {
     assert!(error.contains("token 256, and the embedding has 256 tokens"), "{error}");
 }
 
+/// What trains has the checkpoint's values again, whatever the type of the products has made of them.
+#[test]
+fn what_trains_begins_as_it_is_stored() {
+    for name in ["tiny_qwen2", "tiny_llama_tied"] {
+        let folder = testkit::fixture(&format!("{name}/model"));
+        let mut model = Model::load(&folder, DeviceChoice::Cpu, ComputeType::F32).unwrap();
+        model.make_trainable(Trainable::HeadAndLast(2)).unwrap();
+        let all = |model: &Model| -> Vec<Vec<f32>> {
+            model.trained().iter().map(|(_, weight)| values(&weight.value).unwrap()).collect()
+        };
+        let stored = all(&model);
+        let rounded = tch::no_grad(|| {
+            for (_, weight) in model.trained() {
+                let rounded = weight.value.to_kind(Kind::BFloat16);
+                weight.value.shallow_clone().copy_(&rounded);
+            }
+            all(&model)
+        });
+        assert_ne!(rounded, stored);
+        model.reread_trained().unwrap();
+        assert_eq!(all(&model), stored);
+    }
+}
+
 /// The families beside Llama's, and longer rotations; `benches/pytorch/families.py` makes them.
 const FAMILIES: [&str; 8] =
     ["gemma2", "gemma3", "phi3", "phi4_mini", "olmo2", "smollm3", "granite", "qwen2_yarn"];

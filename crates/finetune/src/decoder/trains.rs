@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use checkpoint::{Adapter, Module};
-use tch::Tensor;
+use checkpoint::{Adapter, Checkpoint, Module};
+use tch::{Device, Kind, Tensor};
 
+use crate::bridge::load;
 use crate::layer::QkNorms;
 use crate::lora::{FreshLora, Lora};
 use crate::parameter::Parameter;
@@ -138,7 +139,8 @@ impl Model {
                 }
             }
         }
-        layers[first..].iter_mut().try_for_each(|layer| layer.train(*device))
+        layers[first..].iter_mut().try_for_each(|layer| layer.train(*device))?;
+        self.reread_on_gpu()
     }
 
     /// Makes every weight of some layers train.
@@ -150,6 +152,23 @@ impl Model {
         self.require_layers(chosen)?;
         for &number in chosen {
             self.layers[number].train(self.device)?;
+        }
+        self.reread_on_gpu()
+    }
+
+    /// On a GPU weights were rounded to the type of the products when they were loaded; those that train begin as stored.
+    fn reread_on_gpu(&self) -> Result<()> {
+        if self.device == Device::Cpu { Ok(()) } else { self.reread_trained() }
+    }
+
+    /// Gives every weight of the checkpoint that trains its stored values.
+    pub(super) fn reread_trained(&self) -> Result<()> {
+        let source = Checkpoint::open(self.folder())?;
+        for (name, parameter) in self.named_weights() {
+            if parameter.trains() {
+                let stored = load(&source.tensor(&name)?, Device::Cpu, Kind::Float)?;
+                parameter.value.shallow_clone().f_copy_(&stored.tensor)?;
+            }
         }
         Ok(())
     }

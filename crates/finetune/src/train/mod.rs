@@ -23,9 +23,11 @@ use crate::evaluate::{EvalRows, Standing, standing, standing_together};
 use crate::observer::{Nobody, Observer};
 use crate::optimizer::AdamW;
 use crate::replicas::Replicas;
-use crate::state::{self, Source};
+use crate::state::{self, Source, Taken};
 use crate::stop;
-use crate::{DistilSettings, DistilTerms, FinetuneError, Model, Result, RunScale, Teacher};
+use crate::{
+    ComputeType, DistilSettings, DistilTerms, FinetuneError, Model, Result, RunScale, Teacher,
+};
 
 pub use continuation::Continuation;
 use gradients::adapter_gradients;
@@ -268,6 +270,14 @@ impl Trainer {
             && let Some(saved) = state::find(folder, &self.recipe)?
             && saved.step > self.step
         {
+            let most = self.total_steps();
+            if saved.step > most {
+                return Err(FinetuneError::Settings(format!(
+                    "{} steps are saved in `{}`, and {most} are to be taken: remove it, or let the training be as long",
+                    saved.step,
+                    folder.display()
+                )));
+            }
             saved.restore(&mut self.adamw, &Source::of)?;
             self.model.renew_magnitudes()?;
             self.step = saved.step;
@@ -279,7 +289,7 @@ impl Trainer {
             replicas.require_alike(&digest, self.step)?;
         }
         let mut sink = sink;
-        let (mut tokens, mut last_loss, mut saved) = (0, f64::NAN, Instant::now());
+        let (mut tokens, mut last_loss, mut saved) = (0, None, Instant::now());
         while self.step < until.min(self.total_steps()) {
             let is_time = saved.elapsed() > SAVE_EVERY;
             if let Some(replicas) = &self.replicas {
@@ -298,7 +308,7 @@ impl Trainer {
                 (metrics, _) => metrics?,
             };
             tokens += metrics.report.tokens;
-            last_loss = metrics.report.loss;
+            last_loss = Some(metrics.report.loss);
             observe(&metrics);
             let due = match self.settings.save_every {
                 Some(steps) => self.step.is_multiple_of(steps),
@@ -346,6 +356,20 @@ impl Trainer {
         Ok(state::find(folder, &self.recipe)?.map(|saved| saved.step))
     }
 
+    fn taken(&self) -> Taken<'_> {
+        let computed_in = self.model.compute_type();
+        Taken { step: self.step, computed_in, recipe: &self.recipe }
+    }
+
+    /// The type in which the steps were computed whose state lies in a folder, if one does.
+    ///
+    /// # Errors
+    ///
+    /// If the state cannot be read.
+    pub fn saved_compute_type(folder: &Path) -> Result<Option<ComputeType>> {
+        state::computed_in(folder)
+    }
+
     /// How many steps are taken so far.
     pub fn steps_done(&self) -> usize {
         self.step
@@ -370,7 +394,7 @@ impl Trainer {
         if !self.writes() {
             return state::require_finite(&self.adamw);
         }
-        state::save(folder, self.step, &self.recipe, &self.adamw)
+        state::save(folder, self.taken(), &self.adamw)
     }
 
     /// Leaves the trained tensors as they are in `folder`, in place of those of fewer steps, for
@@ -383,7 +407,7 @@ impl Trainer {
         if !self.writes() {
             return state::require_finite(&self.adamw);
         }
-        state::save_weights(folder, self.step, &self.recipe, &self.adamw)
+        state::save_weights(folder, self.taken(), &self.adamw)
     }
 
     /// Gives the model the trained tensors that [`Trainer::keep_weights`] left, and says of which step they are. The

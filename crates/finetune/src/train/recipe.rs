@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::settings::{Method, TrainSettings};
 use crate::{DistilSettings, LoraSettings};
 
-/// Exactly what a step depends on, besides the trained tensors and the optimizer's means.
+/// Exactly what a step depends on, besides the trained tensors, the optimizer's means and the type of the products.
 ///
 /// Its JSON lies in a saved state, under the names that a user knows the settings by. What changes no step is not
 /// in it: how activations are kept, how often states are saved, and (but for hidden states compared with a teacher's, whose

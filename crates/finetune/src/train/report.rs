@@ -62,7 +62,8 @@ pub struct TrainReport {
     pub trained_parameters: u64,
     pub tokens: usize,
     pub seconds: f64,
-    pub last_loss: f64,
+    /// Of the last step that was taken; `None` if another process had taken them all.
+    pub last_loss: Option<f64>,
     pub peak_memory_bytes: Option<u64>,
     /// Whose weights the model has, where the best were kept instead of the last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -89,7 +90,7 @@ impl TrainReport {
         Self {
             tokens: self.tokens + next.tokens,
             seconds: self.seconds + next.seconds,
-            last_loss: if next.tokens > 0 { next.last_loss } else { self.last_loss },
+            last_loss: next.last_loss.or(self.last_loss),
             peak_memory_bytes: self.peak_memory_bytes.max(next.peak_memory_bytes),
             ..next
         }

@@ -286,6 +286,16 @@ fn an_interrupted_training_goes_on_bit_for_bit() {
     assert_eq!(steps.first(), Some(&5));
     assert_eq!(weights_of(second.model()), weights_of(whole.model()));
 
+    assert_eq!(Trainer::saved_compute_type(&saves).unwrap(), Some(ComputeType::F32));
+    assert_eq!(Trainer::saved_compute_type(folder.path()).unwrap(), None);
+    let shorter = TrainSettings { max_steps: Some(3), ..settings(lora()) };
+    let mut shorter =
+        Trainer::new(golden_model("tiny_llama"), shorter, rows("tiny_llama")).unwrap();
+    let refused = shorter.run(None, Some(&until), &mut |_| {}).unwrap_err().to_string();
+    assert!(
+        refused.contains("4 steps are saved in") && refused.contains("and 3 are to be"),
+        "{refused}"
+    );
     let other = TrainSettings { seed: 8, ..settings(lora()) };
     let mut other = Trainer::new(golden_model("tiny_llama"), other, rows("tiny_llama")).unwrap();
     let refused = other.run(None, Some(&saves), &mut |_| {}).unwrap_err().to_string();

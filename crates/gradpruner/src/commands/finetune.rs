@@ -1,11 +1,11 @@
 //! `gradpruner finetune`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use anyhow::Context;
 use checkpoint::locate;
-use finetune::{Backend, Group};
+use finetune::{Backend, ComputeChoice, Group, Trainer};
 use pipeline::{
     EncodedRows, Event, FinetuneMethod, FinetuneSettings, FinetuneTarget, HeldOut, LogTargets,
     Named, Stage, StageContext, TeacherOf, TeacherSettings, check_outputs, finetune_model,
@@ -66,6 +66,19 @@ pub(crate) struct FinetuneArgs {
     training: TrainingArgs,
     #[command(flatten)]
     compute: ComputeArgs,
+}
+
+/// The type of the products, if it is left to the program: an interrupted training goes on in its own.
+fn as_before(dtype: ComputeChoice, saves: &Path) -> anyhow::Result<ComputeChoice> {
+    let Some(before) = Trainer::saved_compute_type(saves)? else { return Ok(dtype) };
+    match dtype {
+        ComputeChoice::Auto => return Ok(ComputeChoice::Fixed(before)),
+        ComputeChoice::Fixed(now) if now != before => {
+            tracing::warn!("the saved steps were computed in {before}, the others are in {now}");
+        }
+        ComputeChoice::Fixed(_) => {}
+    }
+    Ok(dtype)
 }
 
 /// A backend's name.
@@ -139,6 +152,7 @@ pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<O
         group,
     };
     let (training, mut compute) = (training.settings(method), compute.settings());
+    compute.dtype = as_before(compute.dtype, &target.saves).with_context(context)?;
     if let Some(group) = &target.group {
         compute = compute.agreed(group).with_context(context)?;
     }
@@ -169,7 +183,7 @@ pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<O
         tokens => format!(
             "{:.0} tokens/s, last loss {:.4}",
             tokens as f64 / report.seconds.max(1e-9),
-            report.last_loss
+            report.last_loss.unwrap_or(f64::NAN)
         ),
     };
     let kept = report.kept.map(|kept| format!("\n{}", kept_text(kept))).unwrap_or_default();

@@ -76,7 +76,7 @@ pub(super) fn train_validated(
     let mut validation = Validation::open(context, training, state, trainer.writes())?;
     let last = trainer.total_steps();
     let mut step = saved.unwrap_or(0).max(trainer.steps_done());
-    let mut report: Option<TrainReport> = None;
+    let (mut report, mut diverged) = (None::<TrainReport>, false);
     while let Some(until) = settings.next(step, &validation.looks, last) {
         let part = match take(trainer, until, saves, log, observe) {
             // What was good before is still there.
@@ -88,6 +88,7 @@ pub(super) fn train_validated(
                         "{error}. The training ends here, with the weights that were best on the rows held out"
                     );
                 }
+                diverged = true;
                 break;
             }
             part => part?,
@@ -101,6 +102,8 @@ pub(super) fn train_validated(
     }
     let mut report = match report {
         Some(report) => report,
+        // Nothing of this state is to be saved.
+        None if diverged => trainer.run_until(trainer.steps_done(), None, &mut |_| {})?,
         // A process before this one took all the steps: its state is taken up.
         None => take(trainer, step, saves, log, observe)?,
     };
@@ -270,7 +273,15 @@ mod tests {
                 stage: Stage::Finetune,
                 group: None,
             };
-            finetune_model(context, settings, &target, &mut |_| {})
+            finetune_model(context, settings, &target, &mut |event| {
+                // As it is left by a process that is killed there.
+                if let Event::Validated { trial, .. } = event
+                    && trial.step == 1
+                    && out == "out"
+                {
+                    testkit::copy_folder(&at("out.state"), &at("resumed.state"));
+                }
+            })
         };
         let report = train(1, None, "out").unwrap();
         let kept = report.kept.unwrap();
@@ -278,6 +289,9 @@ mod tests {
         train(1, Some(1), "short").unwrap();
         let weights = |out: &str| fs_err::read(at(out).join("model.safetensors")).unwrap();
         assert!(weights("out") == weights("short") && !at("out.state").exists());
+        let report = train(1, None, "resumed").unwrap();
+        assert_eq!(report.kept.unwrap().step, 1);
+        assert!(weights("resumed") == weights("short"));
         // Before anything was looked at, there is nothing to keep.
         let error = train(1000, None, "none").unwrap_err();
         assert!(
