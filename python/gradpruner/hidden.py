@@ -105,7 +105,7 @@ class HiddenMeter:
         if self.sums is None:
             return None
         states = [torch.cat(kept).double() for kept in self.last]
-        states = [state - state.mean(0) for state in states]
+        states = [_centred(state) for state in states]
         alike = [_cka(before, after) for before, after in zip(states, states[1:])]
         means = (self.sums[0] / self.tokens).tolist(), (self.sums[1] / self.rows).tolist()
         return {"format": "gradpruner-hidden", "version": 1, "rows": self.rows, "tokens": self.tokens,
@@ -119,9 +119,19 @@ def _cosines(states):
     return (units @ units.transpose(1, 2)).double().sum(0)
 
 
+def _centred(state):
+    """A matrix without its rows' mean; what rounding leaves of rows that are all alike is nothing."""
+    centred = state - state.mean(0)
+    return centred if centred.norm() > 1e-12 * state.norm() else torch.zeros_like(state)
+
+
 def _cka(x, y):
-    """Linear CKA of two centred matrices of as many rows, by their Gram matrices."""
+    """Linear CKA of two centred matrices of as many rows, by their Gram matrices.
+
+    Rows that all end in the same token have one embedding, of which nothing is left after centring: what tells them apart then
+    is not like it, and of one row both are alike.
+    """
     x, y = x @ x.T, y @ y.T
-    scale = x.norm() * y.norm()
-    # Of one row, or of rows that all end alike, nothing is left after centring.
-    return ((x * y).sum() / scale).item() if scale > 0 else 1.0
+    if x.norm() > 0 and y.norm() > 0:
+        return ((x * y).sum() / (x.norm() * y.norm())).item()
+    return float((x.norm() > 0) == (y.norm() > 0))

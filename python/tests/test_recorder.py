@@ -127,6 +127,16 @@ class Records(unittest.TestCase):
             expected = (x.T @ y).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm())
             self.assertAlmostEqual(hidden["cka"][layer], expected.item(), places=5)
 
+    def test_a_layer_that_tells_rows_apart_is_not_alike(self):
+        model = tiny.model()
+        recorder = Recorder(model, self.folder / "record", steps=1)
+        ids = torch.tensor([[3, 9, 7], [4, 30, 7], [5, 8, 7]])
+        model(input_ids=ids, labels=ids).loss.backward()
+        self.assertTrue(recorder.step(loss=1.0, learning_rate=0.5))
+        alike = json.loads((self.folder / "record/hidden.json").read_text())["cka"]
+        self.assertEqual(alike[0], 0.0)
+        self.assertGreater(alike[1], 0.0)
+
     def test_layers_computed_again_are_seen_once(self):
         callback = GradientRecorder(self.folder / "record", steps=2, stop=True)
         tiny.trainer(tiny.model(), self.folder / "out", 4, 1, [callback], gradient_checkpointing=True).train()

@@ -149,21 +149,30 @@ fn cosines(states: &[Tensor]) -> Result<Tensor> {
 
 fn centred(x: &Tensor) -> Result<Tensor> {
     let x = x.f_to_kind(Kind::Double)?;
-    Ok(x.f_sub(&x.f_mean_dim([0_i64].as_slice(), true, Kind::Double)?)?)
+    let centred = x.f_sub(&x.f_mean_dim([0_i64].as_slice(), true, Kind::Double)?)?;
+    let norm = |x: &Tensor| number(&x.f_norm()?);
+    // What rounding leaves of rows that are all alike is nothing.
+    Ok(if norm(&centred)? > 1e-12 * norm(&x)? { centred } else { x.f_zeros_like()? })
 }
 
-/// Linear CKA of centred states: `‖Yᵀ·X‖² / (‖Xᵀ·X‖ · ‖Yᵀ·Y‖)`, by the Gram matrices of rows.
+/// Linear CKA of centred states: `‖Yᵀ·X‖² / (‖Xᵀ·X‖ · ‖Yᵀ·Y‖)`, by the Gram matrices of rows. Rows that all end in the same
+/// token have one embedding, so that nothing is left of it after centring: what tells them apart then is not like it, and of one
+/// row both are alike.
 fn cka(x: &Tensor, y: &Tensor) -> Result<f64> {
     let gram = |x: &Tensor| x.f_mm(&x.f_numpy_t()?);
     let (of_x, of_y) = (gram(x)?, gram(y)?);
     let inner = |a: &Tensor, b: &Tensor| number(&a.f_mul(b)?.f_sum(Kind::Double)?);
-    let norms = (inner(&of_x, &of_x)? * inner(&of_y, &of_y)?).sqrt();
-    // Of one row, or of rows that all end alike, nothing is left after centring.
-    Ok(if norms > 0.0 { inner(&of_x, &of_y)? / norms } else { 1.0 })
+    let (x, y) = (inner(&of_x, &of_x)?, inner(&of_y, &of_y)?);
+    Ok(match (x > 0.0, y > 0.0) {
+        (true, true) => inner(&of_x, &of_y)? / (x * y).sqrt(),
+        (x_varies, y_varies) => f64::from(u8::from(x_varies == y_varies)),
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use dataset::Example;
+
     use super::*;
     use crate::bridge::values;
     use crate::pack::Packed;
@@ -261,5 +270,22 @@ mod tests {
             let expected = hsic(&x, &y) / (hsic(&x, &x) * hsic(&y, &y)).sqrt();
             assert!((found.cka[layer] - expected).abs() < 1e-6);
         }
+    }
+
+    /// Rows that end in the same token are alike before the first layer, and told apart behind it.
+    #[test]
+    fn a_layer_that_tells_rows_apart_is_not_alike() {
+        let model = golden_model("tiny_llama");
+        let whole = |tokens: &[u32]| Example::whole(tokens.to_vec(), vec![false, true, true]);
+        let rows = [whole(&[3, 9, 7]), whole(&[4, 30, 7]), whole(&[50, 8, 7])];
+        let found = |rows: &[&Example]| {
+            let mut meter = HiddenMeter::new(model.config().num_layers);
+            let pack = Packed::examples(rows, model.device()).unwrap();
+            let _states = model.hidden(&pack, &mut meter).unwrap();
+            meter.finish().unwrap().cka
+        };
+        let all = found(&rows.iter().collect::<Vec<_>>());
+        assert!(all[0] == 0.0 && all[1] > 0.0, "{all:?}");
+        assert!(found(&[&rows[0]]).iter().all(|&alike| alike == 1.0));
     }
 }

@@ -1,14 +1,14 @@
 //! How well a linear map would stand in for each run of layers.
 
+use checkpoint::Norms;
 use evidence::{RunErrors, RunSettings};
 use tch::Tensor;
 
-use crate::Result;
 use crate::bridge::{is_finite, number};
 use crate::linear_map::{Ridge, no_tokens, norm_squared, not_finite, wide};
 use crate::offload::Passage;
-use crate::stop;
 use crate::walk::Walk;
+use crate::{FinetuneError, Result, stop};
 
 /// For each run of layers, what the best map of [`fit_linear_maps`](crate::fit_linear_maps) for it alone would leave of
 /// its output in the dense model, and what first tokens lack without the run:
@@ -33,6 +33,11 @@ use crate::walk::Walk;
 /// A map of few tokens fits these whatever the run: where there are fewer than [`ENOUGH`] for each element of a state, the last
 /// quarter is left out of the fit, and the error is theirs.
 pub(crate) fn run_errors(walk: &Walk<'_>, settings: &RunSettings) -> Result<RunErrors> {
+    if walk.model.config.design.norms != Norms::Before {
+        let what = "`linear-fit`, whose choice `best` looks at, judges layers by maps that cannot be folded into this model's \
+                    layers, which normalise what they add; take another criterion, such as --criterion best:igia+greedy";
+        return Err(FinetuneError::Settings(what.into()));
+    }
     let runs: Vec<_> = settings.runs().map(std::ops::RangeInclusive::into_inner).collect();
     let mut errors = RunErrors::default();
     let Some(last) = runs.iter().map(|&(_, last)| last).max() else { return Ok(errors) };

@@ -10,7 +10,7 @@ mod text;
 
 pub use choice::{ChoiceScore, pick, pick_by_bytes};
 pub use interval::{Interval, wilson};
-pub use paired::{mcnemar, sign_test};
+pub use paired::sign_flip_test;
 pub use rank::kendall_tau;
 pub use rouge::{RougeScores, rouge};
 pub use stem::stem;

@@ -13,7 +13,7 @@ use selection::{Criterion, Density, Keep, PlanSettings, Refine, Repair, RepairNe
 use serde::{Deserialize, Serialize};
 use serde_with::{DeserializeFromStr, SerializeDisplay};
 
-use crate::stage::{ValidationSettings, require_foldable};
+use crate::stage::{ValidationSettings, require_foldable, require_judged};
 use crate::{Choice, Choosing, HeldOut, LoraLayers, MaxDrop, PipelineError, Result};
 
 /// What a run does, and with what.
@@ -150,6 +150,7 @@ impl RunSettings {
     pub(crate) fn check(&self, config: &ModelConfig) -> Result<()> {
         let num_layers = config.num_layers;
         require_foldable(self.repair, config)?;
+        require_judged(&self.criterion, config)?;
         let requests = self.choices().into_iter().map(|choice| choice.request(num_layers));
         let mut count = self.prune.layers_of(num_layers)?;
         for request in requests {

@@ -29,6 +29,11 @@ pub enum RepairError {
          take `--repair drop`"
     )]
     Unlike { donor: usize, receiver: String },
+    #[error(
+        "`{name}` holds the experts of a layer in one tensor, which `laco` does not merge, and their router it would; take \
+         `--repair drop` or same-sign"
+    )]
+    StackedExperts { name: String },
     #[error("{}: not usable {kind}: {what}", path.display())]
     Fit { path: PathBuf, kind: &'static str, what: String },
     #[error("no memory for the importance of a weight; close other programs, or merge no layers")]

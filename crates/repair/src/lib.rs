@@ -6,6 +6,7 @@
 
 mod apply;
 mod error;
+mod experts;
 mod fitted;
 mod importance;
 mod line_search;

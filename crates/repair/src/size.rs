@@ -1,7 +1,9 @@
 //! How large a model is.
 
-use checkpoint::Checkpoint;
+use checkpoint::{Checkpoint, TensorView};
 use serde::{Deserialize, Serialize};
+
+use crate::experts::Experts;
 
 /// How large a model is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,11 +14,6 @@ pub struct Size {
     pub flops_per_token: u64,
     pub size_bytes: u64,
 }
-
-/// Keys that count all experts of a layer, and those that a token goes through.
-const EXPERTS: [&str; 4] =
-    ["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"];
-const CHOSEN: [&str; 3] = ["num_experts_per_tok", "moe_k", "num_experts_per_token"];
 
 impl Size {
     /// Context length at which FLOPs per token are counted.
@@ -42,22 +39,55 @@ fn elements(model: &Checkpoint) -> u64 {
 
 fn flops(model: &Checkpoint) -> u64 {
     let outline = model.outline();
-    let number = |keys: &[&str]| keys.iter().find_map(|key| outline.number(key));
-    let used = match (number(&CHOSEN), number(&EXPERTS)) {
-        (Some(chosen), Some(all)) if all > 0 => chosen as f64 / all as f64,
+    let experts = Experts::of(outline);
+    // Of several experts, a token goes through some.
+    let share = |rest: &str, view: &TensorView<'_>| match experts {
+        Some(experts) if rest.contains(".experts.") || experts.are_stacked_in(view) => {
+            experts.used()
+        }
         _ => 1.0,
     };
     let mut sum = 0.0;
     for view in model.weights().iter() {
         let Some(tensor) = outline.layer_tensor(view.name()) else { continue };
-        let is_matrix = view.shape().len() >= 2 && view.dtype().is_ok();
+        let is_bias = tensor.rest.ends_with("bias"); // Of all experts, or a mask: no matrix.
+        let is_matrix = !is_bias && view.shape().len() >= 2 && view.dtype().is_ok();
         if is_matrix && tensor.layer < model.num_layers() {
-            let share = if tensor.rest.contains(".experts.") { used } else { 1.0 };
-            sum += 2.0 * share * view.shape().iter().product::<usize>() as f64;
+            sum += 2.0 * share(tensor.rest, &view) * view.shape().iter().product::<usize>() as f64;
         }
     }
     // The head is the embedding, or as large.
     let head = outline.number("vocab_size").zip(outline.number("hidden_size"));
     let head = head.map_or(0.0, |(tokens, hidden)| 2.0 * tokens as f64 * hidden as f64);
     (sum + head).round() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of four experts, in one tensor or in four, a token goes through two.
+    #[test]
+    fn of_experts_those_count_that_a_token_goes_through() {
+        for (family, experts) in
+            [("gpt_oss", ".experts."), ("granitemoe", "put_linear"), ("mixtral", ".experts.")]
+        {
+            let folder = testkit::temporary_folder();
+            testkit::made_up_decoder(family, folder.path());
+            let model = Checkpoint::open(folder.path()).unwrap();
+            let layers = model.outline();
+            let mut expected = 0;
+            let is_matrix =
+                |view: &TensorView<'_>| view.shape().len() >= 2 && !view.name().ends_with("bias");
+            for view in model.weights().iter().filter(is_matrix) {
+                if layers.layer_tensor(view.name()).is_some() {
+                    let size = view.shape().iter().product::<usize>() as u64;
+                    expected += if view.name().contains(experts) { size } else { 2 * size };
+                }
+            }
+            let number = |key: &str| model.outline().number(key).unwrap();
+            expected += 2 * number("vocab_size") * number("hidden_size");
+            assert_eq!(Size::of(&model).flops_per_token, expected, "{family}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! The figures of a comparison: seeds side by side, tests against the dense model.
 
-use metrics::{sign_test, wilson};
+use metrics::{sign_flip_test, wilson};
 use pipeline::{CellResult, Comparison, EvaluatedOn, FinetuneMethod};
 
 use crate::table::Table;
@@ -245,7 +245,7 @@ impl Line<'_> {
         self.results.iter().any(|result| result.cell.way.is_some())
     }
 
-    /// The sign test against another line over the rows that both answered, each row by how often over the seeds it was
+    /// The sign-flip test against another line over the rows that both answered, each row by how often over the seeds it was
     /// answered rightly; of one seed that is `McNemar`'s test.
     pub(super) fn test(&self, other: &Self) -> Option<f64> {
         let mut lead: Vec<i64> = Vec::new();
@@ -260,8 +260,7 @@ impl Line<'_> {
                 *lead += i64::from(*own) - i64::from(*theirs);
             }
         }
-        let count = |wanted: i64| lead.iter().filter(|lead| lead.signum() == wanted).count();
-        (!lead.is_empty()).then(|| sign_test(count(1), count(-1)))
+        (!lead.is_empty()).then(|| sign_flip_test(&lead))
     }
 
     /// The cells of a table's row; `lines` are all of the table.

@@ -15,7 +15,7 @@ use repair::{
 use selection::{Plan, Repair, RepairNeed};
 
 use super::{BATCH_TOKENS, StageContext, StateOf};
-use crate::{Event, LinearMapSettings, PipelineError, Result};
+use crate::{Choosing, Event, LinearMapSettings, PipelineError, Result};
 
 /// Steps that a layer is retrained for.
 pub(crate) const RETRAINING_STEPS: usize = 300;
@@ -115,7 +115,21 @@ pub(crate) fn require_foldable(repair: Repair, config: &ModelConfig) -> Result<(
     let family = config.family.name();
     Err(PipelineError::Settings(format!(
         "models of the family {family} normalise what their layers add, so `{repair}` cannot be folded in; take --repair drop, or \
-         reconstruct, same-sign, weighted or laco"
+         reconstruct, same-sign, weighted or laco, and layers by another criterion than linear-fit, such as --criterion \
+         best:igia+greedy"
+    )))
+}
+
+/// Refuses `linear-fit` for layers whose maps it cannot judge by, as [`require_foldable`] refuses these.
+pub(crate) fn require_judged(choosing: &Choosing, config: &ModelConfig) -> Result<()> {
+    let by_maps = choosing.criteria().iter().any(|criterion| criterion.name() == "linear-fit");
+    if !by_maps || config.design.norms == Norms::Before {
+        return Ok(());
+    }
+    let family = config.family.name();
+    Err(PipelineError::Settings(format!(
+        "models of the family {family} normalise what their layers add, so `{choosing}` cannot judge them by linear maps, as \
+         linear-fit does; take another criterion, such as --criterion best:igia+greedy"
     )))
 }
 
@@ -228,4 +242,27 @@ fn first_examples(examples: &Encoded, seed: u64, tokens: usize) -> Vec<&Example>
             wanted
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gemma's layers normalise what they add, Llama's what they read.
+    #[test]
+    fn maps_are_refused_where_they_cannot_be_folded_in() {
+        let read = |fixture: &str| ModelConfig::read(&testkit::fixture(fixture)).unwrap();
+        let (gemma, llama) = (read("families/gemma2"), read("tiny_llama/model"));
+        for (choosing, by_maps) in
+            [("best", true), ("linear-fit", true), ("best:igia+greedy", false), ("igia", false)]
+        {
+            let choosing: Choosing = choosing.parse().unwrap();
+            assert_eq!(require_judged(&choosing, &gemma).is_err(), by_maps, "{choosing}");
+            assert!(require_judged(&choosing, &llama).is_ok());
+        }
+        for (repair, folded) in [(Repair::LinearMap, true), (Repair::Drop, false)] {
+            assert_eq!(require_foldable(repair, &gemma).is_err(), folded);
+            assert!(require_foldable(repair, &llama).is_ok());
+        }
+    }
 }

@@ -21,7 +21,7 @@ pub use evaluate::evaluate_model;
 pub(crate) use finetune::merge_adapter;
 pub use finetune::{CutOf, FinetuneSettings, FinetuneTarget, TeacherOf, finetune_model};
 pub use fit::{FitTarget, Fitted, fit_name, fit_repair};
-pub(crate) use fit::{RETRAINING_RATE, RETRAINING_STEPS, require_foldable};
+pub(crate) use fit::{RETRAINING_RATE, RETRAINING_STEPS, require_foldable, require_judged};
 pub(crate) use judge::scales_of;
 pub use judge::{Judged, Verdict, judge_repair};
 pub(crate) use losses::{JUDGED_ROWS, LOSS_ROWS};

@@ -5,11 +5,28 @@ use merge::add_differences;
 use selection::Plan;
 
 use super::{BLOCK, Edits, Inputs, Opened, Part, Place, donors, read_f32};
-use crate::Result;
+use crate::experts::Experts;
+use crate::{RepairError, Result};
 
 /// Needs nothing but the model.
-#[expect(clippy::unnecessary_wraps, reason = "it stands where opening may fail")]
-pub(super) fn open(_: &Inputs<'_>) -> Result<Box<dyn Opened>> {
+///
+/// # Errors
+///
+/// [`RepairError::StackedExperts`] if a layer that others are merged into has its experts in one tensor, which is not a matrix:
+/// it would keep them and take over the router of others.
+pub(super) fn open(inputs: &Inputs<'_>) -> Result<Box<dyn Opened>> {
+    let Inputs { source, plan, .. } = inputs;
+    let outline = source.outline();
+    if let Some(experts) = Experts::of(outline) {
+        let stacked = source.weights().iter().find(|view| {
+            let layer = outline.layer_tensor(view.name()).map(|tensor| tensor.layer);
+            layer.is_some_and(|layer| !plan.donors_of(layer).is_empty())
+                && experts.are_stacked_in(view)
+        });
+        if let Some(view) = stacked {
+            return Err(RepairError::StackedExperts { name: view.name().to_owned() });
+        }
+    }
     Ok(Box::new(OfTheModel))
 }
 
@@ -70,6 +87,28 @@ mod tests {
     use crate::{PruneSettings, apply};
 
     use super::*;
+
+    /// A router would go with what is merged, and experts in one tensor stay.
+    #[test]
+    fn experts_in_one_tensor_are_refused() {
+        for (family, refused) in [("gpt_oss", true), ("granitemoe", true), ("mixtral", false)] {
+            let folder = testkit::temporary_folder();
+            let model = folder.path().join("model");
+            testkit::made_up_decoder(family, &model);
+            let layers = Checkpoint::open(&model).unwrap().num_layers();
+            let plan =
+                Plan::new(layers, vec![2, 3], vec![], 0.2).with_repair(Repair::Laco).unwrap();
+            let base = settings("tiny_llama", &folder.path().join("out"));
+            let found = apply(&PruneSettings { model, plan, record: None, ..base }, &mut |_, _| {});
+            match (found, refused) {
+                (Err(RepairError::StackedExperts { name }), true) => {
+                    assert!(name.starts_with("model.layers.1."), "{name}");
+                }
+                (found, _) => assert!(!refused && found.is_ok(), "{family}: {found:?}"),
+            }
+            assert_eq!(folder.path().join("out").exists(), !refused);
+        }
+    }
 
     /// In the stored type of each fixture, against plain loops in f64; nothing else changes.
     #[test]
