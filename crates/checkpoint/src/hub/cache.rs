@@ -56,7 +56,19 @@ impl Cache {
         revision: &str,
         commit: &str,
     ) -> Result<()> {
+        let _held = self.hold_names(repository)?;
         write_changed(&self.reference(repository, revision), commit.as_bytes())
+    }
+
+    /// Holds off other processes from a repository's names until it is dropped.
+    pub(super) fn hold_names(&self, repository: &Repository) -> Result<fs_err::File> {
+        let lock = self.lock(repository, "gradpruner-names");
+        if let Some(folder) = lock.parent() {
+            fs_err::create_dir_all(folder)?;
+        }
+        let lock = fs_err::OpenOptions::new().create(true).append(true).open(lock)?;
+        lock.lock()?;
+        Ok(lock)
     }
 
     fn kept(&self, repository: &Repository, commit: &str) -> PathBuf {
@@ -65,6 +77,7 @@ impl Cache {
 
     /// Keeps what [`Cache::listing`] needs to tell the same of a commit.
     pub(super) fn keep_listing(&self, repository: &Repository, listing: &Listing) -> Result<()> {
+        let _held = self.hold_names(repository)?;
         // Other tools take a branch whose commit has no folder for damage.
         fs_err::create_dir_all(self.snapshot(repository, &listing.commit))?;
         let card = json!({"configs": listing.card["configs"]}); // The rest may be long.

@@ -1,7 +1,6 @@
 //! Requests to the hub: few redirects, and the token to the first host alone.
 
 use std::io::Read;
-use std::time::Duration;
 
 use serde::Deserialize;
 use ureq::Body;
@@ -10,18 +9,16 @@ use url::Url;
 
 use super::Listing;
 use super::repository::{Kind, Repository, is_inside, is_plain};
-use super::settings::Settings;
+use super::settings::{Settings, Waits};
 use crate::{CheckpointError, Result};
 
 pub(super) const MAX_REDIRECTS: usize = 5;
 const LISTING_BYTES: u64 = 64 << 20;
-/// For each of: a connection, the head of an answer, the next bytes of a body.
-const PATIENCE: Duration = Duration::from_mins(1);
-
 pub(super) struct Client {
     pub(super) agent: ureq::Agent,
     pub(super) endpoint: Url,
     pub(super) token: Option<String>,
+    pub(super) waits: Waits,
 }
 
 /// The last answer after redirects, and what was said of the file on the way there.
@@ -70,10 +67,10 @@ impl Client {
             .max_redirects_will_error(false)
             .accept_encoding("identity") // Sizes are those of the files.
             .user_agent(concat!("gradpruner/", env!("CARGO_PKG_VERSION")))
-            .timeout_connect(Some(PATIENCE))
-            .timeout_recv_response(Some(PATIENCE))
-            .timeout_per_read(Some(PATIENCE))
-            .timeout_per_write(Some(PATIENCE))
+            .timeout_connect(Some(settings.waits.more))
+            .timeout_recv_response(Some(settings.waits.more))
+            .timeout_per_read(Some(settings.waits.more))
+            .timeout_per_write(Some(settings.waits.more))
             .build();
         let bearer = settings.token.as_ref().map(|token| format!("Bearer {token}"));
         let allowed = |byte: u8| byte.is_ascii_graphic() || byte == b' ';
@@ -81,7 +78,8 @@ impl Client {
             let what = "HF_TOKEN holds characters that no token has; copy it again".into();
             return Err(CheckpointError::HubAnswer { url: text.to_owned(), what });
         }
-        Ok(Self { agent: config.into(), endpoint, token: bearer })
+        let waits = settings.waits;
+        Ok(Self { agent: config.into(), endpoint, token: bearer, waits })
     }
 
     /// The files of a repository.

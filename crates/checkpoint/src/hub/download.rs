@@ -43,7 +43,7 @@ impl Fetcher<'_> {
         }
         tracing::info!(name = self.repository.to_string(), file, "fetching");
         let url = self.client.file_url(self.repository, self.revision, file);
-        let answer = self.client.get(&url, 0)?;
+        let answer = self.client.persist(|| self.client.get(&url, 0))?;
         if answer.facts.commit.as_deref().is_some_and(|found| found != commit) {
             let what =
                 "is of another commit than the list of files; try again, it may have changed";
@@ -59,6 +59,11 @@ impl Fetcher<'_> {
         };
         let expected = Expected { url: &url, etag: &etag, size: answer.facts.size };
         let blob = self.blob(&expected, answer)?;
+        let _held = self.cache.hold_names(self.repository)?;
+        // Another process may have been here meanwhile, and read it already.
+        if pointer.is_file() {
+            return Ok(());
+        }
         link(&blob, &pointer)
     }
 
@@ -115,6 +120,7 @@ impl Fetcher<'_> {
             match result {
                 Err(error) if error.is_passing() && attempt < ATTEMPTS => {
                     tracing::warn!(%error, "the transfer broke off; it goes on from there");
+                    self.client.pause(attempt);
                 }
                 result => return result,
             }

@@ -108,8 +108,10 @@ impl Hub {
     /// A model's snapshot with every wanted file in it.
     fn model(&self, repository: &Repository, wanted: &dyn Fn(&str) -> bool) -> Result<PathBuf> {
         let snapshot = self.snapshot(repository, MAIN)?;
-        if wanted("model.safetensors") {
+        let whole = wanted("model.safetensors");
+        if whole {
             snapshot.refuse_pickled()?;
+            snapshot.require_weights()?;
         }
         let files: Vec<_> = snapshot.files().filter(|file| wanted(file)).collect();
         if files.is_empty() {
@@ -120,6 +122,10 @@ impl Hub {
             });
         }
         snapshot.fetch(&files)?;
+        // A name that leads to a commit that is there whole stays, where only some of another one was wanted.
+        if whole || self.cache.listing(repository, MAIN)?.is_none() {
+            snapshot.note()?;
+        }
         Ok(snapshot.folder())
     }
 
@@ -140,23 +146,23 @@ impl Hub {
                 ),
             });
         };
-        match client.listing(repository, revision) {
-            Ok(listing) => {
-                let fetcher = Fetcher { client, cache: &self.cache, repository, revision };
-                Ok(Snapshot { hub: self, repository, listing, fetcher: Some(fetcher) })
-            }
-            Err(error) if error.is_passing() => match cached()? {
-                Some(snapshot) => {
+        let ask = || client.listing(repository, revision);
+        let listing = match ask() {
+            Err(error) if error.is_passing() => {
+                if let Some(snapshot) = cached()? {
                     tracing::warn!(
                         name = repository.to_string(),
                         "the hub does not answer; what the cache has is used"
                     );
-                    Ok(snapshot)
+                    return Ok(snapshot);
                 }
-                None => Err(error),
-            },
-            Err(error) => Err(error),
-        }
+                client.pause(1);
+                client.persist(ask)?
+            }
+            listing => listing?,
+        };
+        let fetcher = Fetcher { client, cache: &self.cache, repository, revision };
+        Ok(Snapshot { hub: self, repository, listing, fetcher: Some(fetcher) })
     }
 
     fn cached<'a>(
@@ -233,10 +239,33 @@ impl Snapshot<'_> {
         }
         if self.repository.kind == Kind::Dataset {
             cache.keep_listing(self.repository, &self.listing)?;
+            self.note()?;
         }
-        // Last, so that the name never leads to a commit whose files are not all there.
-        cache.set_commit(self.repository, fetcher.revision, commit)?;
         Ok(paths)
+    }
+
+    /// Notes that the revision is at this commit: last, so that its name never leads to one whose files are not all there.
+    fn note(&self) -> Result<()> {
+        let Some(fetcher) = &self.fetcher else { return Ok(()) };
+        self.hub.cache.set_commit(self.repository, fetcher.revision, &self.listing.commit)
+    }
+
+    /// Refuses a cache that has a model's configuration alone.
+    fn require_weights(&self) -> Result<()> {
+        let is_whole = self.fetcher.is_some()
+            || self
+                .files()
+                .any(|file| file.ends_with(".safetensors") || file == "adapter_config.json");
+        if is_whole {
+            return Ok(());
+        }
+        Err(CheckpointError::HubData {
+            name: self.repository.to_string(),
+            what: format!(
+                "has no weights in the cache `{}`; read it once with a network",
+                self.hub.cache.root().display()
+            ),
+        })
     }
 }
 

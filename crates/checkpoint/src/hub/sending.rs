@@ -2,12 +2,14 @@
 //! hub's own words where it refuses.
 
 use std::io::Read;
+use std::thread;
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use ureq::http::{Response, StatusCode};
-use ureq::{Body, SendBody};
+use ureq::typestate::WithBody;
+use ureq::{Body, RequestBuilder, SendBody};
 use url::Url;
 
 use super::client::{Client, MAX_REDIRECTS, answer_error, header, request_error};
@@ -17,8 +19,6 @@ use crate::{CheckpointError, Result};
 pub(super) const ATTEMPTS: usize = 3;
 /// The most that is read of an answer.
 const ANSWER_BYTES: u64 = 16 << 20;
-/// The hub puts together what was sent before it answers.
-const PATIENCE: Duration = Duration::from_mins(10);
 
 /// A body's kind, as its headers say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,7 +84,7 @@ impl Client {
             if let Some(token) = token {
                 request = request.header("authorization", token);
             }
-            let request = request.config().timeout_recv_response(Some(PATIENCE)).build();
+            let request = patient(request, self.waits.answer);
             let response = request.send(body).map_err(|error| request_error(&url, error))?;
             if !matches!(response.status().as_u16(), 307 | 308) {
                 return Ok(Reply { url, response });
@@ -113,7 +113,7 @@ impl Client {
         for (name, value) in headers {
             request = request.header(name, value);
         }
-        let request = request.config().timeout_recv_response(Some(PATIENCE)).build();
+        let request = patient(request, self.waits.answer);
         let sent = request.send(SendBody::from_reader(body));
         let response = sent.map_err(|error| request_error(url, error))?;
         Ok(Reply { url: url.clone(), response })
@@ -180,6 +180,12 @@ impl Reply {
     }
 }
 
+/// Waits as long as that for each part of an answer.
+fn patient(request: RequestBuilder<WithBody>, wait: Duration) -> RequestBuilder<WithBody> {
+    let wait = Some(wait);
+    request.config().timeout_recv_response(wait).timeout_per_read(wait).build()
+}
+
 /// The first words of what the hub says of a refusal, on one line.
 fn reason(response: Response<Body>) -> Option<String> {
     let mut text = String::new();
@@ -191,16 +197,24 @@ fn reason(response: Response<Body>) -> Option<String> {
     Some(line).filter(|line| !line.trim().is_empty())
 }
 
-/// Makes an attempt until it succeeds or there is no more hope in it.
-pub(super) fn persist<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
-    let mut made = 1;
-    loop {
-        match attempt() {
-            Err(error) if error.is_passing() && made < ATTEMPTS => {
-                tracing::warn!(%error, "the hub did not take it; it is sent again");
-                made += 1;
+impl Client {
+    /// Makes an attempt until it succeeds or there is no more hope in it.
+    pub(super) fn persist<T>(&self, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+        let mut made = 1;
+        loop {
+            match attempt() {
+                Err(error) if error.is_passing() && made < ATTEMPTS => {
+                    tracing::warn!(%error, "the hub did not take it; it is asked again");
+                    self.pause(made);
+                    made += 1;
+                }
+                result => return result,
             }
-            result => return result,
         }
+    }
+
+    /// Lets whatever it was pass, after so many attempts.
+    pub(super) fn pause(&self, made: usize) {
+        thread::sleep(self.waits.pause * 4_u32.pow(made.saturating_sub(1) as u32));
     }
 }

@@ -2,10 +2,12 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use testkit::{FakeHub, HubReply, HubRequest, repository, temporary_folder};
 
+use super::settings::Waits;
 use super::*;
 
 /// A cache, and the files of a repository that a hub may serve.
@@ -41,6 +43,7 @@ impl Desk {
             token: Some("secret".into()),
             cache: self.at("cache"),
             offline: false,
+            waits: Waits { pause: Duration::ZERO, ..Waits::USUAL },
         }
     }
 
@@ -163,6 +166,51 @@ fn what_belongs_to_a_model_is_wanted() {
     }
 }
 
+/// Where some of a later commit was wanted, the whole earlier one is still what the cache has.
+#[test]
+fn a_part_does_not_take_the_place_of_the_whole() {
+    let desk = Desk::new();
+    let hub = FakeHub::serve(desk.good());
+    let repository = Repository::parse(Kind::Model, "owner/tiny").unwrap();
+    let configuration = |settings: &Settings| {
+        let wanted = |file: &str| is_wanted(file) && !file.ends_with(".safetensors");
+        Hub::new(settings).unwrap().model(&repository, &wanted).unwrap()
+    };
+    let settings = desk.settings(&hub.address);
+    let folder = configuration(&settings);
+    assert_eq!(configuration(&desk.offline()), folder);
+    assert!(fetch(&desk.offline()).unwrap_err().contains("has no weights in the cache"));
+    let before = desk.at("cache/models--owner--tiny/refs/main");
+    fs_err::write(&before, "earlier").unwrap();
+    let earlier = desk.at("cache/models--owner--tiny/snapshots/earlier");
+    fs_err::create_dir(&earlier).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        fs_err::write(earlier.join(name), "{}").unwrap();
+    }
+    assert_eq!(configuration(&settings), folder);
+    assert_eq!(fetch(&desk.offline()).unwrap(), earlier);
+    assert_eq!(fetch(&settings).unwrap(), folder);
+    assert_eq!(fetch(&desk.offline()).unwrap(), folder);
+}
+
+/// As the processes of one training do.
+#[test]
+fn several_fetch_at_once() {
+    let desk = Desk::new();
+    let hub = FakeHub::serve(desk.good());
+    let settings = desk.settings(&hub.address);
+    let folders: Vec<PathBuf> = std::thread::scope(|scope| {
+        let started: Vec<_> = (0..8).map(|_| scope.spawn(|| fetch(&settings).unwrap())).collect();
+        started.into_iter().map(|fetching| fetching.join().unwrap()).collect()
+    });
+    assert!(folders.iter().all(|folder| *folder == folders[0]));
+    for name in ["config.json", "model.safetensors"] {
+        let path = folders[0].join(name);
+        assert!(fs_err::symlink_metadata(&path).unwrap().is_symlink());
+        assert!(fs_err::read(path).unwrap() == fs_err::read(desk.at("files").join(name)).unwrap());
+    }
+}
+
 #[test]
 fn what_other_tools_fetched_is_found_without_a_network() {
     let desk = Desk::new();
@@ -178,6 +226,9 @@ fn what_other_tools_fetched_is_found_without_a_network() {
 
     fs_err::write(repository.join("refs/main"), "abc").unwrap();
     fs_err::write(snapshot.join("config.json"), "{}").unwrap();
+    let message = fetch(&settings).unwrap_err();
+    assert!(message.contains("has no weights in the cache"), "{message}");
+    fs_err::write(snapshot.join("model.safetensors"), "").unwrap();
     assert_eq!(fetch(&settings).unwrap(), snapshot);
     assert_eq!(desk.fetch("http://127.0.0.1:1").unwrap(), snapshot);
     // A branch that leads out is none.

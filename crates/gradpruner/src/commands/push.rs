@@ -67,6 +67,9 @@ fn warn_of_local_base(what: &Path) {
 fn show(event: &PushEvent<'_>, printer: &mut Printer) {
     match event {
         PushEvent::LeftOut(names) => printer.note(&format!("  left out: {}", some_of(names))),
+        PushEvent::Removed(names) => {
+            printer.note(&format!("  removed, weights of before: {}", some_of(names)));
+        }
         PushEvent::Bytes { file, done, total } => printer.sending(file, *done, *total),
         PushEvent::File(PushedFile { file, size_bytes, outcome }) => {
             let what = match outcome {

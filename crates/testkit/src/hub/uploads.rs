@@ -171,10 +171,16 @@ impl Uploads {
         require(header["key"] == "header", 400, "no header")?;
         require(!text(&header["value"]["summary"]).is_empty(), 400, "no message")?;
         require(!entries.is_empty(), 400, "an empty commit")?;
-        let mut files = Vec::new();
+        let (mut files, mut removed) = (Vec::new(), Vec::new());
         for entry in entries {
             let value = &entry["value"];
             let path = text(&value["path"]);
+            if text(&entry["key"]) == "deletedFile" {
+                let file = self.folder.join(path);
+                require(file.is_file(), 400, "a file that is not there is deleted")?;
+                removed.push(file);
+                continue;
+            }
             let bytes = match text(&entry["key"]) {
                 "file" => STANDARD.decode(text(&value["content"])).map_err(failed)?,
                 "lfsFile" => {
@@ -195,6 +201,9 @@ impl Uploads {
                 fs_err::create_dir_all(folder).map_err(failed)?;
             }
             fs_err::write(path, bytes).map_err(failed)?;
+        }
+        for path in removed {
+            fs_err::remove_file(path).map_err(failed)?;
         }
         Ok(HubReply::new(200, json!({"success": true, "commitOid": COMMIT}).to_string()))
     }

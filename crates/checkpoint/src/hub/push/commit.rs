@@ -14,7 +14,7 @@ use super::lfs::Large;
 use crate::digest::hex;
 use crate::hub::client::{Client, answer_error};
 use crate::hub::repository::{Kind, Repository, is_plain};
-use crate::hub::sending::{Format, Reply, persist};
+use crate::hub::sending::{Format, Reply};
 use crate::{CheckpointError, Result};
 
 /// The most files that are asked for at once.
@@ -70,8 +70,9 @@ impl Branch<'_> {
                 files.push(json!({"path": item.name, "sample": sample, "size": item.size}));
             }
             let body = json!({ "files": files }).to_string();
-            let told: Wishes =
-                persist(|| self.client.post(&url, Format::Json, body.as_bytes())?.json())?;
+            let told: Wishes = self
+                .client
+                .persist(|| self.client.post(&url, Format::Json, body.as_bytes())?.json())?;
             let mut by_path: HashMap<String, Wish> =
                 told.files.into_iter().map(|wish| (wish.path.clone(), wish)).collect();
             for item in items {
@@ -132,6 +133,11 @@ pub(super) fn line_of_small(item: &Item, bytes: &[u8]) -> Value {
         "key": "file",
         "value": {"content": content, "path": item.name, "encoding": "base64"},
     })
+}
+
+/// The line of a file that goes.
+pub(super) fn line_of_removed(name: &str) -> Value {
+    json!({"key": "deletedFile", "value": {"path": name}})
 }
 
 /// What git knows a small file by.

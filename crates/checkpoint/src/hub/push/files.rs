@@ -117,6 +117,27 @@ fn is_part(name: &str) -> bool {
     !name.starts_with('.') && is_inside(name) && (is_known || is_weight || is_code)
 }
 
+/// Whether loaders look for weights in a file of a repository by its name, or are led to them by it.
+pub(super) fn is_weights(name: &str) -> bool {
+    const ADAPTER: [&str; 3] =
+        ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"];
+    let is_of = |(start, ending): (&str, &str)| {
+        let Some(rest) = name.strip_prefix(start) else { return false };
+        let rest = rest.strip_suffix(".index.json").unwrap_or(rest);
+        let shard = rest.strip_suffix(ending).and_then(|rest| rest.strip_prefix('-'));
+        rest == ending
+            || shard.and_then(|shard| shard.split_once("-of-")).is_some_and(is_number_pair)
+    };
+    ADAPTER.contains(&name)
+        || [("model", ".safetensors"), ("pytorch_model", ".bin")].into_iter().any(is_of)
+}
+
+fn is_number_pair((number, all): (&str, &str)) -> bool {
+    [number, all]
+        .iter()
+        .all(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 /// Case counts on the hub.
 fn has_ending(name: &str, ending: &str) -> bool {
     name.ends_with(ending)

@@ -13,7 +13,7 @@ use super::files::Item;
 use crate::digest::hex;
 use crate::hub::client::{Client, answer_error};
 use crate::hub::repository::Repository;
-use crate::hub::sending::{Format, Reply, persist};
+use crate::hub::sending::{Format, Reply};
 use crate::hub::settings::ENDPOINT;
 use crate::{CheckpointError, Result};
 
@@ -102,8 +102,9 @@ impl Storage<'_> {
                 "ref": {"name": self.revision},
             });
             let body = request.to_string();
-            let batch: Batch =
-                persist(|| self.client.post(&url, Format::Lfs, body.as_bytes())?.json())?;
+            let batch: Batch = self
+                .client
+                .persist(|| self.client.post(&url, Format::Lfs, body.as_bytes())?.json())?;
             for file in files {
                 let name = &file.item.name;
                 let told = batch.objects.iter().find(|object| object.oid == file.oid);
@@ -162,7 +163,8 @@ impl Storage<'_> {
         if let Some(verify) = verify {
             let url = self.address(&verify.href)?;
             let body = json!({"oid": file.oid, "size": file.item.size}).to_string();
-            persist(|| self.client.post(&url, Format::Json, body.as_bytes())?.accepted())?;
+            self.client
+                .persist(|| self.client.post(&url, Format::Json, body.as_bytes())?.accepted())?;
         }
         Ok(())
     }
@@ -203,7 +205,8 @@ impl Storage<'_> {
         }
         file.require_checksum(hasher)?;
         let body = json!({"oid": file.oid, "parts": parts}).to_string();
-        persist(|| self.client.post_signed(url, Format::Lfs, body.as_bytes())?.accepted())?;
+        self.client
+            .persist(|| self.client.post_signed(url, Format::Lfs, body.as_bytes())?.accepted())?;
         Ok(())
     }
 
@@ -216,7 +219,7 @@ impl Storage<'_> {
         hasher: &Sha256,
         observe: &mut dyn FnMut(u64),
     ) -> Result<(Reply, Sha256)> {
-        persist(|| {
+        self.client.persist(|| {
             let mut reading = Reading::open(part, hasher.clone(), observe)?;
             let reply = self.client.put(url, headers, part.length, &mut reading);
             if reading.is_short {

@@ -11,12 +11,12 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use self::commit::{Branch, git_oid, line_of_large, line_of_small};
-use self::files::{Item, Parcel};
+use self::commit::{Branch, git_oid, line_of_large, line_of_removed, line_of_small};
+use self::files::{Item, Parcel, is_weights};
 use self::lfs::{Large, Storage};
 use super::client::Client;
 use super::repository::{Kind, Repository, is_inside};
-use super::sending::{Format, persist};
+use super::sending::Format;
 use super::settings::Settings;
 use crate::{CheckpointError, Result, sha256_file};
 
@@ -39,6 +39,8 @@ pub struct PushSettings {
 pub enum PushEvent<'a> {
     /// These files and folders stay here.
     LeftOut(&'a [String]),
+    /// These weights of before are removed from the repository.
+    Removed(&'a [String]),
     /// A large file's bytes are being sent.
     Bytes {
         /// Whose.
@@ -90,6 +92,8 @@ pub struct PushReport {
     pub files: Vec<PushedFile>,
     /// What was left out.
     pub left_out: Vec<String>,
+    /// Weights of before that were removed, since they would be loaded in these ones' place.
+    pub removed: Vec<String>,
 }
 
 /// Puts a folder in Hugging Face layout (a model, an adapter), or one GGUF file, into the repository
@@ -207,7 +211,12 @@ impl Pushing<'_> {
         for item in &items {
             item.require_unchanged()?;
         }
-        let Done { mut files, lines } = done;
+        let removed = if created { Vec::new() } else { self.superseded(&items)? };
+        if !removed.is_empty() {
+            observe(PushEvent::Removed(&removed));
+        }
+        let Done { mut files, mut lines } = done;
+        lines.extend(removed.iter().map(|name| line_of_removed(name)));
         let commit = match lines.is_empty() {
             true => None,
             false => branch.commit(&settings.message, &lines)?,
@@ -222,7 +231,23 @@ impl Pushing<'_> {
             commit,
             files,
             left_out,
+            removed,
         })
+    }
+
+    /// Weights that the branch has and that would be loaded in place of those that are pushed: shards beside a single file, or
+    /// the other way round, and an adapter beside a model.
+    fn superseded(&self, items: &[Item]) -> Result<Vec<String>> {
+        if !items.iter().any(|item| is_weights(&item.name)) {
+            return Ok(Vec::new()); // As for a GGUF file, which stands for itself.
+        }
+        let is_model = items.iter().any(|item| item.name.starts_with("model"));
+        let ask = || self.client.listing(self.repository, &self.settings.revision);
+        let there = self.client.persist(ask)?.files.into_iter();
+        Ok(there
+            .filter(|name| is_weights(name) && (is_model || name.starts_with("adapter")))
+            .filter(|name| items.iter().all(|item| item.name != *name))
+            .collect())
     }
 
     /// Sees to it that the repository is there.
@@ -233,7 +258,7 @@ impl Pushing<'_> {
             request["private"] = true.into();
         }
         let (url, body) = (self.client.url(&["api", "repos", "create"]), request.to_string());
-        persist(|| {
+        self.client.persist(|| {
             let reply = self.client.post(&url, Format::Json, body.as_bytes())?;
             match reply.status() {
                 409 => Ok(Making::There),
@@ -251,7 +276,7 @@ impl Pushing<'_> {
     fn require_private(&self) -> Result<()> {
         let Repository { owner, name, .. } = self.repository;
         let url = self.client.url(&["api", Kind::Model.plural(), owner, name]);
-        match persist(|| self.client.ask(&url))? {
+        match self.client.persist(|| self.client.ask(&url))? {
             Info { private: true } => Ok(()),
             Info { private: false } => Err(CheckpointError::HubData {
                 name: self.repository.to_string(),

@@ -1,9 +1,11 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use testkit::{FakeHub, HubReply, Uploads, temporary_folder};
+use testkit::{FakeHub, HubReply, HubRequest, Uploads, temporary_folder};
 
 use super::*;
+use crate::hub::settings::Waits;
 use crate::hub::tests::chain;
 use crate::hub::{Hub, is_wanted};
 
@@ -59,6 +61,7 @@ impl Desk {
             token: Some(TOKEN.into()),
             cache: self.at("cache"),
             offline: false,
+            waits: Waits { pause: Duration::ZERO, ..Waits::USUAL },
         }
     }
 
@@ -143,6 +146,61 @@ fn what_is_pushed_comes_back_and_is_pushed_once() {
     let renamed = desk.push(&hub).unwrap();
     assert!(outcomes(&renamed).contains(&("model-1.safetensors", Pushed::Known)));
     assert_eq!((asked(&hub, "PUT", ""), asked(&hub, "POST", "/commit/")), (1, 2));
+}
+
+/// A model in one file after one in shards, and after an adapter: what would be loaded in its place goes, and nothing else.
+#[test]
+fn weights_of_before_go() {
+    let desk = Desk::new();
+    let hub = FakeHub::serve(desk.uploads().serve());
+    let before = [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+    ];
+    let kept =
+        ["model.fp16.safetensors", "notes.txt", "model-Q4_K_M.gguf", "vae/model.safetensors"];
+    for name in before.iter().chain(&kept) {
+        let path = desk.at("hub").join(name);
+        fs_err::create_dir_all(path.parent().unwrap()).unwrap();
+        fs_err::write(path, name).unwrap();
+    }
+    let report = desk.push(&hub).unwrap();
+    assert_eq!(report.removed, before);
+    let is_there = |name: &&str| desk.at("hub").join(name).exists();
+    assert!(kept.iter().all(is_there) && !before.iter().any(is_there));
+    assert!(desk.push(&hub).unwrap().removed.is_empty());
+
+    // A GGUF file stands for itself, and an adapter leaves a model there.
+    fs_err::write(desk.at("tiny.gguf"), "GGUF").unwrap();
+    let report = desk.push_as(&desk.settings(&hub), "tiny.gguf", "main").unwrap();
+    assert!(report.removed.is_empty());
+    fs_err::create_dir(desk.at("adapter")).unwrap();
+    fs_err::write(desk.at("hub/adapter_model.bin"), "old").unwrap();
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        fs_err::write(desk.at("adapter").join(name), "{}").unwrap();
+    }
+    let report = desk.push_as(&desk.settings(&hub), "adapter", "main").unwrap();
+    assert_eq!(report.removed, ["adapter_model.bin"]);
+    assert!(desk.at("hub/model.safetensors").exists());
+}
+
+/// The hub puts together what was sent, and says nothing for longer than it may between two parts of a file.
+#[test]
+fn an_answer_may_take_longer_than_a_pause_in_it() {
+    let desk = Desk::new();
+    let good = desk.uploads().serve();
+    let hub = FakeHub::serve(move |request: &HubRequest| {
+        if request.path.contains("/commit/") {
+            std::thread::sleep(Duration::from_millis(900));
+        }
+        good(request)
+    });
+    let waits = Waits { more: Duration::from_millis(300), ..desk.settings(&hub).waits };
+    let settings = Settings { waits, ..desk.settings(&hub) };
+    assert!(desk.push_as(&settings, "model", "main").unwrap().committed);
 }
 
 #[test]
