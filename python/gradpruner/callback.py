@@ -43,6 +43,11 @@ class GradientRecorder(TrainerCallback):
             self._restore()
         if self._recorder is None or self._recorder.is_complete:
             return
+        if not self._recorder.has_steps:
+            # As where it went on from its last step. What trains on, or saves, must not fail by it.
+            _log.warning("the training ended before a step was recorded; there is no record")
+            self._recorder.abandon()
+            return
         _log.warning("the training ended before %d steps; the record has fewer", self.steps)
         self._recorder.finish()
 

@@ -140,6 +140,11 @@ class Recorder:
         path.write_bytes(content)
         return hashlib.sha256(content).hexdigest()
 
+    @property
+    def has_steps(self):
+        """Whether any step is recorded."""
+        return bool(self._entries)
+
     def finish(self):
         """Completes the record; with fewer steps than asked for if the training ended before."""
         if self.is_complete:

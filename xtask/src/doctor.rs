@@ -39,7 +39,11 @@ fn libtorch() -> Result<String, String> {
             Err(error) => Err(error.to_string()),
         },
         Some(other) => {
-            Err(format!("{other} at {}, {VERSION} is wanted; unset LIBTORCH", at.display()))
+            let what = match given() {
+                Some(_) => "unset LIBTORCH",
+                None => "run `cargo xtask setup`",
+            };
+            Err(format!("{other} at {}, {VERSION} is wanted; {what}", at.display()))
         }
         None if given().is_some() => Err(format!("LIBTORCH is {}, which holds none", at.display())),
         None => Err(match installed() {

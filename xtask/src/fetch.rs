@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
 use crate::root::{cache, run, say};
@@ -65,11 +65,11 @@ pub(crate) fn package(package: Package<'_>) -> Result<PathBuf> {
     };
     if !sha256.is_empty() {
         let found = digest(fs_err::File::open(file)?)?;
-        ensure!(
-            found == sha256,
-            "{}: sha256 is {found}, not {sha256}; remove it and try again",
-            file.display()
-        );
+        if found != sha256 {
+            let shown = file.display().to_string();
+            remove(&folder)?; // So that it is fetched anew.
+            bail!("{shown}: sha256 was {found}, not {sha256}; try again");
+        }
     }
     Ok(file.clone())
 }

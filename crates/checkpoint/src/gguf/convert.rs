@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::architectures::llama3_factors;
 use super::reader::GgufTensor;
 use super::tokenizer::{TokenizerFiles, tokenizer_files};
 use super::{GgufFile, GgufValue, dequantize};
@@ -46,11 +47,13 @@ pub fn convert(
 ) -> Result<ConvertReport> {
     let file = GgufFile::open(source)?;
     let source = Source { file: &file };
+    source.require_whole()?;
     let tokenizer = tokenizer_files(&file)?;
     let (tied_head, embedding) = source.embedding()?;
     let raw = source.config(tied_head, &tokenizer)?;
     let config = ModelConfig::from_json(raw.clone(), file.path())?;
     source.require_used(&config)?;
+    source.require_rope(&config)?;
 
     let staging = Staging::folder(target)?;
     write_json(&staging.path().join("config.json"), &raw)?;
@@ -116,8 +119,8 @@ pub(super) fn gguf_name(name: &str, norms: Norms) -> String {
     }
 }
 
-struct Source<'a> {
-    file: &'a GgufFile,
+pub(super) struct Source<'a> {
+    pub(super) file: &'a GgufFile,
 }
 
 impl Source<'_> {
@@ -141,6 +144,32 @@ impl Source<'_> {
             Some(count) => Ok(count),
             None => self.fail(format!("`{}.{key}` is missing", self.architecture()?)),
         }
+    }
+
+    /// Refuses one part of a model that stands in several files.
+    pub(super) fn require_whole(&self) -> Result<()> {
+        match self.file.metadata.get("split.count").and_then(GgufValue::as_count) {
+            Some(parts) if parts > 1 => self.fail(format!(
+                "it is one of {parts} files of one model; put them together with llama.cpp's `llama-gguf-split --merge`"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses factors of a rotation that are not those of the settings that were taken for granted.
+    fn require_rope(&self, config: &ModelConfig) -> Result<()> {
+        for (name, expected) in llama3_factors(config) {
+            let Some(tensor) = self.file.tensors.get(name) else { continue };
+            let found = dequantize(self.file.bytes(tensor), tensor.format);
+            let is_near = |(x, y): (&f32, &f32)| (x - y).abs() <= 1e-4 * y.abs();
+            if found.len() != expected.len() || !found.iter().zip(&expected).all(is_near) {
+                return self.fail(format!(
+                    "`{name}` holds other factors than Llama 3.1's, whose settings cannot be told from them; convert from the \
+                     model's Hugging Face folder"
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Refuses a file with tensors that the converted model would do without.

@@ -182,6 +182,7 @@ fn size_label(parameters: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gguf::convert::Source;
     use crate::gguf::{GgufFile, GgufValue, convert, dequantize};
 
     /// A small model whose tokenizer llama.cpp knows.
@@ -216,6 +217,49 @@ mod tests {
         }
         let error = export(&at("model"), &at("model.gguf"), FileType::F32, &mut |_, _| {});
         assert!(matches!(error, Err(CheckpointError::Exists { .. })));
+    }
+
+    /// Llama 3.1's settings are told from the factors; others are refused, not taken for them.
+    #[test]
+    fn scaled_rotations_come_back_or_are_refused() {
+        let folder = testkit::temporary_folder();
+        let at = |name: &str| folder.path().join(name);
+        for (context, is_usual) in [(8192, true), (4096, false)] {
+            let [model, gguf, back] =
+                ["model", "gguf", "back"].map(|name| at(&format!("{name}-{context}")));
+            make_model(&model);
+            let mut config = testkit::json(&model.join("config.json"));
+            config["rope_scaling"] = serde_json::json!({
+                "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": context,
+            });
+            fs_err::write(model.join("config.json"), config.to_string()).unwrap();
+            export(&model, &gguf, FileType::F32, &mut |_, _| {}).unwrap();
+            let found = convert(&gguf, &back, u64::MAX, &mut |_, _| {});
+            let ropes =
+                |folder: &Path| Checkpoint::open(folder).unwrap().config().unwrap().ropes.clone();
+            if is_usual {
+                assert_eq!(ropes(&back), ropes(&model));
+                continue;
+            }
+            let message = found.unwrap_err().to_string();
+            assert!(message.contains("other factors than Llama 3.1's"), "{message}");
+            assert!(!back.exists());
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_model_is_refused() {
+        let folder = testkit::temporary_folder();
+        let at = |name: &str| folder.path().join(name);
+        make_model(&at("model"));
+        export(&at("model"), &at("model.gguf"), FileType::F32, &mut |_, _| {}).unwrap();
+        let mut file = GgufFile::open(&at("model.gguf")).unwrap();
+        for (parts, is_whole) in [(1, true), (3, false)] {
+            file.metadata.insert("split.count".into(), GgufValue::Unsigned(parts));
+            let found = Source { file: &file }.require_whole();
+            assert_eq!(found.is_ok(), is_whole);
+        }
     }
 
     /// Each value within half a step of its block's scale, which is rounded to f16.

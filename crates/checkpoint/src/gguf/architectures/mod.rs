@@ -10,6 +10,7 @@ mod qwen;
 mod rope;
 mod smollm3;
 
+pub(in crate::gguf) use rope::llama3 as llama3_factors;
 use serde_json::Value;
 
 use super::writer::Metadata;

@@ -58,7 +58,7 @@ pub(super) fn scaling(config: &ModelConfig) -> Vec<Key> {
 }
 
 /// By what Llama 3.1 divides each pair's frequency.
-pub(super) fn llama3(config: &ModelConfig) -> Vec<(&'static str, Vec<f32>)> {
+pub(in crate::gguf) fn llama3(config: &ModelConfig) -> Vec<(&'static str, Vec<f32>)> {
     let Some(rope) = config.ropes.first() else { return Vec::new() };
     let &RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } =
         &rope.scaling
