@@ -137,6 +137,17 @@ class Records(unittest.TestCase):
         self.assertEqual(alike[0], 0.0)
         self.assertGreater(alike[1], 0.0)
 
+    def test_a_training_without_steps_ends_without_a_record(self):
+        model = tiny.model()
+        callback = GradientRecorder(self.folder / "record", steps=2)
+        trainer = tiny.trainer(model, self.folder / "out", 4, 1, [callback])
+        told = trainer.args, trainer.state, trainer.control
+        callback.on_train_begin(*told, model=model, optimizer=None)
+        with self.assertLogs("gradpruner", "WARNING") as said:
+            callback.on_train_end(*told)
+        self.assertIn("before a step was recorded", said.output[0])
+        self.assertEqual([path for path in self.folder.iterdir() if "record" in path.name], [])
+
     def test_layers_computed_again_are_seen_once(self):
         callback = GradientRecorder(self.folder / "record", steps=2, stop=True)
         tiny.trainer(tiny.model(), self.folder / "out", 4, 1, [callback], gradient_checkpointing=True).train()

@@ -62,8 +62,8 @@ pub use distil::{DistilSettings, DistilTerms, Teacher, require_same_tokens};
 pub use error::FinetuneError;
 pub use estimate::{BatchShape, MemoryEstimate, Workload, largest_batch};
 pub use evaluate::{
-    Answer, EvalData, EvalReport, EvalRows, EvalSettings, Evaluated, GeneratedText, Standing,
-    evaluate, standing,
+    Answer, EvalData, EvalReport, EvalRows, EvalSettings, Evaluated, GeneratedText, RowLoss,
+    Standing, evaluate, standing,
 };
 pub use generate::{Generation, generate};
 pub use linear_map::{FittedMap, MapSettings, fit_linear_maps};

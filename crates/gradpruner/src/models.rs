@@ -19,10 +19,12 @@ pub(crate) struct ModelRow {
     pub(crate) size_bytes: Option<u64>,
     pub(crate) tokens_per_second: Option<f64>,
     pub(crate) perplexity: Option<f64>,
+    pub(crate) perplexity_interval: Option<Interval>,
     pub(crate) acc: Option<f64>,
     pub(crate) acc_interval: Option<Interval>,
     pub(crate) acc_norm: Option<f64>,
     pub(crate) rouge_l: Option<f64>,
+    pub(crate) rouge_l_interval: Option<Interval>,
 }
 
 /// The models of a run side by side, the majority class first.
@@ -72,10 +74,12 @@ fn of_report(name: &str, report: &EvalReport, size: Size) -> ModelRow {
     ModelRow {
         tokens_per_second: Some(report.tokens_per_second),
         perplexity: report.perplexity,
+        perplexity_interval: report.perplexity_interval,
         acc: report.acc,
         acc_interval: report.acc_interval,
         acc_norm: report.acc_norm,
         rouge_l: report.rouge.map(|scores| scores.rouge_l),
+        rouge_l_interval: report.rouge_l_interval,
         ..of_size(name, size)
     }
 }
@@ -89,7 +93,11 @@ const COLUMNS: [Column; 9] = [
     ("FLOPs/token", |row| row.flops_per_token.map(|count| millions(count, "M"))),
     ("size", |row| row.size_bytes.map(|bytes| millions(bytes, " MB"))),
     ("tokens/s", |row| row.tokens_per_second.map(|speed| format!("{speed:.0}"))),
-    ("perplexity", |row| row.perplexity.map(perplexity_text)),
+    ("perplexity", |row| {
+        // Where there is an accuracy, its interval is the one to look at.
+        let interval = row.perplexity_interval.filter(|_| row.acc.is_none());
+        row.perplexity.map(|value| with_interval(value, interval, perplexity_text))
+    }),
     ("accuracy (95 % interval)", |row| {
         let acc = percent(row.acc?);
         Some(match row.acc_interval {
@@ -98,8 +106,21 @@ const COLUMNS: [Column; 9] = [
         })
     }),
     ("acc_norm", |row| row.acc_norm.map(percent)),
-    ("ROUGE-L", |row| row.rouge_l.map(|score| format!("{score:.3}"))),
+    ("ROUGE-L", |row| {
+        let text = |score: f64| format!("{score:.3}");
+        row.rouge_l.map(|score| with_interval(score, row.rouge_l_interval, text))
+    }),
 ];
+
+/// A value and its 95 % interval, if it has one.
+fn with_interval(value: f64, interval: Option<Interval>, text: fn(f64) -> String) -> String {
+    match interval {
+        Some(Interval { low, high }) => {
+            format!("{} ({} – {})", text(value), text(low), text(high))
+        }
+        None => text(value),
+    }
+}
 
 /// The table of these models; columns nobody fills are left out.
 pub(crate) fn model_table(rows: &[ModelRow]) -> Table {

@@ -424,7 +424,8 @@ impl Run {
                 rows_in_common(train, eval, evaluation.max_rows, ignore_fields)?;
             let set = TestSet { path: eval, digest };
             let mut of = |subject, answered: &mut Vec<Answer>| -> Result<EvalReport> {
-                let Evaluated { report, mut answers } = stages.evaluate(subject, set, observe)?;
+                let Evaluated { report, mut answers, .. } =
+                    stages.evaluate(subject, set, observe)?;
                 answers.truncate(FIRST_ANSWERS);
                 *answered = answers;
                 Ok(report)

@@ -7,7 +7,7 @@ mod tally;
 use std::time::Instant;
 
 use dataset::{Content, Encoder, Row, is_much};
-use metrics::{Interval, RougeScores, perplexity, wilson};
+use metrics::{Interval, RougeScores, bootstrap, perplexity, wilson};
 use serde::{Deserialize, Serialize};
 use tch::no_grad_guard;
 
@@ -52,12 +52,18 @@ pub struct EvalReport {
     pub majority: Option<f64>,
     /// Of the assistant's tokens; `None` if it is not finite or there are none.
     pub perplexity: Option<f64>,
+    /// Its 95 % interval.
+    #[serde(default)]
+    pub perplexity_interval: Option<Interval>,
     /// How many those are.
     pub labelled_tokens: usize,
     /// The share of generated replies that are the reference.
     pub exact_match: Option<f64>,
     /// Means over generated replies.
     pub rouge: Option<RougeScores>,
+    /// The 95 % interval of ROUGE-L.
+    #[serde(default)]
+    pub rouge_l_interval: Option<Interval>,
     /// The generated replies.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub generated: Vec<GeneratedText>,
@@ -107,6 +113,24 @@ pub struct Answer {
     pub right: bool,
 }
 
+/// The loss of a row's labelled tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct RowLoss {
+    /// The row, counted from 1.
+    pub row: usize,
+    /// The sum of the tokens' losses.
+    pub nats: f64,
+    /// How many they are.
+    pub tokens: usize,
+}
+
+/// The 95 % interval of the perplexity of rows.
+fn perplexity_interval(losses: &[RowLoss]) -> Option<Interval> {
+    let rows: Vec<_> = losses.iter().map(|loss| (loss.nats, loss.tokens as f64)).collect();
+    let Interval { low, high } = bootstrap(&rows)?;
+    Some(Interval { low: low.exp(), high: high.exp() }).filter(|interval| interval.high.is_finite())
+}
+
 /// An evaluation's figures, and what they are made of.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluated {
@@ -114,6 +138,9 @@ pub struct Evaluated {
     pub report: EvalReport,
     /// What was answered to each row with choices, in the rows' order.
     pub answers: Vec<Answer>,
+    /// The loss of each row, in the rows' order.
+    #[serde(default)]
+    pub losses: Vec<RowLoss>,
 }
 
 /// Rows to evaluate on.
@@ -165,6 +192,8 @@ pub fn evaluate(
     let interval = |hits: usize| (tally.asked > 0).then(|| wilson(hits, tally.asked));
     let mean = |sum: f64| (!tally.generated.is_empty()).then(|| sum / tally.generated.len() as f64);
     tally.answers.sort_by_key(|answer| answer.row);
+    let losses: Vec<RowLoss> = tally.losses.values().copied().collect();
+    let rouge_l: Vec<_> = tally.rouge.iter().map(|scores| (scores.rouge_l, 1.0)).collect();
     let report = EvalReport {
         rows: rows.len(),
         cut_rows: encoded.cut_rows,
@@ -175,9 +204,11 @@ pub fn evaluate(
         majority: share(tally.positions.iter().copied().max().unwrap_or(0)),
         perplexity: Some(perplexity(tally.negative_log_likelihood, tally.labelled))
             .filter(|value| value.is_finite()),
+        perplexity_interval: perplexity_interval(&losses),
         labelled_tokens: tally.labelled,
         exact_match: mean(tally.exact as f64),
         rouge: mean(1.0).map(|_| tally.mean_rouge()),
+        rouge_l_interval: bootstrap(&rouge_l),
         tokens: tally.tokens,
         seconds,
         tokens_per_second: tally.tokens as f64 / seconds.max(1e-9),
@@ -189,5 +220,5 @@ pub fn evaluate(
         flops_per_token: model.config().flops_per_token(1024),
         num_layers: model.config().num_layers,
     };
-    Ok(Evaluated { report, answers: tally.answers })
+    Ok(Evaluated { report, answers: tally.answers, losses })
 }

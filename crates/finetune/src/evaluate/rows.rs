@@ -13,8 +13,8 @@ pub struct EvalRows {
     pub(super) cut_rows: usize,
     /// Those with choices, longest first, each with its number, counted from 1.
     pub(super) questions: Vec<(usize, Question)>,
-    /// What the others give, longest first.
-    pub(super) examples: Vec<Example>,
+    /// What the others give, longest first, each with its row's number.
+    pub(super) examples: Vec<(usize, Example)>,
 }
 
 impl EvalRows {
@@ -33,7 +33,7 @@ impl EvalRows {
             } else {
                 let of_row = encoder.examples_of(row, max_tokens)?;
                 cut_rows += usize::from(of_row.iter().any(|example| example.cut > 0));
-                examples.extend(of_row);
+                examples.extend(of_row.into_iter().map(|example| (number + 1, example)));
             }
         }
         Ok(Self::sorted(rows.len(), cut_rows, questions, examples))
@@ -45,8 +45,9 @@ impl EvalRows {
         let cut_rows = cut.chain(examples.iter().map(|example| example.cut));
         let cut_rows = cut_rows.filter(|&cut| cut > 0).count();
         let rows = questions.len() + examples.len();
-        let questions = questions.into_iter().enumerate();
-        let questions = questions.map(|(number, question)| (number + 1, question)).collect();
+        let asked = questions.len();
+        let questions = (1..).zip(questions).collect();
+        let examples = (asked + 1..).zip(examples).collect();
         Self::sorted(rows, cut_rows, questions, examples)
     }
 
@@ -55,10 +56,10 @@ impl EvalRows {
         rows: usize,
         cut_rows: usize,
         mut questions: Vec<(usize, Question)>,
-        mut examples: Vec<Example>,
+        mut examples: Vec<(usize, Example)>,
     ) -> Self {
         questions.sort_by_key(|(_, question)| std::cmp::Reverse(question_tokens(question)));
-        examples.sort_by_key(|example| std::cmp::Reverse(example.tokens.len()));
+        examples.sort_by_key(|(_, example)| std::cmp::Reverse(example.tokens.len()));
         Self { rows, cut_rows, questions, examples }
     }
 
@@ -94,8 +95,8 @@ impl EvalRows {
     }
 
     /// Examples, so many tokens together.
-    pub(super) fn example_batches(&self, most: usize) -> impl Iterator<Item = &[Example]> {
-        batches(&self.examples, most, |example| example.tokens.len())
+    pub(super) fn example_batches(&self, most: usize) -> impl Iterator<Item = &[(usize, Example)]> {
+        batches(&self.examples, most, |(_, example)| example.tokens.len())
     }
 }
 

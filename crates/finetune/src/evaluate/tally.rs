@@ -1,10 +1,12 @@
 //! What a model says of rows, counted as it goes.
 
+use std::collections::BTreeMap;
+
 use dataset::{Chat, Encoder, Example, Question};
 use metrics::{ChoiceScore, RougeScores, exact_match, pick, pick_by_bytes, rouge};
 
 use super::rows::EvalRows;
-use super::{Answer, EvalSettings, GeneratedText};
+use super::{Answer, EvalSettings, GeneratedText, RowLoss};
 use crate::bridge::values;
 use crate::pack::Packed;
 use crate::stop;
@@ -43,6 +45,8 @@ pub(super) struct Tally {
     pub(super) answers: Vec<Answer>,
     pub(super) negative_log_likelihood: f64,
     pub(super) labelled: usize,
+    /// Of each row, by its number.
+    pub(super) losses: BTreeMap<usize, RowLoss>,
     pub(super) tokens: usize,
     pub(super) exact: usize,
     pub(super) rouge: Vec<RougeScores>,
@@ -109,8 +113,7 @@ impl Tally {
                 .collect();
             let of_reply =
                 of_reply.unwrap_or_else(|| found.by_ref().take(question.reply.len()).sum());
-            self.negative_log_likelihood -= of_reply;
-            self.labelled += question.reply.len();
+            self.count(*row, -of_reply, question.reply.len());
             self.asked += 1;
             let answer = question.answer;
             if let (Some(chosen), Some(by_bytes)) = (pick(&scores), pick_by_bytes(&scores)) {
@@ -135,16 +138,28 @@ impl Tally {
         Ok(())
     }
 
-    fn examples(&mut self, model: &Model, batch: &[Example]) -> Result<()> {
-        let packed = Packed::examples_rounded(&batch.iter().collect::<Vec<_>>(), model.device)?;
+    fn examples(&mut self, model: &Model, batch: &[(usize, Example)]) -> Result<()> {
+        let examples: Vec<&Example> = batch.iter().map(|(_, example)| example).collect();
+        let packed = Packed::examples_rounded(&examples, model.device)?;
         if packed.num_predicted() > 0 {
             let found = log_likelihoods(model, &packed)?;
-            self.negative_log_likelihood -= found.iter().map(|&x| f64::from(x)).sum::<f64>();
-            self.labelled += found.len();
+            let mut found = found.iter().map(|&value| f64::from(value));
+            for (row, example) in batch {
+                let count = example.labelled.iter().filter(|&&labelled| labelled).count();
+                self.count(*row, -found.by_ref().take(count).sum::<f64>(), count);
+            }
         }
         self.rows += batch.len();
         self.tokens += packed.num_tokens();
         Ok(())
+    }
+
+    fn count(&mut self, row: usize, nats: f64, tokens: usize) {
+        self.negative_log_likelihood += nats;
+        self.labelled += tokens;
+        let loss = self.losses.entry(row).or_insert(RowLoss { row, nats: 0.0, tokens: 0 });
+        loss.nats += nats;
+        loss.tokens += tokens;
     }
 
     pub(super) fn reply(

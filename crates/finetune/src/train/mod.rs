@@ -272,11 +272,11 @@ impl Trainer {
         {
             let most = self.total_steps();
             if saved.step > most {
-                return Err(FinetuneError::Settings(format!(
-                    "{} steps are saved in `{}`, and {most} are to be taken: remove it, or let the training be as long",
+                tracing::warn!(
+                    "{} steps are saved in `{}`, more than the {most} to take: the training ends there",
                     saved.step,
                     folder.display()
-                )));
+                );
             }
             saved.restore(&mut self.adamw, &Source::of)?;
             self.model.renew_magnitudes()?;

@@ -291,11 +291,9 @@ fn an_interrupted_training_goes_on_bit_for_bit() {
     let shorter = TrainSettings { max_steps: Some(3), ..settings(lora()) };
     let mut shorter =
         Trainer::new(golden_model("tiny_llama"), shorter, rows("tiny_llama")).unwrap();
-    let refused = shorter.run(None, Some(&until), &mut |_| {}).unwrap_err().to_string();
-    assert!(
-        refused.contains("4 steps are saved in") && refused.contains("and 3 are to be"),
-        "{refused}"
-    );
+    // A training that was stopped may be ended sooner than it is.
+    assert_eq!(shorter.run(None, Some(&until), &mut |_| {}).unwrap().last_loss, None);
+    assert_eq!(shorter.steps_done(), 4);
     let other = TrainSettings { seed: 8, ..settings(lora()) };
     let mut other = Trainer::new(golden_model("tiny_llama"), other, rows("tiny_llama")).unwrap();
     let refused = other.run(None, Some(&saves), &mut |_| {}).unwrap_err().to_string();

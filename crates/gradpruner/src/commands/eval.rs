@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use ::finetune::{EvalReport, Evaluated};
 use anyhow::Context;
 use checkpoint::{Staging, locate};
+use metrics::Interval;
 use pipeline::{EncodedRows, Event, Named, Stage, StageContext, check_outputs, evaluate_model};
 
 use crate::arguments::{ComputeArgs, DataArgs, EvaluationArgs, length};
@@ -82,7 +83,7 @@ pub(crate) fn run(args: EvalArgs, printer: &mut Printer) -> anyhow::Result<Outco
     };
     let settings = evaluation.settings(max_length);
     let observe = &mut |event| printer.event(event);
-    let Evaluated { report, answers } =
+    let Evaluated { report, answers, .. } =
         evaluate_model(stage, adapter.as_deref(), &settings, observe).with_context(context)?;
     if let Some(out) = out {
         let mut json = serde_json::to_value(&report)?;
@@ -124,15 +125,24 @@ fn text(report: &EvalReport) -> String {
         lines.push(format!("majority       {}", percent(majority)));
     }
     let perplexity = report.perplexity.map_or("not finite".into(), |value| format!("{value:.4}"));
-    lines.push(format!("perplexity     {perplexity} over {} tokens", report.labelled_tokens));
+    let interval = report
+        .perplexity_interval
+        .map_or_else(String::new, |Interval { low, high }| format!(" ({low:.4} – {high:.4})"));
+    lines.push(format!(
+        "perplexity     {perplexity}{interval} over {} tokens",
+        report.labelled_tokens
+    ));
     if let (Some(exact), Some(rouge)) = (report.exact_match, report.rouge) {
         lines.push(format!(
             "exact match    {} of {} replies",
             percent(exact),
             report.generated.len()
         ));
+        let interval = report
+            .rouge_l_interval
+            .map_or_else(String::new, |Interval { low, high }| format!(" ({low:.3} – {high:.3})"));
         lines.push(format!(
-            "ROUGE-1/2/L    {:.3} / {:.3} / {:.3}",
+            "ROUGE-1/2/L    {:.3} / {:.3} / {:.3}{interval}",
             rouge.rouge1, rouge.rouge2, rouge.rouge_l
         ));
     }

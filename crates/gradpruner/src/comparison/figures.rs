@@ -1,6 +1,7 @@
 //! The figures of a comparison: seeds side by side, tests against the dense model.
 
-use metrics::{sign_flip_test, wilson};
+use finetune::{GeneratedText, RowLoss};
+use metrics::{Interval, bootstrap, drawn_sign_flip_test, rouge, sign_flip_test, wilson};
 use pipeline::{CellResult, Comparison, EvaluatedOn, FinetuneMethod};
 
 use crate::table::Table;
@@ -76,6 +77,25 @@ impl Figure {
         }
     }
 
+    /// Of each row that it is made of; perplexity's are losses.
+    fn of_rows(self, on: &EvaluatedOn) -> Vec<RowValue> {
+        let whole = |sum: f64| RowValue { sum, weight: 1.0 };
+        match self {
+            Self::Accuracy => {
+                on.right.iter().map(|&right| whole(f64::from(u8::from(right)))).collect()
+            }
+            Self::RougeL => {
+                let likeness = |reply: &GeneratedText| rouge(&reply.text, &reply.reference).rouge_l;
+                on.after.generated.iter().map(|reply| whole(likeness(reply))).collect()
+            }
+            Self::Perplexity => {
+                let of_row =
+                    |loss: &RowLoss| RowValue { sum: loss.nats, weight: loss.tokens as f64 };
+                on.losses.iter().map(of_row).collect()
+            }
+        }
+    }
+
     fn of(self, on: &EvaluatedOn) -> Option<f64> {
         match self {
             Self::Accuracy => on.after.acc,
@@ -83,6 +103,13 @@ impl Figure {
             Self::Perplexity => on.after.perplexity,
         }
     }
+}
+
+/// What a row has a part in a figure by.
+#[derive(Debug, Clone, Copy)]
+struct RowValue {
+    sum: f64,
+    weight: f64,
 }
 
 /// One way to prune, the dense model or a baseline, over all seeds, on one set.
@@ -228,7 +255,7 @@ impl Line<'_> {
     }
 
     /// Wilson's of an accuracy on as many rows as there are.
-    fn interval(&self, accuracy: f64) -> metrics::Interval {
+    fn interval(&self, accuracy: f64) -> Interval {
         let rows = self.on.first().map_or(0, |on| on.right.len());
         wilson((accuracy * rows as f64).round() as usize, rows)
     }
@@ -245,36 +272,77 @@ impl Line<'_> {
         self.results.iter().any(|result| result.cell.way.is_some())
     }
 
-    /// The sign-flip test against another line over the rows that both answered, each row by how often over the seeds it was
-    /// answered rightly; of one seed that is `McNemar`'s test.
+    /// The sign-flip test against another line over the rows that both answered, each row by how much better it was answered
+    /// over the seeds; of right and wrong answers and one seed that is `McNemar`'s test. `None` where one of them has no figures of
+    /// rows, or others.
     pub(super) fn test(&self, other: &Self) -> Option<f64> {
-        let mut lead: Vec<i64> = Vec::new();
+        let figure = self.figure();
+        let mut leads: Vec<f64> = Vec::new();
         for (result, on) in self.results.iter().zip(&self.on) {
             let found = other.results.iter().position(|other| other.cell.seed == result.cell.seed);
             let Some(theirs) = found.and_then(|at| other.on.get(at)) else { continue };
-            if theirs.right.len() != on.right.len() {
+            let (own, theirs) = (figure.of_rows(on), figure.of_rows(theirs));
+            let counts = |rows: &[RowValue]| rows.iter().map(|row| row.weight).collect::<Vec<_>>();
+            if own.is_empty() || counts(&own) != counts(&theirs) {
                 return None;
             }
-            lead.resize(on.right.len(), 0);
-            for (lead, (own, theirs)) in lead.iter_mut().zip(on.right.iter().zip(&theirs.right)) {
-                *lead += i64::from(*own) - i64::from(*theirs);
+            leads.resize(own.len(), 0.0);
+            for (lead, (own, theirs)) in leads.iter_mut().zip(own.iter().zip(&theirs)) {
+                *lead += figure.merit(own.sum) - figure.merit(theirs.sum);
             }
         }
-        (!lead.is_empty()).then(|| sign_flip_test(&lead))
+        if leads.is_empty() || !leads.iter().all(|lead| lead.is_finite()) {
+            return None;
+        }
+        Some(match figure {
+            Figure::Accuracy => {
+                sign_flip_test(&leads.iter().map(|&lead| lead as i64).collect::<Vec<_>>())
+            }
+            Figure::RougeL | Figure::Perplexity => drawn_sign_flip_test(&leads),
+        })
+    }
+
+    /// The 95 % interval of its figure: Wilson's of an accuracy, else by drawing rows, each with all its seeds.
+    fn figure_interval(&self) -> Option<Interval> {
+        let figure = self.figure();
+        if figure == Figure::Accuracy {
+            return Some(self.interval(self.accuracy()?));
+        }
+        let mut rows: Vec<(f64, f64)> = Vec::new();
+        for on in &self.on {
+            let of_seed = figure.of_rows(on);
+            if !rows.is_empty() && rows.len() != of_seed.len() {
+                return None;
+            }
+            rows.resize(of_seed.len(), (0.0, 0.0));
+            for (row, found) in rows.iter_mut().zip(of_seed) {
+                *row = (row.0 + found.sum, row.1 + found.weight);
+            }
+        }
+        let Interval { low, high } = bootstrap(&rows)?;
+        Some(match figure {
+            Figure::Perplexity => Interval { low: low.exp(), high: high.exp() },
+            _ => Interval { low, high },
+        })
     }
 
     /// The cells of a table's row; `lines` are all of the table.
     fn cells(&self, lines: &[Self]) -> Vec<String> {
         let dash = || "–".to_owned();
-        let accuracy = match (self.accuracy(), self.value()) {
-            (Some(accuracy), _) => {
-                let interval = self.interval(accuracy);
-                let (low, high) = (percent(interval.low), percent(interval.high));
-                format!("{} ({} – {})", percent(accuracy), low.trim_end_matches(" %"), high)
+        let value = self.value().map(|value| {
+            let text = |value: f64| match self.figure() {
+                Figure::Accuracy => percent(value),
+                Figure::RougeL => format!("{value:.3}"),
+                Figure::Perplexity => perplexity(Some(value)),
+            };
+            match self.figure_interval() {
+                Some(Interval { low, high }) => {
+                    let low = text(low);
+                    format!("{} ({} – {})", text(value), low.trim_end_matches(" %"), text(high))
+                }
+                None => text(value),
             }
-            (None, Some(value)) if self.figure() == Figure::RougeL => format!("{value:.3}"),
-            (None, _) => dash(),
-        };
+        });
         let size = self.results.first().map(|result| result.size);
         let minutes = |of: fn(&CellResult) -> f64| -> f64 {
             self.results.iter().map(|result| of(result)).sum::<f64>() / 60.0
@@ -282,7 +350,7 @@ impl Line<'_> {
         vec![
             self.name.clone(),
             size.map_or_else(dash, |size| size.num_layers.to_string()),
-            accuracy,
+            value.unwrap_or_else(dash),
             self.spread_text().unwrap_or_else(dash),
             self.difference_text(lines).unwrap_or_else(dash),
             format!(
@@ -329,17 +397,32 @@ impl Line<'_> {
     /// How far it is from the dense model, and how likely so by chance.
     fn difference_text(&self, lines: &[Self]) -> Option<String> {
         let dense = lines.get(self.dense?)?;
-        let (accuracy, p) = (self.accuracy()? - dense.accuracy()?, self.against_dense?);
-        let sign = if accuracy < 0.0 { "−" } else { "+" };
-        Some(format!("{sign}{:.1}, {}", 100.0 * accuracy.abs(), probability(p)))
+        let (own, theirs, p) = (self.value()?, dense.value()?, self.against_dense?);
+        let more = match self.figure() {
+            Figure::Accuracy | Figure::RougeL => own - theirs,
+            Figure::Perplexity => own / theirs - 1.0,
+        };
+        let sign = if more < 0.0 { "−" } else { "+" };
+        let size = match self.figure() {
+            Figure::Accuracy => format!("{:.1}", 100.0 * more.abs()),
+            Figure::RougeL => format!("{:.3}", more.abs()),
+            Figure::Perplexity => percent(more.abs()),
+        };
+        Some(format!("{sign}{size}, {}", probability(p)))
     }
 }
 
 /// The table of a ratio.
 pub(super) fn table(lines: &[Line<'_>]) -> Table {
     let mut headings = HEADINGS;
-    if lines.iter().all(|line| line.figure() == Figure::RougeL) {
-        headings[2] = Figure::RougeL.name();
+    let is_all = |figure| lines.iter().all(|line| line.figure() == figure);
+    for (figure, heading) in [
+        (Figure::RougeL, "ROUGE-L (95 % interval)"),
+        (Figure::Perplexity, "perplexity (95 % interval)"),
+    ] {
+        if is_all(figure) {
+            (headings[2], headings[4]) = (heading, "against dense");
+        }
     }
     let mut table = Table::new(headings);
     let best = lines.iter().position(Line::is_pruned);

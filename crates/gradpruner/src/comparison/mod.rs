@@ -273,6 +273,83 @@ pub(super) mod tests {
         assert!(html(&found).contains("class=\"best\""));
     }
 
+    /// A cell without choices, judged by replies or else by the losses of rows of so many tokens each.
+    fn without_choices(way: Option<&str>, seed: u64, losses: &[f64], replies: &[&str]) -> Value {
+        let mut cell = cell(way.map(|criterion| ("33%", criterion)), seed, 0);
+        let on = &mut cell["evaluations"][0];
+        let perplexity = (losses.iter().sum::<f64>() / (3 * losses.len()) as f64).exp();
+        for report in ["before", "after"] {
+            on[report]["acc"] = Value::Null;
+            on[report]["majority"] = Value::Null;
+            on[report]["perplexity"] = perplexity.into();
+        }
+        let losses = losses.iter().enumerate();
+        let losses = losses.map(|(row, nats)| json!({"row": row + 1, "nats": nats, "tokens": 3}));
+        on["losses"] = losses.collect();
+        on["right"] = json!([]);
+        if !replies.is_empty() {
+            let one = |(row, text): (usize, &&str)| json!({"row": row + 1, "text": text, "reference": "a b c d"});
+            on["after"]["generated"] = replies.iter().enumerate().map(one).collect();
+            let shares = replies.iter().map(|text| metrics::rouge(text, "a b c d").rouge_l);
+            let mean = shares.sum::<f64>() / replies.len() as f64;
+            on["after"]["rouge"] = json!({"rouge1": mean, "rouge2": mean, "rougeL": mean});
+        }
+        cell
+    }
+
+    /// Rows without choices are tested, too: one way that is worse on every row, and one that is now better and now worse.
+    #[test]
+    fn losses_and_replies_are_tested() {
+        let dense: Vec<f64> = (0..30).map(|row| 1.0 + f64::from(row % 7)).collect();
+        let near =
+            dense.iter().enumerate().map(|(row, x)| x + if row % 2 == 0 { 0.3 } else { -0.29 });
+        let worse: Vec<f64> = dense.iter().map(|x| x + 1.0).collect();
+        let cells = [
+            without_choices(None, 0, &dense, &[]),
+            without_choices(Some("igia"), 0, &near.collect::<Vec<_>>(), &[]),
+            without_choices(Some("bi"), 0, &worse, &[]),
+        ];
+        let found = comparison(&cells);
+        let (_, lines) = figures::by_ratio(&found, 0).remove(0);
+        let said = sentence(&lines).unwrap();
+        assert!(
+            said.contains("within noise of dense, lora")
+                && said.ends_with("is significantly worse."),
+            "{said}"
+        );
+        let text = terminal(&found);
+        assert!(
+            text.contains("perplexity (95 % interval)") && text.contains("+39.6 %, p < 0.001"),
+            "{text}"
+        );
+
+        let replies = ["a b c d", "a b x", "a y c d", "a b c", "d c b a", "a b c d"];
+        let poor = ["x", "y", "a", "z", "w", "v"];
+        let cells = [
+            without_choices(None, 0, &dense, &replies),
+            without_choices(Some("igia"), 0, &dense, &poor),
+        ];
+        let text = terminal(&comparison(&cells));
+        assert!(text.contains("ROUGE-L (95 % interval)") && text.contains("−0.6"), "{text}");
+        assert!(text.contains("significantly worse than"), "{text}");
+    }
+
+    /// What an earlier program kept of a comparison has no losses of rows: no interval, and no test.
+    #[test]
+    fn without_figures_of_rows_nothing_is_tested() {
+        let mut cells = [
+            without_choices(None, 0, &[1.0, 2.0], &[]),
+            without_choices(Some("igia"), 0, &[3.0, 4.0], &[]),
+            without_choices(Some("bi"), 0, &[5.0, 6.0], &[]),
+        ];
+        for cell in &mut cells {
+            cell["evaluations"][0].as_object_mut().unwrap().remove("losses");
+        }
+        let found = comparison(&cells);
+        let (_, lines) = figures::by_ratio(&found, 0).remove(0);
+        assert!(sentence(&lines).unwrap().contains("; then comes bi"));
+    }
+
     /// A baseline has a line of its own below the dense model, and the best is held to it.
     #[test]
     fn a_baseline_stands_beside_the_ways() {

@@ -1,6 +1,6 @@
 //! One cell: what it is, and what becomes of it.
 
-use ::finetune::EvalReport;
+use ::finetune::{EvalReport, RowLoss};
 use repair::Size;
 use selection::{Repair, Share};
 use serde::{Deserialize, Serialize};
@@ -61,6 +61,9 @@ pub struct EvaluatedOn {
     pub after: EvalReport,
     /// Of each row with choices, whether it was answered rightly after fine-tuning.
     pub right: Vec<bool>,
+    /// Of each row, the loss after fine-tuning.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub losses: Vec<RowLoss>,
 }
 
 /// A learning rate, and how the model that was trained by it stands on the rows held out.

@@ -258,12 +258,13 @@ impl<'a> CellRunner<'a> {
             let before = Subject { base: &base, tuned: None };
             let before = stages.evaluate(before, set, observe)?.report;
             let after = Subject { base: &base, tuned: tuned.as_ref() };
-            let Evaluated { report, answers } = stages.evaluate(after, set, observe)?;
+            let Evaluated { report, answers, losses } = stages.evaluate(after, set, observe)?;
             evaluations.push(EvaluatedOn {
                 data: set.path.display().to_string(),
                 before,
                 after: report,
                 right: answers.iter().map(|answer| answer.right).collect(),
+                losses,
             });
         }
         let took = match &decision {
