@@ -48,6 +48,8 @@ pub enum CollectiveError {
     Group(String),
     #[error("NCCL cannot be used: {0}")]
     NoNccl(String),
+    #[error("NCCL cannot be used: another process cannot, and says why")]
+    NoNcclElsewhere,
 }
 
 /// Seconds that a process waits for the others.

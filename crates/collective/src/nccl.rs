@@ -51,7 +51,7 @@ impl Nccl {
     /// # Errors
     ///
     /// [`CollectiveError::NoNccl`] if it is not there, or does not work between these devices: two processes on one GPU are
-    /// refused by it. [`CollectiveError::Group`] if a process is gone.
+    /// refused by it; [`CollectiveError::NoNcclElsewhere`] if only another process finds so. [`CollectiveError::Group`] if a process is gone.
     pub fn meet(group: &Group, device: Device, library: &str) -> Result<Self> {
         let nccl = agreed(group, Self::load(device, library))?;
         let own = match group.rank() {
@@ -63,7 +63,7 @@ impl Nccl {
         let id = group.sum(own.map(f32::from).to_vec())?;
         let id: Vec<u8> = id.into_iter().map(|byte| byte as u8).collect();
         agreed(group, nccl.open(&id, group))?;
-        agreed(group, nccl.try_out(group, device))?;
+        nccl.try_out(group, device)?;
         Ok(nccl)
     }
 
@@ -104,9 +104,15 @@ impl Nccl {
     fn try_out(&self, group: &Group, device: Device) -> Result<()> {
         let failed = |error: tch::TchError| CollectiveError::NoNccl(error.to_string());
         let sum = Tensor::f_full([1000], group.rank() as f64 + 1.0, (Kind::Float, device));
-        let sum = sum.map_err(failed)?;
-        self.start_sum(&sum)?;
-        self.wait()?;
+        // Nobody waits for it unless all have begun it.
+        let sum =
+            agreed(group, sum.map_err(failed).and_then(|sum| self.start_sum(&sum).map(|()| sum)))?;
+        agreed(group, self.wait().and_then(|()| Self::check(group, &sum)))
+    }
+
+    /// Whether the sum is that of all ranks and one more each.
+    fn check(group: &Group, sum: &Tensor) -> Result<()> {
+        let failed = |error: tch::TchError| CollectiveError::NoNccl(error.to_string());
         let expected = (group.size() * (group.size() + 1) / 2) as f64;
         let is_right = sum.f_eq(expected).and_then(|right| right.f_all()).map_err(failed)?;
         match is_right.f_int64_value(&[]).map_err(failed)? {
@@ -154,7 +160,7 @@ fn agreed<T>(group: &Group, own: Result<T>) -> Result<T> {
     let all = group.sum(vec![f64::from(u8::from(own.is_ok()))])?[0] == group.size() as f64;
     match own {
         Ok(own) if all => Ok(own),
-        Ok(_) => Err(CollectiveError::NoNccl("another process cannot use it".into())),
+        Ok(_) => Err(CollectiveError::NoNcclElsewhere),
         Err(CollectiveError::Group(why)) => Err(CollectiveError::NoNccl(why)),
         Err(error) => Err(error),
     }
@@ -216,7 +222,8 @@ mod tests {
                 group.sum(vec![1.0_f32]).unwrap();
                 error.to_string()
             });
-            let named = found.iter().filter(|text| !text.contains("another process")).count();
+            let named =
+                found.iter().filter(|text| !text.contains("another process cannot")).count();
             assert!(named == 1 || named == size, "{found:?}");
             assert!(
                 found.iter().all(|text| text.starts_with("NCCL cannot be used: ")),

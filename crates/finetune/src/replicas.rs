@@ -133,13 +133,12 @@ fn nccl_of(group: &Group, device: Device) -> Result<Option<Nccl>> {
     match Nccl::meet(group, device, Nccl::LIBRARY) {
         Ok(nccl) => Ok(Some(nccl)),
         Err(CollectiveError::NoNccl(why)) if backend == Backend::Auto => {
-            if group.rank() == 0 {
-                tracing::warn!(
-                    "gradients are summed through the computer's memory, by Gloo: NCCL cannot be used ({why})"
-                );
-            }
+            tracing::warn!(
+                "gradients are summed through the computer's memory, by Gloo: NCCL cannot be used ({why})"
+            );
             Ok(None)
         }
+        Err(CollectiveError::NoNcclElsewhere) if backend == Backend::Auto => Ok(None),
         Err(error) => Err(error.into()),
     }
 }

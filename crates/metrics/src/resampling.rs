@@ -96,6 +96,11 @@ mod tests {
     fn weights_count() {
         let interval = bootstrap(&[(4.0, 2.0), (2.0, 1.0), (10.0, 5.0)]).unwrap();
         assert_eq!((interval.low, interval.high), (2.0, 2.0));
+        // A row of weight 1,000 and ratio 3 among light ones of ratio 1.
+        let rows: Vec<_> =
+            (0..50).map(|row| if row % 2 == 0 { (3e3, 1e3) } else { (1.0, 1.0) }).collect();
+        let interval = bootstrap(&rows).unwrap();
+        assert!(2.9 < interval.low && interval.high < 3.0, "{interval:?}");
         assert_eq!(bootstrap(&[(1.0, 1.0)]), None);
         assert_eq!(bootstrap(&[(f64::INFINITY, 1.0), (1.0, 1.0)]), None);
         assert_eq!(bootstrap(&[(1.0, 0.0), (1.0, 0.0)]), None);

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::{PipelineError, Result};
 
 /// Raised whenever the same recipe comes to another result.
-const RECIPES: u32 = 6;
+const RECIPES: u32 = 7;
 
 /// A folder of results. Each is made from a recipe, which says exactly what it depends on, and is complete or absent.
 #[derive(Debug, Clone)]

@@ -56,8 +56,7 @@ impl Cache {
         revision: &str,
         commit: &str,
     ) -> Result<()> {
-        let _held = self.hold_names(repository)?;
-        write_changed(&self.reference(repository, revision), commit.as_bytes())
+        self.write_changed(repository, &self.reference(repository, revision), commit.as_bytes())
     }
 
     /// Holds off other processes from a repository's names until it is dropped.
@@ -77,12 +76,21 @@ impl Cache {
 
     /// Keeps what [`Cache::listing`] needs to tell the same of a commit.
     pub(super) fn keep_listing(&self, repository: &Repository, listing: &Listing) -> Result<()> {
-        let _held = self.hold_names(repository)?;
         // Other tools take a branch whose commit has no folder for damage.
         fs_err::create_dir_all(self.snapshot(repository, &listing.commit))?;
         let card = json!({"configs": listing.card["configs"]}); // The rest may be long.
         let kept = json!(Listing { card, ..listing.clone() });
-        write_changed(&self.kept(repository, &listing.commit), kept.to_string().as_bytes())
+        let path = self.kept(repository, &listing.commit);
+        self.write_changed(repository, &path, kept.to_string().as_bytes())
+    }
+
+    /// Writes what is not there yet: a cache that is whole may be one that cannot be written to.
+    fn write_changed(&self, repository: &Repository, path: &Path, bytes: &[u8]) -> Result<()> {
+        if fs_err::read(path).is_ok_and(|found| found == bytes) {
+            return Ok(());
+        }
+        let _held = self.hold_names(repository)?;
+        Staging::write(path, bytes)
     }
 
     fn kept_listing(&self, repository: &Repository, commit: &str) -> Result<Option<Listing>> {
@@ -131,13 +139,6 @@ impl Cache {
         files.sort();
         Ok(Some(Listing { commit, files, ..Listing::default() }))
     }
-}
-
-fn write_changed(path: &Path, bytes: &[u8]) -> Result<()> {
-    if fs_err::read(path).is_ok_and(|found| found == bytes) {
-        return Ok(());
-    }
-    Staging::write(path, bytes)
 }
 
 /// Whether a README may name configurations in its head, which is YAML between lines of dashes.

@@ -204,7 +204,7 @@ impl Client {
         loop {
             match attempt() {
                 Err(error) if error.is_passing() && made < ATTEMPTS => {
-                    tracing::warn!(%error, "the hub did not take it; it is asked again");
+                    tracing::warn!(%error, "the request failed; it is made again");
                     self.pause(made);
                     made += 1;
                 }

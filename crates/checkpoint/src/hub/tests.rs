@@ -193,6 +193,28 @@ fn a_part_does_not_take_the_place_of_the_whole() {
     assert_eq!(fetch(&desk.offline()).unwrap(), folder);
 }
 
+/// A cache that has all of it is not written to.
+#[test]
+fn a_whole_cache_may_be_read_only() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let desk = Desk::new();
+    let hub = FakeHub::serve(desk.good());
+    let folder = desk.fetch(&hub.address).unwrap();
+    fs_err::remove_dir_all(desk.at("cache/.locks")).unwrap();
+    let before = desk.cached();
+    let mode = |mode| {
+        let permissions = std::fs::Permissions::from_mode(mode);
+        fs_err::set_permissions(desk.at("cache"), permissions).unwrap();
+    };
+    mode(0o555);
+    let found = desk.fetch(&hub.address);
+    mode(0o755);
+    assert_eq!(found.unwrap(), folder);
+    // Whoever may write everywhere has not written either.
+    assert!(!desk.at("cache/.locks").exists() && desk.cached() == before);
+}
+
 /// As the processes of one training do.
 #[test]
 fn several_fetch_at_once() {

@@ -125,6 +125,9 @@ pub(crate) fn run(args: FinetuneArgs, printer: &mut Printer) -> anyhow::Result<O
         printer.note(&format!("  waiting for all {meeting}"));
     }
     let group = Group::from_env().with_context(context)?;
+    if group.is_none() && !matches!(backend, BackendName::Auto) {
+        tracing::warn!("--backend is for several processes, and there is one");
+    }
     let group = group.map(|group| Rc::new(group.with_backend(backend.into())));
     let is_first = group.as_ref().is_none_or(|group| group.rank() == 0);
     if !is_first {

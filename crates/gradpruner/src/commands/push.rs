@@ -68,7 +68,7 @@ fn show(event: &PushEvent<'_>, printer: &mut Printer) {
     match event {
         PushEvent::LeftOut(names) => printer.note(&format!("  left out: {}", some_of(names))),
         PushEvent::Removed(names) => {
-            printer.note(&format!("  removed, weights of before: {}", some_of(names)));
+            printer.note(&format!("  old weights removed: {}", some_of(names)));
         }
         PushEvent::Bytes { file, done, total } => printer.sending(file, *done, *total),
         PushEvent::File(PushedFile { file, size_bytes, outcome }) => {

@@ -212,7 +212,15 @@ impl Line<'_> {
     /// The mean of its figure over seeds; none if a seed has none, as where a loss is not finite.
     pub(super) fn value(&self) -> Option<f64> {
         let figure = self.figure();
-        self.mean_of_all(|on| figure.of(on))
+        match figure {
+            Figure::Perplexity => self.mean_perplexity(|on| figure.of(on)),
+            _ => self.mean_of_all(|on| figure.of(on)),
+        }
+    }
+
+    /// The perplexity of the seeds' mean loss.
+    fn mean_perplexity(&self, of: impl Fn(&EvaluatedOn) -> Option<f64>) -> Option<f64> {
+        Some(self.mean_of_all(|on| of(on).map(f64::ln))?.exp())
     }
 
     /// A mean over seeds; none if a seed has none.
@@ -311,7 +319,7 @@ impl Line<'_> {
         let mut rows: Vec<(f64, f64)> = Vec::new();
         for on in &self.on {
             let of_seed = figure.of_rows(on);
-            if !rows.is_empty() && rows.len() != of_seed.len() {
+            if of_seed.is_empty() || (!rows.is_empty() && rows.len() != of_seed.len()) {
                 return None;
             }
             rows.resize(of_seed.len(), (0.0, 0.0));
@@ -355,8 +363,8 @@ impl Line<'_> {
             self.difference_text(lines).unwrap_or_else(dash),
             format!(
                 "{} → {}",
-                perplexity(self.mean_of_all(|on| on.before.perplexity)),
-                perplexity(self.mean_of_all(|on| on.after.perplexity))
+                perplexity(self.mean_perplexity(|on| on.before.perplexity)),
+                perplexity(self.mean_perplexity(|on| on.after.perplexity))
             ),
             self.rates_text().unwrap_or_else(dash),
             size.map_or_else(dash, |size| millions(size.parameters, " M")),

@@ -89,7 +89,7 @@ fn missing(found: &Comparison) -> Vec<String> {
 pub(crate) fn csv(found: &Comparison) -> String {
     let mut text = "model,prune,criterion,repair,finetune,seed,data,layers,parameters,flops_per_token,acc,acc_low,\
                     acc_high,acc_norm,rouge_l,perplexity_before,perplexity_after,tokens_per_second,peak_memory_bytes,\
-                    seconds,seconds_choosing,pruned,learning_rate\n"
+                    seconds,seconds_choosing,pruned,learning_rate,rouge_l_low,rouge_l_high,perplexity_low,perplexity_high\n"
         .to_owned();
     for result in &found.cells {
         for on in &result.evaluations {
@@ -121,6 +121,10 @@ pub(crate) fn csv(found: &Comparison) -> String {
                 result.seconds_choosing.to_string(),
                 layers.join(" "),
                 number(result.rates.first().map(|taken| taken.learning_rate)),
+                number(after.rouge_l_interval.map(|interval| interval.low)),
+                number(after.rouge_l_interval.map(|interval| interval.high)),
+                number(after.perplexity_interval.map(|interval| interval.low)),
+                number(after.perplexity_interval.map(|interval| interval.high)),
             ];
             text.push_str(&format!("{}\n", fields.join(",")));
         }
@@ -332,6 +336,26 @@ pub(super) mod tests {
         let text = terminal(&comparison(&cells));
         assert!(text.contains("ROUGE-L (95 % interval)") && text.contains("−0.6"), "{text}");
         assert!(text.contains("significantly worse than"), "{text}");
+    }
+
+    /// Over seeds a perplexity is that of the mean loss, as are its interval and its test.
+    #[test]
+    fn over_seeds_perplexity_is_that_of_the_mean_loss() {
+        let row = |nats: f64| (0..30).map(|row| nats + f64::from(row % 3)).collect::<Vec<_>>();
+        let of = |way, seed, nats| without_choices(way, seed, &row(nats), &[]);
+        // One seed that collapses has the larger mean of perplexities and the smaller mean loss.
+        let cells = [
+            of(None, 0, 5.0),
+            of(None, 1, 5.0),
+            of(Some("igia"), 0, 0.5),
+            of(Some("igia"), 1, 8.0),
+        ];
+        let found = comparison(&cells);
+        let (_, lines) = figures::by_ratio(&found, 0).remove(0);
+        let expected = ((4.25_f64 + 1.0) / 3.0).exp();
+        assert!((lines[1].value().unwrap() - expected).abs() < 1e-9);
+        let said = sentence(&lines).unwrap();
+        assert!(said.contains("significantly better than dense"), "{said}");
     }
 
     /// What an earlier program kept of a comparison has no losses of rows: no interval, and no test.

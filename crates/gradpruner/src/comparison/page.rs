@@ -67,10 +67,10 @@ fn evaluated_on(found: &Comparison, settings: &CompareSettings, set: usize) -> S
     }
     if !ratios.is_empty() {
         html.push_str(
-            "<p class=\"note\">Accuracy is the mean over seeds, its interval Wilson's at 95 %; beside it the worst and the \
-             best seed. The test against the dense model is the exact sign test over the same rows (of one seed, \
-             McNemar's): with p below 0.05 they differ significantly. Minutes cover all stages that a cell needs, including those it shares with others; those of \
-             choosing are spent beyond the training: to choose layers, to repair, and in a race on those that lost.</p>",
+            "<p class=\"note\">Figures are means over seeds, with their 95 % intervals (of an accuracy Wilson's, else by bootstrap over rows); \
+             beside them the worst and the best seed. The test against the dense model is the sign-flip test over the same rows (of \
+             accuracies and one seed, McNemar's): with p below 0.05 they differ significantly. Minutes cover all stages that a cell \
+             needs, including those it shares with others; those of choosing are spent beyond the training: to choose layers, to repair, and in a race on those that lost.</p>",
         );
     }
     if let Some((figure, curves)) = charts::curves(&ratios) {

@@ -21,7 +21,7 @@ use crate::store::{Slot, Store};
 use crate::{Event, FinetuneMethod, LoraLayers, Result, RunSettings};
 
 /// Raised whenever a cell's result holds something else.
-const RESULTS: u32 = 2;
+const RESULTS: u32 = 3;
 
 /// Makes cells, each from what is there already.
 pub(super) struct CellRunner<'a> {

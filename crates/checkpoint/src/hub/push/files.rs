@@ -117,19 +117,16 @@ fn is_part(name: &str) -> bool {
     !name.starts_with('.') && is_inside(name) && (is_known || is_weight || is_code)
 }
 
-/// Whether loaders look for weights in a file of a repository by its name, or are led to them by it.
+/// Whether loaders look for weights in a file of a repository by its name, or are led to them by it, before they look for pickled
+/// ones.
 pub(super) fn is_weights(name: &str) -> bool {
-    const ADAPTER: [&str; 3] =
-        ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"];
-    let is_of = |(start, ending): (&str, &str)| {
-        let Some(rest) = name.strip_prefix(start) else { return false };
-        let rest = rest.strip_suffix(".index.json").unwrap_or(rest);
-        let shard = rest.strip_suffix(ending).and_then(|rest| rest.strip_prefix('-'));
-        rest == ending
-            || shard.and_then(|shard| shard.split_once("-of-")).is_some_and(is_number_pair)
+    let Some(rest) = name.strip_prefix("model") else {
+        return matches!(name, "adapter_config.json" | "adapter_model.safetensors");
     };
-    ADAPTER.contains(&name)
-        || [("model", ".safetensors"), ("pytorch_model", ".bin")].into_iter().any(is_of)
+    let rest = rest.strip_suffix(".index.json").unwrap_or(rest);
+    let shard = rest.strip_suffix(".safetensors").and_then(|rest| rest.strip_prefix('-'));
+    rest == ".safetensors"
+        || shard.and_then(|shard| shard.split_once("-of-")).is_some_and(is_number_pair)
 }
 
 fn is_number_pair((number, all): (&str, &str)) -> bool {

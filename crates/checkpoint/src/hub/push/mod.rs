@@ -39,7 +39,7 @@ pub struct PushSettings {
 pub enum PushEvent<'a> {
     /// These files and folders stay here.
     LeftOut(&'a [String]),
-    /// These weights of before are removed from the repository.
+    /// These old weights were removed from the repository.
     Removed(&'a [String]),
     /// A large file's bytes are being sent.
     Bytes {
@@ -92,7 +92,7 @@ pub struct PushReport {
     pub files: Vec<PushedFile>,
     /// What was left out.
     pub left_out: Vec<String>,
-    /// Weights of before that were removed, since they would be loaded in these ones' place.
+    /// Old weights that were removed, since they would be loaded in place of the new ones.
     pub removed: Vec<String>,
 }
 
@@ -211,16 +211,16 @@ impl Pushing<'_> {
         for item in &items {
             item.require_unchanged()?;
         }
-        let removed = if created { Vec::new() } else { self.superseded(&items)? };
-        if !removed.is_empty() {
-            observe(PushEvent::Removed(&removed));
-        }
+        let removed = if created { Vec::new() } else { self.superseded(&done.files)? };
         let Done { mut files, mut lines } = done;
         lines.extend(removed.iter().map(|name| line_of_removed(name)));
         let commit = match lines.is_empty() {
             true => None,
             false => branch.commit(&settings.message, &lines)?,
         };
+        if !removed.is_empty() {
+            observe(PushEvent::Removed(&removed));
+        }
         files.sort_by(|a, b| a.file.cmp(&b.file));
         let Repository { owner, name, .. } = repository;
         Ok(PushReport {
@@ -236,18 +236,25 @@ impl Pushing<'_> {
     }
 
     /// Weights that the branch has and that would be loaded in place of those that are pushed: shards beside a single file, or
-    /// the other way round, and an adapter beside a model.
-    fn superseded(&self, items: &[Item]) -> Result<Vec<String>> {
-        if !items.iter().any(|item| is_weights(&item.name)) {
+    /// the other way round, another form of an adapter, and an adapter beside a model.
+    fn superseded(&self, pushed: &[PushedFile]) -> Result<Vec<String>> {
+        let weights: Vec<&str> = pushed
+            .iter()
+            .map(|pushed| pushed.file.as_str())
+            .filter(|name| is_weights(name))
+            .collect();
+        if weights.is_empty() {
             return Ok(Vec::new()); // As for a GGUF file, which stands for itself.
         }
-        let is_model = items.iter().any(|item| item.name.starts_with("model"));
+        let is_model = weights.iter().any(|name| name.starts_with("model"));
         let ask = || self.client.listing(self.repository, &self.settings.revision);
         let there = self.client.persist(ask)?.files.into_iter();
-        Ok(there
-            .filter(|name| is_weights(name) && (is_model || name.starts_with("adapter")))
-            .filter(|name| items.iter().all(|item| item.name != *name))
-            .collect())
+        let goes = |name: &String| {
+            is_weights(name)
+                && (is_model || name.starts_with("adapter"))
+                && !weights.contains(&name.as_str())
+        };
+        Ok(there.filter(goes).collect())
     }
 
     /// Sees to it that the repository is there.

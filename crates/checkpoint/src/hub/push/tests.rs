@@ -178,13 +178,42 @@ fn weights_of_before_go() {
     let report = desk.push_as(&desk.settings(&hub), "tiny.gguf", "main").unwrap();
     assert!(report.removed.is_empty());
     fs_err::create_dir(desk.at("adapter")).unwrap();
-    fs_err::write(desk.at("hub/adapter_model.bin"), "old").unwrap();
-    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+    fs_err::write(desk.at("hub/adapter_model.safetensors"), "old").unwrap();
+    for name in
+        ["adapter_config.json", "adapter_model.safetensors", "modeling_x.py", "model-q8.gguf"]
+    {
         fs_err::write(desk.at("adapter").join(name), "{}").unwrap();
     }
     let report = desk.push_as(&desk.settings(&hub), "adapter", "main").unwrap();
-    assert_eq!(report.removed, ["adapter_model.bin"]);
-    assert!(desk.at("hub/model.safetensors").exists());
+    assert!(report.removed.is_empty() && desk.at("hub/model.safetensors").exists());
+    assert_eq!(
+        desk.push(&hub).unwrap().removed,
+        ["adapter_config.json", "adapter_model.safetensors"]
+    );
+}
+
+/// Weights that the repository ignores take no one's place.
+#[test]
+fn ignored_weights_remove_none() {
+    let desk = Desk::new();
+    let hub = FakeHub::serve(desk.uploads().serve());
+    desk.push(&hub).unwrap();
+    let good = desk.uploads().serve();
+    let ignoring = FakeHub::serve(move |request: &HubRequest| {
+        let reply = good(request);
+        if !request.path.contains("/preupload/") {
+            return reply;
+        }
+        let text = String::from_utf8(reply.body).unwrap();
+        HubReply::new(200, text.replace("\"shouldIgnore\":false", "\"shouldIgnore\":true"))
+    });
+    fs_err::rename(
+        desk.at("model/model.safetensors"),
+        desk.at("model/model-00001-of-00001.safetensors"),
+    )
+    .unwrap();
+    let report = desk.push(&ignoring).unwrap();
+    assert!(report.removed.is_empty() && desk.at("hub/model.safetensors").exists());
 }
 
 /// The hub puts together what was sent, and says nothing for longer than it may between two parts of a file.
