@@ -41,7 +41,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 
 /// Outside crates that live in few rooms, and who may import each.
 const ROOMS: &[(&str, &[&str])] = &[
-    ("tch", &["finetune"]),
+    ("tch", &["collective", "finetune"]),
     ("libloading", &["finetune"]),
     // Files are mapped in `checkpoint` alone; `igia` asks for large pages.
     ("memmap2", &["checkpoint", "igia"]),
