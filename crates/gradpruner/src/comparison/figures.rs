@@ -1,9 +1,9 @@
 //! The figures of a comparison: seeds side by side, tests against the dense model.
 
-use finetune::{GeneratedText, RowLoss};
-use metrics::{Interval, bootstrap, drawn_sign_flip_test, rouge, sign_flip_test, wilson};
+use metrics::{Interval, wilson};
 use pipeline::{CellResult, Comparison, EvaluatedOn, FinetuneMethod};
 
+use super::rows;
 use crate::table::Table;
 use crate::units::{counted, millions, percent};
 
@@ -77,25 +77,6 @@ impl Figure {
         }
     }
 
-    /// Of each row that it is made of; perplexity's are losses.
-    fn of_rows(self, on: &EvaluatedOn) -> Vec<RowValue> {
-        let whole = |sum: f64| RowValue { sum, weight: 1.0 };
-        match self {
-            Self::Accuracy => {
-                on.right.iter().map(|&right| whole(f64::from(u8::from(right)))).collect()
-            }
-            Self::RougeL => {
-                let likeness = |reply: &GeneratedText| rouge(&reply.text, &reply.reference).rouge_l;
-                on.after.generated.iter().map(|reply| whole(likeness(reply))).collect()
-            }
-            Self::Perplexity => {
-                let of_row =
-                    |loss: &RowLoss| RowValue { sum: loss.nats, weight: loss.tokens as f64 };
-                on.losses.iter().map(of_row).collect()
-            }
-        }
-    }
-
     fn of(self, on: &EvaluatedOn) -> Option<f64> {
         match self {
             Self::Accuracy => on.after.acc,
@@ -103,13 +84,6 @@ impl Figure {
             Self::Perplexity => on.after.perplexity,
         }
     }
-}
-
-/// What a row has a part in a figure by.
-#[derive(Debug, Clone, Copy)]
-struct RowValue {
-    sum: f64,
-    weight: f64,
 }
 
 /// One way to prune, the dense model or a baseline, over all seeds, on one set.
@@ -280,58 +254,22 @@ impl Line<'_> {
         self.results.iter().any(|result| result.cell.way.is_some())
     }
 
-    /// The sign-flip test against another line over the rows that both answered, each row by how much better it was answered
-    /// over the seeds; of right and wrong answers and one seed that is `McNemar`'s test. `None` where one of them has no figures of
-    /// rows, or others.
+    /// How likely its difference from another line is by chance, over the rows and seeds that both have; `None` where that cannot
+    /// be told.
     pub(super) fn test(&self, other: &Self) -> Option<f64> {
-        let figure = self.figure();
-        let mut leads: Vec<f64> = Vec::new();
-        for (result, on) in self.results.iter().zip(&self.on) {
+        let pairs = self.results.iter().zip(&self.on).filter_map(|(result, on)| {
             let found = other.results.iter().position(|other| other.cell.seed == result.cell.seed);
-            let Some(theirs) = found.and_then(|at| other.on.get(at)) else { continue };
-            let (own, theirs) = (figure.of_rows(on), figure.of_rows(theirs));
-            let counts = |rows: &[RowValue]| rows.iter().map(|row| row.weight).collect::<Vec<_>>();
-            if own.is_empty() || counts(&own) != counts(&theirs) {
-                return None;
-            }
-            leads.resize(own.len(), 0.0);
-            for (lead, (own, theirs)) in leads.iter_mut().zip(own.iter().zip(&theirs)) {
-                *lead += figure.merit(own.sum) - figure.merit(theirs.sum);
-            }
-        }
-        if leads.is_empty() || !leads.iter().all(|lead| lead.is_finite()) {
-            return None;
-        }
-        Some(match figure {
-            Figure::Accuracy => {
-                sign_flip_test(&leads.iter().map(|&lead| lead as i64).collect::<Vec<_>>())
-            }
-            Figure::RougeL | Figure::Perplexity => drawn_sign_flip_test(&leads),
-        })
+            Some((*on, *other.on.get(found?)?))
+        });
+        rows::test(self.figure(), pairs)
     }
 
-    /// The 95 % interval of its figure: Wilson's of an accuracy, else by drawing rows, each with all its seeds.
+    /// The 95 % interval of its figure.
     fn figure_interval(&self) -> Option<Interval> {
-        let figure = self.figure();
-        if figure == Figure::Accuracy {
-            return Some(self.interval(self.accuracy()?));
+        match self.figure() {
+            Figure::Accuracy => Some(self.interval(self.accuracy()?)),
+            figure => rows::interval(figure, &self.on),
         }
-        let mut rows: Vec<(f64, f64)> = Vec::new();
-        for on in &self.on {
-            let of_seed = figure.of_rows(on);
-            if of_seed.is_empty() || (!rows.is_empty() && rows.len() != of_seed.len()) {
-                return None;
-            }
-            rows.resize(of_seed.len(), (0.0, 0.0));
-            for (row, found) in rows.iter_mut().zip(of_seed) {
-                *row = (row.0 + found.sum, row.1 + found.weight);
-            }
-        }
-        let Interval { low, high } = bootstrap(&rows)?;
-        Some(match figure {
-            Figure::Perplexity => Interval { low: low.exp(), high: high.exp() },
-            _ => Interval { low, high },
-        })
     }
 
     /// The cells of a table's row; `lines` are all of the table.

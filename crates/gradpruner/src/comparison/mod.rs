@@ -6,6 +6,7 @@ mod figures;
 mod page;
 mod progress;
 mod remake;
+mod rows;
 mod sentence;
 
 use pipeline::{Cell, CompareSettings, Comparison, Impossible, Way};
