@@ -1,12 +1,17 @@
-//! Greedy generation with a key-value cache.
+//! Greedy generation with a key-value cache, of one row or of several side by side.
 
 use std::time::Instant;
 
 use tch::no_grad_guard;
 
+use crate::bridge::values;
 use crate::decoder::KvCache;
 use crate::pack::Packed;
-use crate::{FinetuneError, Model, Result};
+use crate::{FinetuneError, Model, Result, stop};
+
+/// Rows that [`generate_all`] continues side by side: so many read each weight once, and their caches stay small beside the
+/// weights.
+pub const SIDE_BY_SIDE: usize = 8;
 
 /// What [`generate`] said, and how fast.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,40 +37,111 @@ pub fn generate(
     max_new: usize,
     observe: &mut dyn FnMut(u32),
 ) -> Result<Generation> {
-    if prompt.is_empty() {
-        return Err(FinetuneError::Settings("the prompt has no tokens".into()));
-    }
     let _guard = no_grad_guard();
     let started = Instant::now();
-    let mut cache = KvCache::default();
-    let mut next = likeliest(model, prompt, &mut cache)?;
+    let mut row = Growing::new(prompt, max_new)?;
+    grow(model, &mut [&mut row])?;
     let prompt_seconds = started.elapsed().as_secs_f64();
     let started = Instant::now();
-    let mut tokens = Vec::new();
-    while tokens.len() < max_new {
-        tokens.push(next);
-        observe(next);
-        if model.config().eos_tokens.contains(&next) || tokens.len() == max_new {
-            break;
+    while let Some(token) = row.take(model) {
+        observe(token);
+        if row.goes_on {
+            grow(model, &mut [&mut row])?;
         }
-        // The keys in the cache were rotated as those of a shorter row.
-        next = if model.turns_at(prompt.len() + tokens.len()) {
-            cache = KvCache::default();
-            likeliest(model, &[prompt, &tokens].concat(), &mut cache)?
-        } else {
-            likeliest(model, &[next], &mut cache)?
-        };
     }
-    Ok(Generation { tokens, prompt_seconds, seconds: started.elapsed().as_secs_f64() })
+    Ok(Generation { tokens: row.tokens, prompt_seconds, seconds: started.elapsed().as_secs_f64() })
 }
 
-fn likeliest(model: &Model, tokens: &[u32], cache: &mut KvCache) -> Result<u32> {
-    let batch = Packed::continuation(tokens, cache.len(), model.device)?;
-    let hidden = model.hidden_cached(&batch, cache)?.f_index_select(0, &batch.predict)?;
-    let (logit, token) = model.head().logits(&hidden)?.f_max_dim(-1, false)?;
-    // The largest of numbers of which one is NaN is NaN, and where it stands says nothing.
-    match logit.f_double_value(&[0])?.is_finite() {
-        true => Ok(token.f_int64_value(&[0])? as u32),
-        false => Err(FinetuneError::NotANumber),
+/// The new tokens that [`generate`] gives for each of several prompts, which are continued [`SIDE_BY_SIDE`] at a time, so that each
+/// step reads the weights once for all of them. In types that round, sums of several rows may round otherwise than those of one, and
+/// a token that is as likely as another may be the other.
+///
+/// # Errors
+///
+/// As [`generate`]; [`FinetuneError::StoppedUnsaved`] if a person asks to stop.
+pub fn generate_all(model: &Model, prompts: &[Vec<u32>], max_new: usize) -> Result<Vec<Vec<u32>>> {
+    let _guard = no_grad_guard();
+    // One rotation is for all rows of a pass.
+    let together = if model.turns_somewhere() { 1 } else { SIDE_BY_SIDE };
+    let mut found = Vec::with_capacity(prompts.len());
+    for prompts in prompts.chunks(together) {
+        let rows = prompts.iter().map(|prompt| Growing::new(prompt, max_new));
+        let mut rows = rows.collect::<Result<Vec<_>>>()?;
+        for row in &mut rows {
+            grow(model, &mut [row])?; // A prompt has enough tokens to itself.
+        }
+        loop {
+            stop::check()?;
+            for row in &mut rows {
+                row.take(model);
+            }
+            let mut going: Vec<_> = rows.iter_mut().filter(|row| row.goes_on).collect();
+            if going.is_empty() {
+                break;
+            }
+            grow(model, &mut going)?;
+        }
+        found.extend(rows.into_iter().map(|row| row.tokens));
     }
+    Ok(found)
+}
+
+/// A prompt, and what has followed so far.
+struct Growing<'a> {
+    prompt: &'a [u32],
+    tokens: Vec<u32>,
+    /// The most tokens there may be.
+    most: usize,
+    /// Of all of these but the last.
+    cache: KvCache,
+    /// The likeliest next token, once it is known.
+    next: Option<u32>,
+    goes_on: bool,
+}
+
+impl<'a> Growing<'a> {
+    fn new(prompt: &'a [u32], most: usize) -> Result<Self> {
+        if prompt.is_empty() {
+            return Err(FinetuneError::Settings("the prompt has no tokens".into()));
+        }
+        let (tokens, cache) = (Vec::new(), KvCache::default());
+        Ok(Self { prompt, tokens, most, cache, next: None, goes_on: most > 0 })
+    }
+
+    /// Takes the likeliest next token, if there is room for it.
+    fn take(&mut self, model: &Model) -> Option<u32> {
+        let next = self.next.take().filter(|_| self.goes_on)?;
+        self.tokens.push(next);
+        self.goes_on = self.tokens.len() < self.most && !model.config().eos_tokens.contains(&next);
+        Some(next)
+    }
+
+    /// The tokens that the cache does not hold. Where all are rotated otherwise by their number, it holds none.
+    fn fresh(&mut self, model: &Model) -> Vec<u32> {
+        if model.turns_at(self.prompt.len() + self.tokens.len()) {
+            self.cache = KvCache::default();
+        }
+        match self.tokens.last() {
+            Some(&last) if !self.cache.is_empty() => vec![last],
+            _ => [self.prompt, &self.tokens].concat(),
+        }
+    }
+}
+
+/// Finds the likeliest next token of each row.
+fn grow(model: &Model, rows: &mut [&mut Growing<'_>]) -> Result<()> {
+    let fresh: Vec<Vec<u32>> = rows.iter_mut().map(|row| row.fresh(model)).collect();
+    let starts = rows.iter().zip(&fresh).map(|(row, fresh)| (row.cache.len(), fresh.as_slice()));
+    let batch = Packed::continuations(&starts.collect::<Vec<_>>(), model.device)?;
+    let mut caches: Vec<&mut KvCache> = rows.iter_mut().map(|row| &mut row.cache).collect();
+    let hidden = model.hidden_cached(&batch, &mut caches)?.f_index_select(0, &batch.predict)?;
+    let (logits, tokens) = model.head().logits(&hidden)?.f_max_dim(-1, false)?;
+    // The largest of numbers of which one is NaN is NaN, and where it stands says nothing.
+    if values(&logits)?.iter().any(|logit| !logit.is_finite()) {
+        return Err(FinetuneError::NotANumber);
+    }
+    for (at, row) in rows.iter_mut().enumerate() {
+        row.next = Some(tokens.f_int64_value(&[at as i64])? as u32);
+    }
+    Ok(())
 }

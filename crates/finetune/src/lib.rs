@@ -65,7 +65,7 @@ pub use evaluate::{
     Answer, EvalData, EvalReport, EvalRows, EvalSettings, Evaluated, GeneratedText, RowLoss,
     Standing, evaluate, standing,
 };
-pub use generate::{Generation, generate};
+pub use generate::{Generation, SIDE_BY_SIDE, generate, generate_all};
 pub use linear_map::{FittedMap, MapSettings, fit_linear_maps};
 pub use lora::LoraSettings;
 pub use memory::{available_memory_bytes, peak_memory_bytes, reset_peak_memory};

@@ -107,16 +107,17 @@ impl Packed {
         builder.build_rounded(device)
     }
 
-    /// One row of tokens whose first stands at `position`; its last token predicts.
-    pub(crate) fn continuation(tokens: &[u32], position: usize, device: Device) -> Result<Self> {
-        let length = tokens.len() as i64;
-        let builder = Builder {
-            tokens: tokens.iter().map(|&token| i64::from(token)).collect(),
-            positions: (position as i64..position as i64 + length).collect(),
-            rows: vec![PackedRow { length, branches: vec![] }],
-            predict: vec![length - 1],
-            targets: vec![0],
-        };
+    /// Rows that go on, each from a position with these tokens; each row's last token predicts.
+    pub(crate) fn continuations(rows: &[(usize, &[u32])], device: Device) -> Result<Self> {
+        let mut builder = Builder::default();
+        for &(position, tokens) in rows {
+            let length = tokens.len() as i64;
+            builder.tokens.extend(tokens.iter().map(|&token| i64::from(token)));
+            builder.positions.extend(position as i64..position as i64 + length);
+            builder.rows.push(PackedRow { length, branches: vec![] });
+            builder.predict.push(builder.tokens.len() as i64 - 1);
+            builder.targets.push(0);
+        }
         builder.build(device)
     }
 

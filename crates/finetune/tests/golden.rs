@@ -11,7 +11,7 @@ use checkpoint::{
 use dataset::{Encoded, Example, Place, RowCounts};
 use gradpruner_finetune::{
     AdamWSettings, ComputeType, Decay, DeviceChoice, LoraSettings, Method, Model, Schedule,
-    TrainSettings, Trainer, generate, save_adapter, save_checkpoint,
+    TrainSettings, Trainer, generate, generate_all, save_adapter, save_checkpoint,
 };
 
 fn load(folder: &Path) -> Model {
@@ -146,6 +146,24 @@ fn the_cache_changes_nothing_where_rotations_change() {
         text.push(best as u32);
     }
     assert_eq!(found, text[13..]);
+}
+
+/// Several rows side by side are continued as each alone: of other lengths, that end sooner or later, with windows, caps and
+/// rotations that change.
+#[test]
+fn rows_side_by_side_do_not_matter() {
+    for name in ["tiny_qwen2/model", "tiny_mistral/model", "families/gemma2", "families/phi4_mini"]
+    {
+        let model = load(&testkit::fixture(name));
+        let prompts: Vec<Vec<u32>> = (0..19)
+            .map(|row| (0..3 + row % 7).map(|at| 3 + (row * 11 + at * 5) % 70).collect())
+            .collect();
+        let alone = |prompt: &Vec<u32>| generate(&model, prompt, 15, &mut |_| {}).unwrap().tokens;
+        let expected: Vec<Vec<u32>> = prompts.iter().map(alone).collect();
+        assert_eq!(generate_all(&model, &prompts, 15).unwrap(), expected, "{name}");
+        assert!(generate_all(&model, &prompts, 0).unwrap().iter().all(Vec::is_empty));
+        assert!(generate_all(&model, &[vec![3], vec![]], 5).is_err());
+    }
 }
 
 #[test]

@@ -23,33 +23,54 @@ impl KvCache {
     pub fn is_empty(&self) -> bool {
         self.layers.is_empty()
     }
+
+    /// A layer's keys and values with those of new tokens behind them.
+    fn extended(
+        &mut self,
+        layer: usize,
+        keys: &Tensor,
+        values: &Tensor,
+    ) -> Result<(&Tensor, &Tensor)> {
+        match self.layers.get_mut(layer) {
+            Some(held) => {
+                *held =
+                    (Tensor::f_cat(&[&held.0, keys], 0)?, Tensor::f_cat(&[&held.1, values], 0)?);
+            }
+            // Copies: of several rows they are parts of one tensor.
+            None => self.layers.push((keys.f_contiguous()?, values.f_contiguous()?)),
+        }
+        let (keys, values) = &self.layers[layer];
+        Ok((keys, values))
+    }
 }
 
 impl Model {
-    /// As [`Model::hidden`] for tokens that follow those in `cache`, which then holds them too.
-    pub(crate) fn hidden_cached(&self, batch: &Packed, cache: &mut KvCache) -> Result<Tensor> {
+    /// As [`Model::hidden`] for rows of tokens that follow those in a cache each, which then holds them too.
+    pub(crate) fn hidden_cached(
+        &self,
+        batch: &Packed,
+        caches: &mut [&mut KvCache],
+    ) -> Result<Tensor> {
         let (rotations, scoring) = (self.rotations(batch)?, Scoring::of(&self.config));
-        let before = cache.len() as i64;
+        let before: Vec<i64> = caches.iter().map(|cache| cache.len() as i64).collect();
         let mut x = self.embed(batch)?;
         let mut passage = Passage::new(self, 0..self.layers.len());
         for number in 0..self.layers.len() {
             let layer = passage.next()?;
-            let mask = self.cached_mask(before, batch.num_tokens() as i64, number)?;
             let attention = |heads: &Heads| {
-                let Heads { queries, keys, values } = heads;
-                let all = match cache.layers.get(number) {
-                    Some((old_keys, old_values)) => (
-                        Tensor::f_cat(&[old_keys, keys], 0)?,
-                        Tensor::f_cat(&[old_values, values], 0)?,
-                    ),
-                    None => (keys.shallow_clone(), values.shallow_clone()),
-                };
-                let out = attend_cached(queries, &all.0, &all.1, mask.as_ref(), scoring)?;
-                match cache.layers.get_mut(number) {
-                    Some(held) => *held = all,
-                    None => cache.layers.push(all),
+                let (mut first, mut outputs) = (0, Vec::with_capacity(caches.len()));
+                for ((new, cache), &before) in
+                    batch.lengths().into_iter().zip(&mut *caches).zip(&before)
+                {
+                    let of_row = |x: &Tensor| x.f_narrow(0, first, new);
+                    let queries = of_row(&heads.queries)?;
+                    let (keys, values) =
+                        cache.extended(number, &of_row(&heads.keys)?, &of_row(&heads.values)?)?;
+                    let mask = self.cached_mask(before, new, number)?;
+                    outputs.push(attend_cached(&queries, keys, values, mask.as_ref(), scoring)?);
+                    first += new;
                 }
-                Ok(out)
+                Ok(Tensor::f_cat(&outputs, 0)?)
             };
             let rotation = self.config.layers[number].rope.map(|rope| &rotations[rope]);
             x = layer.forward(&x, rotation, attention)?.0;

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use checkpoint::{
-    Checkpoint, Design, LayerKind, MappedFile, ModelConfig, NF4_BLOCK, QkNorm, TensorView,
-    tensor_name,
+    Checkpoint, Design, LayerKind, MappedFile, ModelConfig, NF4_BLOCK, QkNorm, RopeScaling,
+    TensorView, tensor_name,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -290,6 +290,11 @@ impl Model {
     fn rotations(&self, batch: &Packed) -> Result<Vec<Rotation>> {
         let ropes = self.config.ropes.iter();
         ropes.map(|rope| Rotation::new(rope, batch, self.kind, self.device)).collect()
+    }
+
+    /// Whether rows are rotated otherwise from some length on.
+    pub(crate) fn turns_somewhere(&self) -> bool {
+        self.config.ropes.iter().any(|rope| matches!(rope.scaling, RopeScaling::Long { .. }))
     }
 
     /// Whether a row that grows by a token, to so many, is rotated otherwise from its first token on.

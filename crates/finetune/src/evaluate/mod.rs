@@ -11,7 +11,6 @@ use metrics::{Interval, RougeScores, bootstrap, perplexity, wilson};
 use serde::{Deserialize, Serialize};
 use tch::no_grad_guard;
 
-use crate::stop;
 use crate::{Model, Result};
 
 pub use rows::EvalRows;
@@ -73,7 +72,7 @@ pub struct EvalReport {
     pub seconds: f64,
     /// Tokens a second.
     pub tokens_per_second: f64,
-    /// New tokens a second in generation, one row at a time.
+    /// New tokens a second in generation, [`SIDE_BY_SIDE`](crate::SIDE_BY_SIDE) rows at a time, prompts included.
     pub generated_tokens_per_second: Option<f64>,
     /// The process's largest size meanwhile.
     pub peak_memory_bytes: Option<u64>,
@@ -184,10 +183,8 @@ pub fn evaluate(
         Content::Chat(chat) => Some(RowText { row: number + 1, chat }),
         _ => None,
     });
-    for text in texts.take(settings.generate_rows) {
-        stop::check()?;
-        tally.reply(model, encoder, text, settings)?;
-    }
+    let texts: Vec<_> = texts.take(settings.generate_rows).collect();
+    tally.replies(model, encoder, &texts, settings)?;
     let share = |hits: usize| (tally.asked > 0).then(|| hits as f64 / tally.asked as f64);
     let interval = |hits: usize| (tally.asked > 0).then(|| wilson(hits, tally.asked));
     let mean = |sum: f64| (!tally.generated.is_empty()).then(|| sum / tally.generated.len() as f64);

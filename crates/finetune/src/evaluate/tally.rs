@@ -1,6 +1,7 @@
 //! What a model says of rows, counted as it goes.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use dataset::{Chat, Encoder, Example, Question};
 use metrics::{ChoiceScore, RougeScores, exact_match, pick, pick_by_bytes, rouge};
@@ -10,7 +11,7 @@ use super::{Answer, EvalSettings, GeneratedText, RowLoss};
 use crate::bridge::values;
 use crate::pack::Packed;
 use crate::stop;
-use crate::{FinetuneError, Model, Result, generate};
+use crate::{FinetuneError, Model, Result, generate_all};
 
 /// The log-likelihoods of a pack's labelled tokens, all of them numbers.
 fn log_likelihoods(model: &Model, packed: &Packed) -> Result<Vec<f32>> {
@@ -162,26 +163,34 @@ impl Tally {
         loss.tokens += tokens;
     }
 
-    pub(super) fn reply(
+    /// Generates replies to rows, and counts how like they are to those of the rows.
+    pub(super) fn replies(
         &mut self,
         model: &Model,
         encoder: &Encoder,
-        text: RowText<'_>,
+        texts: &[RowText<'_>],
         settings: &EvalSettings,
     ) -> Result<()> {
-        let RowText { row, chat } = text;
-        let Some((last, asked)) = chat.messages.split_last() else { return Ok(()) };
-        let asked = Chat { messages: asked.to_vec(), tools: chat.tools.clone() };
-        let mut prompt = encoder.prompt(&asked)?;
-        // The end is what is asked; a prompt that is too long loses its beginning.
-        prompt.drain(..prompt.len().saturating_sub(settings.max_tokens.max(1)));
-        let reply = generate(model, &prompt, settings.max_new_tokens, &mut |_| {})?;
-        self.new_tokens += reply.tokens.len();
-        self.generate_seconds += reply.seconds;
-        let text = encoder.text(&reply.tokens, true)?;
-        self.exact += usize::from(exact_match(&text, last.text()));
-        self.rouge.push(rouge(&text, last.text()));
-        self.generated.push(GeneratedText { row, text, reference: last.text().to_owned() });
+        let (mut prompts, mut references) = (Vec::new(), Vec::new());
+        for RowText { row, chat } in texts {
+            let Some((last, asked)) = chat.messages.split_last() else { continue };
+            let asked = Chat { messages: asked.to_vec(), tools: chat.tools.clone() };
+            let mut prompt = encoder.prompt(&asked)?;
+            // The end is what is asked; a prompt that is too long loses its beginning.
+            prompt.drain(..prompt.len().saturating_sub(settings.max_tokens.max(1)));
+            prompts.push(prompt);
+            references.push((*row, last.text()));
+        }
+        let started = Instant::now();
+        let replies = generate_all(model, &prompts, settings.max_new_tokens)?;
+        self.generate_seconds += started.elapsed().as_secs_f64();
+        for (tokens, (row, reference)) in replies.iter().zip(references) {
+            self.new_tokens += tokens.len();
+            let text = encoder.text(tokens, true)?;
+            self.exact += usize::from(exact_match(&text, reference));
+            self.rouge.push(rouge(&text, reference));
+            self.generated.push(GeneratedText { row, text, reference: reference.to_owned() });
+        }
         Ok(())
     }
 

@@ -2,8 +2,8 @@
 
 use checkpoint::ModelConfig;
 use finetune::{
-    BatchShape, ComputeType, DistilSettings, MemoryEstimate, Rounding, TrainSettings, Workload,
-    largest_batch,
+    BatchShape, ComputeType, DistilSettings, MemoryEstimate, Rounding, SIDE_BY_SIDE, TrainSettings,
+    Workload, largest_batch,
 };
 
 use super::{Sample, StageEstimate};
@@ -121,13 +121,13 @@ impl Estimator {
         STATE_BYTES * self.work(subject).trained_parameters()
     }
 
-    /// Seconds that greedy replies take, token by token.
+    /// Seconds that greedy replies take, token by token, of several rows side by side.
     pub(super) fn generating(&self, subject: Subject<'_>, tokens: f64) -> f64 {
         let config = subject.config;
         let weights = config.parameters() * config.dtype.map_or(2, |dtype| dtype.size() as u64);
         let read = weights as f64 / READ_BYTES_PER_SECOND;
         let computed = 2.0 * config.parameters() as f64 / self.rate;
-        tokens * read.max(computed)
+        tokens * (read / SIDE_BY_SIDE as f64).max(computed)
     }
 
     pub(super) fn evaluating(
