@@ -12,6 +12,9 @@ use crate::stage::{BATCH_TOKENS, RETRAINING_STEPS};
 
 /// The rate at which a token's pass reads weights from a computer's memory, about.
 const READ_BYTES_PER_SECOND: f64 = 1e10;
+/// What a layer's small operations take for a token that is generated: attention to its row's cache, norms, the start of each
+/// product.
+const SMALL_OPERATIONS_SECONDS: f64 = 4e-4;
 /// Runs of pruned layers that are assumed.
 pub(super) const RUNS: usize = 2;
 /// What AdamW keeps for a weight, in f32: itself and two means.
@@ -127,7 +130,8 @@ impl Estimator {
         let weights = config.parameters() * config.dtype.map_or(2, |dtype| dtype.size() as u64);
         let read = weights as f64 / READ_BYTES_PER_SECOND;
         let computed = 2.0 * config.parameters() as f64 / self.rate;
-        tokens * (read / SIDE_BY_SIDE as f64).max(computed)
+        let small = config.num_layers as f64 * SMALL_OPERATIONS_SECONDS;
+        tokens * ((read / SIDE_BY_SIDE as f64).max(computed) + small)
     }
 
     pub(super) fn evaluating(
