@@ -87,8 +87,9 @@ fn an_interrupted_push_commits_nothing() {
     let quiet = command.stdout(Stdio::null()).stderr(Stdio::null());
     let mut child = quiet.spawn().unwrap();
     is_sent.recv().unwrap();
-    let interrupt = ["-INT".to_owned(), child.id().to_string()];
-    assert!(Command::new("kill").args(interrupt).status().unwrap().success());
+    // Not -INT, which whoever was started in the background ignores.
+    let stop = ["-TERM".to_owned(), child.id().to_string()];
+    assert!(Command::new("kill").args(stop).status().unwrap().success());
     assert!(!child.wait().unwrap().success());
     drop(go);
     let asked = |part: &str| hub.requests().iter().filter(|one| one.path.contains(part)).count();
