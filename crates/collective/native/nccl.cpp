@@ -5,7 +5,6 @@
 
 #include <memory>
 #include <optional>
-#include <string>
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/DeviceGuard.h>
@@ -75,8 +74,8 @@ struct Nccl {
 
   Nccl(const char* path, c10::Device device) : library(path), device(device) {}
 
-  // What the device does in its order, `stream` after it or before it.
-  void after(const c10::Stream& first, const c10::Stream& second) {
+  // Makes `second` wait for what `first` was given so far.
+  void after(const c10::Stream& first, const c10::Stream& second) const {
     c10::Event done(device.type());
     done.record(first);
     done.block(second);

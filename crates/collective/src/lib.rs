@@ -72,7 +72,7 @@ pub enum Backend {
     Auto,
     /// Gloo, through the computer's memory.
     Gloo,
-    /// NCCL, or none.
+    /// NCCL, or an error.
     Nccl,
 }
 

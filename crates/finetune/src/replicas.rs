@@ -128,7 +128,11 @@ fn nccl_of(group: &Group, device: Device) -> Result<Option<Nccl>> {
     }
     let wants = device != Device::Cpu && backend != Backend::Gloo;
     if group.sum(vec![f32::from(u8::from(wants))])?[0] < group.size() as f32 {
-        return Ok(None);
+        // Not all processes want it.
+        return match backend {
+            Backend::Nccl => Err(CollectiveError::NoNcclElsewhere.into()),
+            Backend::Auto | Backend::Gloo => Ok(None),
+        };
     }
     match Nccl::meet(group, device, Nccl::LIBRARY) {
         Ok(nccl) => Ok(Some(nccl)),

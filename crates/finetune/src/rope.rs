@@ -72,9 +72,12 @@ impl Rotation {
     }
 }
 
-/// Whether a row of so many tokens is the shortest that is rotated otherwise than shorter ones.
-pub(crate) fn turns_at(rope: &Rope, length: usize) -> bool {
-    matches!(&rope.scaling, RopeScaling::Long { original_context, .. } if length == original_context + 1)
+/// The longest row before all of a row is rotated otherwise, if there is one.
+pub(crate) fn turns_after(rope: &Rope) -> Option<usize> {
+    match rope.scaling {
+        RopeScaling::Long { original_context, .. } => Some(original_context),
+        _ => None,
+    }
 }
 
 /// Radians a position, for each pair of dimensions: `theta^(−2i / dims)`, scaled; `longest` is the length of the longest

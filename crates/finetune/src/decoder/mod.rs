@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use checkpoint::{
-    Checkpoint, Design, LayerKind, MappedFile, ModelConfig, NF4_BLOCK, QkNorm, RopeScaling,
-    TensorView, tensor_name,
+    Checkpoint, Design, LayerKind, MappedFile, ModelConfig, NF4_BLOCK, QkNorm, TensorView,
+    tensor_name,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -28,7 +28,7 @@ use crate::observer::{LayerPass, Nobody, Observer};
 use crate::offload::Passage;
 use crate::pack::Packed;
 use crate::parameter::Parameter;
-use crate::rope::{Rotation, turns_at};
+use crate::rope::{Rotation, turns_after};
 use crate::weight::{Packed4, Packed8, Rounding, Weight};
 use crate::{ComputeType, DeviceChoice, FinetuneError, Result};
 
@@ -294,12 +294,15 @@ impl Model {
 
     /// Whether rows are rotated otherwise from some length on.
     pub(crate) fn turns_somewhere(&self) -> bool {
-        self.config.ropes.iter().any(|rope| matches!(rope.scaling, RopeScaling::Long { .. }))
+        self.config.ropes.iter().any(|rope| turns_after(rope).is_some())
     }
 
     /// Whether a row that grows by a token, to so many, is rotated otherwise from its first token on.
     pub(crate) fn turns_at(&self, length: usize) -> bool {
-        self.config.ropes.iter().any(|rope| turns_at(rope, length))
+        self.config
+            .ropes
+            .iter()
+            .any(|rope| turns_after(rope).is_some_and(|longest| length == longest + 1))
     }
 
     /// The last layer's output of every token, before the final norm, `[n, hidden]`.
