@@ -87,16 +87,16 @@ fn of_report(name: &str, report: &EvalReport, size: Size) -> ModelRow {
 /// A column: its heading, and a row's cell if it has one.
 type Column = (&'static str, fn(&ModelRow) -> Option<String>);
 
-const COLUMNS: [Column; 9] = [
+const COLUMNS: [Column; 10] = [
     ("layers", |row| row.num_layers.map(|count| count.to_string())),
     ("parameters", |row| row.parameters.map(|count| millions(count, "M"))),
     ("FLOPs/token", |row| row.flops_per_token.map(|count| millions(count, "M"))),
     ("size", |row| row.size_bytes.map(|bytes| millions(bytes, " MB"))),
     ("tokens/s", |row| row.tokens_per_second.map(|speed| format!("{speed:.0}"))),
-    ("perplexity", |row| {
-        // Where there is an accuracy, its interval is the one to look at.
-        let interval = row.perplexity_interval.filter(|_| row.acc.is_none());
-        row.perplexity.map(|value| with_interval(value, interval, perplexity_text))
+    ("perplexity", |row| row.perplexity.filter(|_| !shows_interval(row)).map(perplexity_text)),
+    ("perplexity (95 % interval)", |row| {
+        let value = row.perplexity.filter(|_| shows_interval(row))?;
+        Some(with_interval(value, row.perplexity_interval, perplexity_text))
     }),
     ("accuracy (95 % interval)", |row| {
         let acc = percent(row.acc?);
@@ -106,11 +106,16 @@ const COLUMNS: [Column; 9] = [
         })
     }),
     ("acc_norm", |row| row.acc_norm.map(percent)),
-    ("ROUGE-L", |row| {
+    ("ROUGE-L (95 % interval)", |row| {
         let text = |score: f64| format!("{score:.3}");
         row.rouge_l.map(|score| with_interval(score, row.rouge_l_interval, text))
     }),
 ];
+
+/// Whether perplexity is what a model is judged by: where there is an accuracy, its interval is the one to look at.
+fn shows_interval(row: &ModelRow) -> bool {
+    row.acc.is_none() && row.perplexity_interval.is_some()
+}
 
 /// A value and its 95 % interval, if it has one.
 fn with_interval(value: f64, interval: Option<Interval>, text: fn(f64) -> String) -> String {
