@@ -5,12 +5,14 @@ fn main() {
     println!("cargo::rerun-if-env-changed=LIBTORCH");
     // torch-sys says what is wrong where it is not set.
     let Ok(libtorch) = std::env::var("LIBTORCH") else { return };
+    let caught = std::env::var("DEP_GRADPRUNER_CAUGHT_INCLUDE").unwrap_or_default();
     cc::Build::new()
         .cpp(true)
         .std("c++17")
         .warnings(false)
         .define("USE_C10D_GLOO", None)
         .include("native")
+        .include(caught)
         .include(format!("{libtorch}/include"))
         .include(format!("{libtorch}/include/torch/csrc/api/include"))
         .file("native/group.cpp")

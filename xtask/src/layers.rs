@@ -10,14 +10,16 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("igia", &[]),
     ("merge", &[]),
     ("metrics", &[]),
-    ("collective", &[]),
+    ("caught", &[]),
+    ("collective", &["caught"]),
+    ("fused", &["caught"]),
     ("dataset", &[]),
     ("checkpoint", &[]),
     ("testkit", &[]),
     ("evidence", &["checkpoint", "igia"]),
     ("selection", &["checkpoint", "evidence", "igia"]),
     ("repair", &["checkpoint", "evidence", "igia", "merge", "selection"]),
-    ("finetune", &["checkpoint", "collective", "dataset", "evidence", "metrics"]),
+    ("finetune", &["checkpoint", "collective", "dataset", "evidence", "fused", "metrics"]),
     (
         "pipeline",
         &["checkpoint", "dataset", "evidence", "finetune", "metrics", "repair", "selection"],
@@ -41,7 +43,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 
 /// Outside crates that live in few rooms, and who may import each.
 const ROOMS: &[(&str, &[&str])] = &[
-    ("tch", &["collective", "finetune"]),
+    ("tch", &["collective", "finetune", "fused"]),
     ("libloading", &["finetune"]),
     // Files are mapped in `checkpoint` alone; `igia` asks for large pages.
     ("memmap2", &["checkpoint", "igia"]),

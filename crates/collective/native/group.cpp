@@ -24,10 +24,6 @@ struct Work {
 
 extern "C" {
 
-void collective_free(char* error) {
-  free(error);
-}
-
 // Meets the others at host:port, where `serves` says whether this process keeps the store.
 char* collective_open(
     const char* host,

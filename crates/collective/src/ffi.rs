@@ -1,6 +1,6 @@
 //! The C functions of `native/group.cpp`, and owners of what they hand out.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CString, c_char, c_int, c_void};
 use std::ptr::{self, NonNull};
 
 use crate::{CollectiveError, Result};
@@ -13,7 +13,6 @@ struct RawGroup([u8; 0]);
 struct RawWork([u8; 0]);
 
 unsafe extern "C" {
-    fn collective_free(error: *mut c_char);
     fn collective_open(
         host: *const c_char,
         port: u16,
@@ -154,15 +153,6 @@ impl<T> Drop for Pending<T> {
 }
 
 pub(crate) fn succeeded(error: *mut c_char) -> Result<()> {
-    if error.is_null() {
-        return Ok(());
-    }
-    // SAFETY: what is not null is a string that ends in zero, which is ours to free.
-    let text = unsafe {
-        let text = CStr::from_ptr(error).to_string_lossy().into_owned();
-        collective_free(error);
-        text
-    };
-    let first = text.lines().next().unwrap_or_default();
-    Err(CollectiveError::Group(first.trim().to_owned()))
+    // SAFETY: what the functions of `native/` return is of `caught`, and used here alone.
+    unsafe { caught::checked(error) }.map_err(CollectiveError::Group)
 }

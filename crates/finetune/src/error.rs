@@ -6,6 +6,7 @@ use checkpoint::CheckpointError;
 use collective::CollectiveError;
 use dataset::{DatasetError, Place};
 use evidence::EvidenceError;
+use fused::FusedError;
 
 use crate::train::Difference;
 
@@ -24,6 +25,8 @@ pub enum FinetuneError {
     Collective(#[from] CollectiveError),
     #[error("libtorch refused an operation")]
     Torch(#[from] tch::TchError),
+    #[error(transparent)]
+    Fused(#[from] FusedError),
     #[error("no CUDA device can be used: {0}; take `--device cpu`, or see `gradpruner doctor`")]
     NoCuda(String),
     #[error(

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use checkpoint::{Activation, Module};
 use tch::{Device, Tensor};
 
-use crate::attention::{Attention, Heads};
+use crate::attention::{Attended, Attention, Heads};
 use crate::linear::{Inner, Linear, Siblings};
 use crate::lora::Lora;
 use crate::norm::Norm;
@@ -68,7 +68,7 @@ pub(crate) struct Saved {
     /// Queries and keys before their norms.
     unnormed: Option<HeadPair>,
     heads: Heads,
-    attended: Tensor,
+    attended: Attended,
     /// What attention and the MLP gave before the norms after them.
     given: [Option<Tensor>; 2],
     /// What the MLP, or its norm, sees.
@@ -102,7 +102,7 @@ impl Layer {
         &self,
         x: &Tensor,
         rotation: Option<&Rotation>,
-        attend: impl FnOnce(&Heads) -> Result<Tensor>,
+        attend: impl FnOnce(&Heads) -> Result<Attended>,
     ) -> Result<(Tensor, Saved)> {
         let LayerNorms { before_attention, after_attention, before_mlp, after_mlp } = &self.norms;
         let normed = normed(before_attention.as_ref(), x)?;
@@ -116,7 +116,7 @@ impl Layer {
         };
         let heads = Heads { queries, keys, values };
         let attended = attend(&heads)?;
-        let ([output], inner_o) = self.project(&OUTPUT, [0], &attended)?;
+        let ([output], inner_o) = self.project(&OUTPUT, [0], &attended.output)?;
         let (middle, attention) = self.added(x, output, after_attention.as_ref())?;
 
         let normed = self::normed(before_mlp.as_ref(), &middle)?;
@@ -183,10 +183,10 @@ impl Layer {
             let of_given =
                 self.given_gradient(&of_middle, after_attention.as_ref(), of_attention)?;
             let gradients = [of_given];
-            show(&OUTPUT, attended, &gradients)?;
-            self.siblings(&OUTPUT).backward(attended, inner_o, &gradients)?
+            show(&OUTPUT, &attended.output, &gradients)?;
+            self.siblings(&OUTPUT).backward(&attended.output, inner_o, &gradients)?
         };
-        let Heads { queries, keys, values } = attention.backward(heads, &of_attended)?;
+        let Heads { queries, keys, values } = attention.backward(heads, attended, &of_attended)?;
         let (queries, keys) = match rotation {
             Some(rotation) => (rotation.backward(&queries)?, rotation.backward(&keys)?),
             None => (queries, keys),

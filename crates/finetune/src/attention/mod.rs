@@ -1,20 +1,22 @@
 //! Causal attention within each row of a pack, with grouped queries, and its gradient.
 //!
-//! Two ways compute the same: [`blocked`] products of small matrices, which are faster on a CPU than
-//! libtorch's own attention, above all backwards; and libtorch's fused kernels ([`fused`]) on a GPU.
+//! Three ways compute the same: [`blocked`] products of small matrices, which are faster on a CPU than
+//! libtorch's own attention, above all backwards; on a GPU libtorch's kernels for rows end to end ([`PackedAttention`]), and
+//! where these cannot, its kernels row by row ([`rows`]).
 
 mod blocked;
-mod fused;
 mod layout;
+mod rows;
 
 use checkpoint::ModelConfig;
-use tch::{Device, Tensor};
+use fused::{Kernel, PackedAttention};
+use tch::{Device, Kind, Tensor};
 
-use crate::Result;
-use crate::pack::Packed;
+use crate::pack::{Packed, PackedRow};
+use crate::{FinetuneError, Result};
 
-pub(crate) use fused::attend_cached;
 use layout::Layout;
+pub(crate) use rows::attend_cached;
 
 /// How the rows of one pack attend, in layers of one window.
 #[derive(Debug)]
@@ -26,8 +28,9 @@ pub(crate) struct Attention {
 #[derive(Debug)]
 enum Way {
     Blocked(Layout),
+    Packed(PackedAttention),
     /// The rows' lengths, and what each row's queries see if that is not simply all before them.
-    Fused(Vec<i64>, Vec<Option<Tensor>>),
+    Rows(Vec<i64>, Vec<Option<Tensor>>),
 }
 
 /// What scores are made of.
@@ -35,6 +38,8 @@ enum Way {
 pub(crate) struct Scoring {
     /// Heads of queries.
     pub(crate) heads: usize,
+    /// Numbers of a head.
+    pub(crate) head_dim: usize,
     /// What products of queries and keys are multiplied by.
     pub(crate) scale: f64,
     /// `c`, where scores `s` are softened to `c · tanh(s / c)` (Gemma 2).
@@ -46,7 +51,9 @@ impl Scoring {
     pub(crate) fn of(config: &ModelConfig) -> Self {
         let scale = config.design.attention_scale;
         let scale = scale.unwrap_or_else(|| 1.0 / (config.head_dim as f64).sqrt());
-        Self { heads: config.num_heads, scale, cap: config.design.attention_cap }
+        let (heads, head_dim, cap) =
+            (config.num_heads, config.head_dim, config.design.attention_cap);
+        Self { heads, head_dim, scale, cap }
     }
 }
 
@@ -59,18 +66,50 @@ pub(crate) struct Heads {
     pub(crate) values: Tensor,
 }
 
+/// An output of attention, and what its gradient wants.
+#[derive(Debug)]
+pub(crate) struct Attended {
+    /// `[n, heads · head_dim]`.
+    pub(crate) output: Tensor,
+    packed: Option<fused::Attended>,
+}
+
+impl From<Tensor> for Attended {
+    fn from(output: Tensor) -> Self {
+        Self { output, packed: None }
+    }
+}
+
 impl Attention {
-    /// The way that suits the device.
+    /// The way that suits the device and the type of the heads.
     pub(crate) fn new(
         batch: &Packed,
         window: Option<usize>,
         scoring: Scoring,
-        device: Device,
+        (kind, device): (Kind, Device),
     ) -> Result<Self> {
-        match device {
-            Device::Cpu => Self::blocked(batch, window, scoring),
-            _ => Self::fused(batch, window, scoring),
+        if device == Device::Cpu {
+            return Self::blocked(batch, window, scoring);
         }
+        // These kernels have no cap, and rows that branch want a mask.
+        if scoring.cap.is_none()
+            && !batch.rows.iter().any(PackedRow::branches)
+            && let Some(kernel) = Kernel::of(scoring.head_dim as i64, kind, device)?
+        {
+            return Self::packed(kernel, batch, window, scoring);
+        }
+        Self::rows(batch, window, scoring)
+    }
+
+    fn packed(
+        kernel: Kernel,
+        batch: &Packed,
+        window: Option<usize>,
+        scoring: Scoring,
+    ) -> Result<Self> {
+        let (lengths, device) = (batch.lengths(), batch.tokens.device());
+        let packed = PackedAttention::new(kernel, &lengths, scoring.scale, window, device)?;
+        Ok(Self { way: Way::Packed(packed), scoring })
     }
 
     fn blocked(batch: &Packed, window: Option<usize>, scoring: Scoring) -> Result<Self> {
@@ -78,25 +117,47 @@ impl Attention {
         Ok(Self { way, scoring })
     }
 
-    fn fused(batch: &Packed, window: Option<usize>, scoring: Scoring) -> Result<Self> {
-        let way = Way::Fused(batch.lengths(), batch.masks(window)?);
+    fn rows(batch: &Packed, window: Option<usize>, scoring: Scoring) -> Result<Self> {
+        let way = Way::Rows(batch.lengths(), batch.masks(window)?);
         Ok(Self { way, scoring })
     }
 
-    /// `[n, heads · head_dim]`.
-    pub(crate) fn forward(&self, heads: &Heads) -> Result<Tensor> {
+    pub(crate) fn forward(&self, heads: &Heads) -> Result<Attended> {
         match &self.way {
-            Way::Blocked(layout) => blocked::forward(layout, heads, self.scoring),
-            Way::Fused(lengths, masks) => fused::forward(heads, lengths, masks, self.scoring),
+            Way::Blocked(layout) => Ok(blocked::forward(layout, heads, self.scoring)?.into()),
+            Way::Packed(packed) => {
+                let attended = packed.forward(&heads.queries, &heads.keys, &heads.values)?;
+                let (tokens, heads, head_dim) = attended.output.size3()?;
+                let output = attended.output.f_reshape([tokens, heads * head_dim])?;
+                Ok(Attended { output, packed: Some(attended) })
+            }
+            Way::Rows(lengths, masks) => {
+                Ok(rows::forward(heads, lengths, masks, self.scoring)?.into())
+            }
         }
     }
 
-    /// The gradients of queries, keys and values from that of the output.
-    pub(crate) fn backward(&self, heads: &Heads, gradient: &Tensor) -> Result<Heads> {
-        match &self.way {
-            Way::Blocked(layout) => blocked::backward(layout, heads, gradient, self.scoring),
-            Way::Fused(lengths, masks) => {
-                fused::backward(heads, (lengths, masks), gradient, self.scoring)
+    /// The gradients of queries, keys and values from that of the output, `[n, heads · head_dim]`.
+    pub(crate) fn backward(
+        &self,
+        heads: &Heads,
+        attended: &Attended,
+        gradient: &Tensor,
+    ) -> Result<Heads> {
+        match (&self.way, &attended.packed) {
+            (Way::Blocked(layout), _) => blocked::backward(layout, heads, gradient, self.scoring),
+            (Way::Packed(packed), Some(attended)) => {
+                let Heads { queries, keys, values } = heads;
+                let gradient = gradient.f_reshape(queries.size().as_slice())?;
+                let [queries, keys, values] =
+                    packed.backward([queries, keys, values], attended, &gradient)?;
+                Ok(Heads { queries, keys, values })
+            }
+            (Way::Packed(_), None) => {
+                Err(FinetuneError::Settings("attention was computed another way".into()))
+            }
+            (Way::Rows(lengths, masks), _) => {
+                rows::backward(heads, (lengths, masks), gradient, self.scoring)
             }
         }
     }
@@ -110,10 +171,11 @@ mod tests {
     use super::*;
     use crate::bridge::values;
 
-    /// Both ways, forward and backward, on rows that pad each other, a long row in several blocks
-    /// and a row that branches, with and without a window, and with capped scores.
+    /// All ways, forward and backward, on rows that pad each other, a long row in several blocks
+    /// and a row that branches, with and without a window, and with capped scores. Packed rows take a GPU.
     #[test]
-    fn two_ways_agree() {
+    fn all_ways_agree() {
+        let gpu = crate::usable_gpus().is_ok().then_some(Device::Cuda(0));
         tch::manual_seed(3);
         let _guard = tch::no_grad_guard();
         let row = |length: u32| Example::whole((0..length).collect(), vec![false; length as usize]);
@@ -140,18 +202,36 @@ mod tests {
             };
             let heads = Heads { queries: random(6), keys: random(2), values: random(2) };
             let gradient = random(6).reshape([tokens, 48]);
-            let of = |attention: &Attention| {
-                let back = attention.backward(&heads, &gradient).unwrap();
-                let out = attention.forward(&heads).unwrap();
-                [out, back.queries, back.keys, back.values].map(|x| values(&x).unwrap())
+            let of = |attention: &Attention, heads: &Heads, gradient: &Tensor| {
+                let attended = attention.forward(heads).unwrap();
+                let back = attention.backward(heads, &attended, gradient).unwrap();
+                let found = [attended.output, back.queries, back.keys, back.values];
+                found.map(|x| values(&x).unwrap())
             };
             // 20 000 heads: so many that a long row's scores are cut into blocks.
-            let scoring = Scoring { heads: 20_000, scale: 0.4, cap };
-            let blocked = of(&Attention::blocked(pack, window, scoring).unwrap());
-            let fused = of(&Attention::fused(pack, window, scoring).unwrap());
-            for (blocked, fused) in blocked.iter().zip(&fused) {
-                let apart = testkit::relative_deviation(blocked, fused);
-                assert!(apart < 1e-5, "{window:?} {cap:?}: {apart}");
+            let scoring = Scoring { heads: 20_000, head_dim: 8, scale: 0.4, cap };
+            let agree = |found: [Vec<f32>; 4], most: f64| {
+                let blocked = Attention::blocked(pack, window, scoring).unwrap();
+                for (own, found) in of(&blocked, &heads, &gradient).iter().zip(&found) {
+                    let apart = testkit::relative_deviation(found, own);
+                    assert!(apart < most, "{window:?} {cap:?}: {apart}");
+                }
+            };
+            agree(of(&Attention::rows(pack, window, scoring).unwrap(), &heads, &gradient), 1e-5);
+            let Some(gpu) = gpu.filter(|_| cap.is_none() && !pack.rows[0].branches()) else {
+                continue;
+            };
+            for (kernel, kind, most) in
+                [(Kernel::Efficient, Kind::Float, 1e-5), (Kernel::Flash, Kind::BFloat16, 0.02)]
+            {
+                let there = |x: &Tensor| x.to_device(gpu).to_kind(kind);
+                let Heads { queries, keys, values } = &heads;
+                let [queries, keys, values] = [queries, keys, values].map(there);
+                let heads = Heads { queries, keys, values };
+                let lengths = pack.lengths();
+                let packed = PackedAttention::new(kernel, &lengths, scoring.scale, window, gpu);
+                let packed = Attention { way: Way::Packed(packed.unwrap()), scoring };
+                agree(of(&packed, &heads, &there(&gradient)), most);
             }
         }
     }

@@ -70,7 +70,7 @@ impl Model {
                     outputs.push(attend_cached(&queries, keys, values, mask.as_ref(), scoring)?);
                     first += new;
                 }
-                Ok(Tensor::f_cat(&outputs, 0)?)
+                Ok(Tensor::f_cat(&outputs, 0)?.into())
             };
             let rotation = self.config.layers[number].rope.map(|rope| &rotations[rope]);
             x = layer.forward(&x, rotation, attention)?.0;

@@ -280,7 +280,7 @@ impl Model {
         let mut attention = BTreeMap::new();
         for &LayerKind { window, .. } in &self.config.layers {
             if let btree_map::Entry::Vacant(entry) = attention.entry(window) {
-                entry.insert(Attention::new(batch, window, scoring, self.device)?);
+                entry.insert(Attention::new(batch, window, scoring, (self.kind, self.device))?);
             }
         }
         Ok(Shared { rotations, attention })

@@ -1,4 +1,4 @@
-// How each C function that can fail says so: null, or what went wrong, to be freed by `collective_free`.
+// How a C function over libtorch's C++ says what went wrong: null, or a string that the caller frees (`caught::checked`).
 #pragma once
 
 #include <cstring>

@@ -1,0 +1,195 @@
+//! Causal attention within each of some rows that lie end to end, and its gradient.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::Result;
+use crate::ffi::{self, Shape};
+
+/// Which of libtorch's kernels attends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernel {
+    /// `FlashAttention` 2 (Dao, arXiv 2307.08691): numbers of two bytes, on GPUs of compute capability 8.0 or more.
+    Flash,
+    /// Memory-efficient attention, CUTLASS's: any type and GPU.
+    Efficient,
+}
+
+impl Kernel {
+    /// The kernel that libtorch itself would take for heads of this width on a GPU; `None` if it has none for them.
+    ///
+    /// # Errors
+    ///
+    /// If libtorch refuses.
+    pub fn of(head_dim: i64, kind: Kind, device: Device) -> Result<Option<Self>> {
+        // Both want whole vectors, to which only libtorch's own caller pads.
+        if !device.is_cuda() || head_dim % 8 != 0 {
+            return Ok(None);
+        }
+        let heads = Tensor::f_zeros([1, 1, 8, head_dim], (kind, device))?;
+        let no_mask: Option<&Tensor> = None;
+        let (none, scale) = (0.0, None::<f64>);
+        let choice = Tensor::f_internal_fused_sdp_choice(
+            &heads, &heads, &heads, no_mask, none, true, scale, false,
+        )?;
+        Ok(match choice {
+            // Some GPUs lack the gradient of wider heads.
+            FLASH | CUDNN if kind != Kind::Float && head_dim <= 192 => Some(Self::Flash),
+            FLASH | CUDNN | EFFICIENT => Some(Self::Efficient),
+            _ => None,
+        })
+    }
+}
+
+/// As in `ATen`'s `SDPBackend`.
+const FLASH: i64 = 1;
+const EFFICIENT: i64 = 2;
+const CUDNN: i64 = 3;
+
+/// How the rows of one pack attend: each query to the keys before it in its row and its own.
+#[derive(Debug)]
+pub struct PackedAttention {
+    kernel: Kernel,
+    /// `[rows + 1]`, i32.
+    starts: Tensor,
+    longest: i64,
+    scale: f64,
+    window: Option<i64>,
+}
+
+/// An output of attention, and what its gradient wants.
+#[derive(Debug)]
+pub struct Attended {
+    /// `[n, heads, head_dim]`.
+    pub output: Tensor,
+    /// The logarithms of what probabilities are divided by, and the state of a random generator that nobody asked.
+    rest: [Tensor; 3],
+}
+
+impl PackedAttention {
+    /// For rows of these lengths, on a GPU. Products of queries and keys are multiplied by `scale`; with a window, a query sees
+    /// so many keys, its own among them.
+    ///
+    /// # Errors
+    ///
+    /// If libtorch refuses, a lack of memory included.
+    pub fn new(
+        kernel: Kernel,
+        lengths: &[i64],
+        scale: f64,
+        window: Option<usize>,
+        device: Device,
+    ) -> Result<Self> {
+        let ends = lengths.iter().scan(0, |end, length| {
+            *end += length;
+            Some(*end as i32)
+        });
+        let starts: Vec<i32> = std::iter::once(0).chain(ends).collect();
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        // A window that no row outgrows is none.
+        let window = window.map(|window| window as i64).filter(|&window| window < longest);
+        let starts = Tensor::f_from_slice(&starts)?.f_to_device(device)?;
+        Ok(Self { kernel, starts, longest, scale, window })
+    }
+
+    /// Attends: queries `[n, heads, head_dim]`, keys and values `[n, kv_heads, head_dim]`, each key-value head serving
+    /// `heads / kv_heads` query heads.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses: shapes that do not fit, another type or device.
+    pub fn forward(&self, queries: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Attended> {
+        let heads = [queries, keys, values];
+        let ([output, first, second, third], batched) = match self.kernel {
+            Kernel::Flash => (ffi::flash(heads, &self.shape())?, false),
+            Kernel::Efficient => {
+                let heads = Self::wide(heads)?;
+                (ffi::efficient(heads.each_ref(), &self.shape())?, true)
+            }
+        };
+        let output = if batched { output.f_squeeze_dim(0)? } else { output };
+        Ok(Attended { output, rest: [first, second, third] })
+    }
+
+    /// The gradients of queries, keys and values from that of the output, `[n, heads, head_dim]`.
+    ///
+    /// # Errors
+    ///
+    /// As [`PackedAttention::forward`].
+    pub fn backward(
+        &self,
+        [queries, keys, values]: [&Tensor; 3],
+        attended: &Attended,
+        gradient: &Tensor,
+    ) -> Result<[Tensor; 3]> {
+        let Attended { output, rest: [sums, seed, offset] } = attended;
+        let (starts, longest) = (&self.starts, self.longest);
+        if self.kernel == Kernel::Flash {
+            let (left, right) = match self.window {
+                Some(window) => (window - 1, 0),
+                None => (-1, -1),
+            };
+            let (queries, keys, values) = Tensor::f_internal_flash_attention_backward(
+                gradient, queries, keys, values, output, sums, starts, starts, longest, longest,
+                0.0, true, seed, offset, self.scale, left, right,
+            )?;
+            return Ok([queries, keys, values]);
+        }
+        let (_, kv_heads, _) = keys.size3()?;
+        let [queries, keys, values] = Self::wide([queries, keys, values])?;
+        let (queries, keys, values, _) = Tensor::f_internal_efficient_attention_backward(
+            &gradient.f_unsqueeze(0)?,
+            &queries,
+            &keys,
+            &values,
+            None::<&Tensor>,
+            &output.f_unsqueeze(0)?,
+            Some(starts),
+            Some(starts),
+            longest,
+            longest,
+            sums,
+            0.0,
+            seed,
+            offset,
+            CAUSAL,
+            false,
+            self.scale,
+            None::<i64>,
+            self.window,
+            false,
+        )?;
+        let narrow = |x: Tensor| -> Result<Tensor> {
+            let x = x.f_squeeze_dim(0)?;
+            let (tokens, heads, width) = x.size3()?;
+            if heads == kv_heads {
+                return Ok(x);
+            }
+            let shared = x.f_view([tokens, kv_heads, heads / kv_heads, width])?;
+            Ok(shared.f_sum_dim_intlist(2_i64, false, x.f_kind()?)?)
+        };
+        Ok([queries.f_squeeze_dim(0)?, narrow(keys)?, narrow(values)?])
+    }
+
+    fn shape(&self) -> Shape<'_> {
+        let Self { starts, longest, scale, window, .. } = self;
+        Shape { starts, longest: *longest, scale: *scale, window: *window }
+    }
+
+    /// As many heads of keys and values as of queries, `[1, n, heads, head_dim]` each.
+    fn wide([queries, keys, values]: [&Tensor; 3]) -> Result<[Tensor; 3]> {
+        let (tokens, heads, width) = queries.size3()?;
+        let (_, kv_heads, _) = keys.size3()?;
+        let wide = |x: &Tensor| -> Result<Tensor> {
+            if heads == kv_heads {
+                return Ok(x.f_unsqueeze(0)?);
+            }
+            let times = [tokens, kv_heads, heads / kv_heads, width];
+            let repeated = x.f_unsqueeze(2)?.f_expand(times, false)?;
+            Ok(repeated.f_reshape([1, tokens, heads, width])?)
+        };
+        Ok([queries.f_unsqueeze(0)?, wide(keys)?, wide(values)?])
+    }
+}
+
+/// `CausalFromTopLeft` of `ATen`'s `CustomMaskType`.
+const CAUSAL: i64 = 1;

@@ -1,0 +1,116 @@
+//! The C functions of `native/fused.cpp`, on tch's tensors.
+
+use std::ffi::c_char;
+use std::ptr;
+
+use tch::Tensor;
+
+use crate::{FusedError, Result};
+
+/// Opaque: an `at::Tensor`.
+#[repr(C)]
+struct RawTensor([u8; 0]);
+
+#[repr(C)]
+struct RawShape {
+    starts: *const RawTensor,
+    longest: i64,
+    scale: f64,
+    window: i64,
+}
+
+/// What a kernel attends to.
+#[derive(Debug)]
+pub(crate) struct Shape<'a> {
+    /// Where each row begins, and where the last one ends.
+    pub(crate) starts: &'a Tensor,
+    /// Tokens of the longest row.
+    pub(crate) longest: i64,
+    pub(crate) scale: f64,
+    pub(crate) window: Option<i64>,
+}
+
+type Attention = unsafe extern "C" fn(
+    *const RawTensor,
+    *const RawTensor,
+    *const RawTensor,
+    *const RawShape,
+    *mut *mut RawTensor,
+) -> *mut c_char;
+
+unsafe extern "C" {
+    fn fused_flash_attention(
+        q: *const RawTensor,
+        k: *const RawTensor,
+        v: *const RawTensor,
+        shape: *const RawShape,
+        out: *mut *mut RawTensor,
+    ) -> *mut c_char;
+    fn fused_efficient_attention(
+        q: *const RawTensor,
+        k: *const RawTensor,
+        v: *const RawTensor,
+        shape: *const RawShape,
+        out: *mut *mut RawTensor,
+    ) -> *mut c_char;
+    fn fused_rms_norm_backward(
+        gradient: *const RawTensor,
+        x: *const RawTensor,
+        scale: *const RawTensor,
+        weight: *const RawTensor,
+        out: *mut *mut RawTensor,
+    ) -> *mut c_char;
+}
+
+/// The output, the logarithms of sums, and two more that the gradient wants.
+pub(crate) fn flash(heads: [&Tensor; 3], shape: &Shape<'_>) -> Result<[Tensor; 4]> {
+    attend(fused_flash_attention, heads, shape)
+}
+
+/// The same by another kernel.
+pub(crate) fn efficient(heads: [&Tensor; 3], shape: &Shape<'_>) -> Result<[Tensor; 4]> {
+    attend(fused_efficient_attention, heads, shape)
+}
+
+fn attend(kernel: Attention, heads: [&Tensor; 3], shape: &Shape<'_>) -> Result<[Tensor; 4]> {
+    let [q, k, v] = heads.map(raw);
+    let &Shape { starts, longest, scale, window } = shape;
+    let shape = RawShape { starts: raw(starts), longest, scale, window: window.unwrap_or(0) };
+    let mut out = [ptr::null_mut(); 4];
+    // SAFETY: all pointers are to what lives longer than the call, which only reads the tensors, and there is room for the
+    // four that are written if it succeeds.
+    made(unsafe { kernel(q, k, v, &raw const shape, out.as_mut_ptr()) })?;
+    // SAFETY: each is new, and ours.
+    Ok(out.map(|tensor| unsafe { owned(tensor) }))
+}
+
+pub(crate) fn rms_norm_backward(
+    gradient: &Tensor,
+    x: &Tensor,
+    scale: &Tensor,
+    weight: &Tensor,
+) -> Result<Tensor> {
+    let [gradient, x, scale, weight] = [gradient, x, scale, weight].map(raw);
+    let mut out = ptr::null_mut();
+    // SAFETY: as in `attend`; one is written.
+    made(unsafe { fused_rms_norm_backward(gradient, x, scale, weight, &raw mut out) })?;
+    // SAFETY: it is new, and ours.
+    Ok(unsafe { owned(out) })
+}
+
+fn made(error: *mut c_char) -> Result<()> {
+    // SAFETY: what the functions of `native/` return is of `caught`, and used here alone.
+    unsafe { caught::checked(error) }.map_err(FusedError::Refused)
+}
+
+fn raw(tensor: &Tensor) -> *const RawTensor {
+    tensor.as_ptr().cast()
+}
+
+/// # Safety
+///
+/// It was made by `new`, as tch makes its own, and nobody else has it.
+unsafe fn owned(tensor: *mut RawTensor) -> Tensor {
+    // SAFETY: the caller's promise; tch deletes it.
+    unsafe { Tensor::from_ptr(tensor.cast()) }
+}

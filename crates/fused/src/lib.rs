@@ -1,0 +1,54 @@
+//! libtorch's fused GPU kernels that tch leaves out: attention of rows packed end to end ([`PackedAttention`]), and the
+//! gradient of RMS norm ([`rms_norm_backward`]).
+//!
+//! The kernels are in libtorch's CUDA part, which the program has to load; without it, or on a CPU, everything here fails
+//! with an error.
+
+mod attention;
+mod ffi;
+mod norm;
+
+pub use attention::{Attended, Kernel, PackedAttention};
+pub use norm::{rms_norm, rms_norm_backward};
+
+/// What every function here returns.
+pub type Result<T, E = FusedError> = std::result::Result<T, E>;
+
+/// Why a kernel did not run.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what the fields are")]
+#[non_exhaustive]
+pub enum FusedError {
+    #[error("libtorch's kernel refused: {0}")]
+    Refused(String),
+    #[error(transparent)]
+    Torch(#[from] tch::TchError),
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind, Tensor};
+
+    use super::*;
+
+    /// On a CPU there is no kernel, and whoever asks one anyway is told so.
+    #[test]
+    fn without_a_gpu_there_is_an_error() {
+        let device = Device::Cpu;
+        assert_eq!(Kernel::of(64, Kind::Float, device).unwrap(), None);
+        let heads = Tensor::ones([5, 2, 8], (Kind::Float, device));
+        for kernel in [Kernel::Flash, Kernel::Efficient] {
+            let attention = PackedAttention::new(kernel, &[2, 3], 0.5, None, device).unwrap();
+            let error = attention.forward(&heads, &heads, &heads).unwrap_err().to_string();
+            assert!(
+                error.starts_with("libtorch's kernel refused: Could not run 'aten::_"),
+                "{error}"
+            );
+        }
+        let [x, weight] =
+            [[5, 8].as_slice(), &[8]].map(|size| Tensor::ones(size, (Kind::Float, device)));
+        let (_, scale) = rms_norm(&x, &weight, 1e-5).unwrap();
+        let error = rms_norm_backward(&x, &x, &scale, &weight).unwrap_err();
+        assert!(matches!(error, FusedError::Refused(_)), "{error}");
+    }
+}
