@@ -41,6 +41,17 @@ pub(crate) struct PackedRow {
     branches: Vec<i64>,
 }
 
+/// Tokens of a row that see the row's first ones and, of their own, those before them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RowSpan {
+    /// How many first ones.
+    pub(crate) prompt: usize,
+    /// Where in the row its own begin.
+    pub(crate) first: usize,
+    /// Where they end.
+    pub(crate) end: usize,
+}
+
 impl Packed {
     /// Packs whole chats; what is labelled is predicted from the token before it.
     pub(crate) fn examples(examples: &[&Example], device: Device) -> Result<Self> {
@@ -175,6 +186,21 @@ impl PackedRow {
         !self.branches.is_empty()
     }
 
+    /// Its prompt and each of its branches; the row itself if it does not branch.
+    pub(crate) fn spans(&self) -> Vec<RowSpan> {
+        if self.branches.is_empty() {
+            return vec![RowSpan { prompt: 0, first: 0, end: self.length as usize }];
+        }
+        let prompt = self.branches.iter().take_while(|&&branch| branch == 0).count();
+        let mut first = 0;
+        let of_one = |run: &[i64]| {
+            let (own, begun) = (run.len(), first);
+            first += own;
+            RowSpan { prompt: if run[0] == 0 { 0 } else { prompt }, first: begun, end: begun + own }
+        };
+        self.branches.chunk_by(|one, next| one == next).map(of_one).collect()
+    }
+
     fn mask(
         &self,
         positions: &[i64],
@@ -265,6 +291,38 @@ mod tests {
             values(&hidden.narrow(0, 0, 31)).unwrap()
         });
         assert!(testkit::relative_deviation(&rounded, &plain) < 1e-6);
+    }
+
+    /// Who sees whom by spans is who does by the mask, filling included.
+    #[test]
+    fn spans_and_masks_agree() {
+        let question = |prompt: u32, choices: &[usize]| Question {
+            prompt: (0..prompt).collect(),
+            choices: choices.iter().map(|&length| vec![7; length]).collect(),
+            size_bytes: vec![1; choices.len()],
+            reply: vec![1],
+            answer: 0,
+            cut: 0,
+        };
+        let questions = [question(5, &[1, 1]), question(9, &[3, 1, 4]), question(2, &[1, 6])];
+        let packed = Packed::questions(&questions.each_ref(), Device::Cpu).unwrap();
+        let mut first = 0;
+        for row in &packed.rows {
+            let length = row.length as usize;
+            let mut seen = vec![false; length * length];
+            for RowSpan { prompt, first, end } in row.spans() {
+                for query in first..end {
+                    let keys = (0..prompt).chain(first..=query);
+                    keys.for_each(|key| seen[query * length + key] = true);
+                }
+            }
+            let mask = packed.mask(row, first, None).unwrap();
+            let order = Tensor::arange(row.length, (Kind::Int64, Device::Cpu));
+            let mask = mask.unwrap_or_else(|| order.unsqueeze(1).ge_tensor(&order));
+            assert_eq!(seen, Vec::<bool>::try_from(mask.view(-1)).unwrap());
+            first += row.length;
+        }
+        assert_eq!(packed.rows.iter().filter(|row| row.branches()).count(), 2);
     }
 
     /// Choices side by side after one prompt are as likely as each in a row of its own, with and

@@ -9,15 +9,17 @@
 
 using at::Tensor;
 
-// As in ATen/native/transformers/attention.h, CustomMaskType.
-constexpr int64_t CAUSAL = 1;
+// `CausalFromBottomRight` of ATen's `CustomMaskType`.
+constexpr int64_t CAUSAL = 2;
 
-// What attention computes, in the layout of `Shape` in src/attention.rs.
+// What attention computes, in the layout of `RawShape` in src/ffi.rs.
 struct Shape {
-  // Where each row begins, and where the last one ends, `[rows + 1]` in i32.
-  const Tensor* starts;
-  // Tokens of the longest row.
-  int64_t longest;
+  // Where each span's queries begin, and where the last one's end, `[spans + 1]` in i32; the same of keys.
+  const Tensor* queries;
+  const Tensor* keys;
+  // The most of a span.
+  int64_t most_queries;
+  int64_t most_keys;
   // What products of queries and keys are multiplied by.
   double scale;
   // So many of the last keys, its own among them, a query sees; 0 for all before.
@@ -26,13 +28,14 @@ struct Shape {
 
 extern "C" {
 
-// Attention of rows end to end: queries `[n, heads, width]`, keys and values `[n, kv_heads, width]`. `out` gets the output,
-// `[n, heads, width]`, the logarithms of the sums, and what else the gradient wants.
+// Attention of spans end to end, the last query of each at its last key: queries `[n, heads, width]`, keys and values
+// `[m, kv_heads, width]`. `out` gets the output, `[n, heads, width]`, the logarithms of the sums, and what else the gradient
+// wants.
 char* fused_flash_attention(const Tensor* q, const Tensor* k, const Tensor* v, const Shape* shape, Tensor** out) {
   return caught([&] {
     const auto left = shape->window > 0 ? shape->window - 1 : -1;
     auto [output, sums, state, unused, mask] = at::_flash_attention_forward(
-        *q, *k, *v, *shape->starts, *shape->starts, shape->longest, shape->longest, 0.0, true, false, shape->scale,
+        *q, *k, *v, *shape->queries, *shape->keys, shape->most_queries, shape->most_keys, 0.0, true, false, shape->scale,
         left, shape->window > 0 ? 0 : -1);
     out[0] = new Tensor(std::move(output));
     out[1] = new Tensor(std::move(sums));
@@ -41,12 +44,12 @@ char* fused_flash_attention(const Tensor* q, const Tensor* k, const Tensor* v, c
   });
 }
 
-// The same of `[1, n, heads, width]` each.
+// The same of `[1, n, heads, width]` and `[1, m, heads, width]`.
 char* fused_efficient_attention(const Tensor* q, const Tensor* k, const Tensor* v, const Shape* shape, Tensor** out) {
   return caught([&] {
     const auto window = shape->window > 0 ? std::optional<int64_t>(shape->window) : std::nullopt;
     auto [output, sums, seed, offset, longest_q, longest_k] = at::_efficient_attention_forward(
-        *q, *k, *v, std::nullopt, *shape->starts, *shape->starts, shape->longest, shape->longest, 0.0, CAUSAL, true,
+        *q, *k, *v, std::nullopt, *shape->queries, *shape->keys, shape->most_queries, shape->most_keys, 0.0, CAUSAL, true,
         shape->scale, std::nullopt, window);
     out[0] = new Tensor(std::move(output));
     out[1] = new Tensor(std::move(sums));

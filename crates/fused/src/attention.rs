@@ -1,4 +1,4 @@
-//! Causal attention within each of some rows that lie end to end, and its gradient.
+//! Causal attention within each of some spans that lie end to end, and its gradient.
 
 use tch::{Device, Kind, Tensor};
 
@@ -45,13 +45,32 @@ const FLASH: i64 = 1;
 const EFFICIENT: i64 = 2;
 const CUDNN: i64 = 3;
 
-/// How the rows of one pack attend: each query to the keys before it in its row and its own.
+/// Queries side by side, and the keys that they see: the last query stands at the last key, the one before it at the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// How many queries it has, at most as many as keys.
+    pub queries: usize,
+    /// How many keys.
+    pub keys: usize,
+}
+
+impl Span {
+    /// A row that attends to itself.
+    pub fn row(length: usize) -> Self {
+        Self { queries: length, keys: length }
+    }
+}
+
+/// How spans end to end attend: each query to the keys of its span before the one that it stands at, and to that one.
 #[derive(Debug)]
 pub struct PackedAttention {
     kernel: Kernel,
-    /// `[rows + 1]`, i32.
-    starts: Tensor,
-    longest: i64,
+    /// Where each span's queries begin and the last one's end, `[spans + 1]`, i32; the same of keys.
+    queries: Tensor,
+    keys: Tensor,
+    /// The most of a span.
+    most_queries: i64,
+    most_keys: i64,
     scale: f64,
     window: Option<i64>,
 }
@@ -66,32 +85,36 @@ pub struct Attended {
 }
 
 impl PackedAttention {
-    /// For rows of these lengths, on a GPU. Products of queries and keys are multiplied by `scale`; with a window, a query sees
-    /// so many keys, its own among them.
+    /// For these spans, on a GPU. Products of queries and keys are multiplied by `scale`; with a window, a query sees
+    /// the last so many of its keys.
     ///
     /// # Errors
     ///
     /// If libtorch refuses, a lack of memory included.
     pub fn new(
         kernel: Kernel,
-        lengths: &[i64],
+        spans: &[Span],
         scale: f64,
         window: Option<usize>,
         device: Device,
     ) -> Result<Self> {
-        let ends = lengths.iter().scan(0, |end, length| {
-            *end += length;
-            Some(*end as i32)
-        });
-        let starts: Vec<i32> = std::iter::once(0).chain(ends).collect();
-        let longest = lengths.iter().copied().max().unwrap_or(0);
-        // A window that no row outgrows is none.
-        let window = window.map(|window| window as i64).filter(|&window| window < longest);
-        let starts = Tensor::f_from_slice(&starts)?.f_to_device(device)?;
-        Ok(Self { kernel, starts, longest, scale, window })
+        let starts = |of: fn(&Span) -> usize| -> Result<(Tensor, i64)> {
+            let ends = spans.iter().scan(0, |end, span| {
+                *end += of(span) as i32;
+                Some(*end)
+            });
+            let starts: Vec<i32> = std::iter::once(0).chain(ends).collect();
+            let most = spans.iter().map(of).max().unwrap_or(0) as i64;
+            Ok((Tensor::f_from_slice(&starts)?.f_to_device(device)?, most))
+        };
+        let (queries, most_queries) = starts(|span| span.queries)?;
+        let (keys, most_keys) = starts(|span| span.keys)?;
+        // A window that no span outgrows is none.
+        let window = window.map(|window| window as i64).filter(|&window| window < most_keys);
+        Ok(Self { kernel, queries, keys, most_queries, most_keys, scale, window })
     }
 
-    /// Attends: queries `[n, heads, head_dim]`, keys and values `[n, kv_heads, head_dim]`, each key-value head serving
+    /// Attends: queries `[n, heads, head_dim]`, keys and values `[m, kv_heads, head_dim]`, each key-value head serving
     /// `heads / kv_heads` query heads.
     ///
     /// # Errors
@@ -122,15 +145,31 @@ impl PackedAttention {
         gradient: &Tensor,
     ) -> Result<[Tensor; 3]> {
         let Attended { output, rest: [sums, seed, offset] } = attended;
-        let (starts, longest) = (&self.starts, self.longest);
+        let (of_queries, of_keys) = (&self.queries, &self.keys);
+        let (most_queries, most_keys) = (self.most_queries, self.most_keys);
         if self.kernel == Kernel::Flash {
             let (left, right) = match self.window {
                 Some(window) => (window - 1, 0),
                 None => (-1, -1),
             };
             let (queries, keys, values) = Tensor::f_internal_flash_attention_backward(
-                gradient, queries, keys, values, output, sums, starts, starts, longest, longest,
-                0.0, true, seed, offset, self.scale, left, right,
+                gradient,
+                queries,
+                keys,
+                values,
+                output,
+                sums,
+                of_queries,
+                of_keys,
+                most_queries,
+                most_keys,
+                0.0,
+                true,
+                seed,
+                offset,
+                self.scale,
+                left,
+                right,
             )?;
             return Ok([queries, keys, values]);
         }
@@ -143,10 +182,10 @@ impl PackedAttention {
             &values,
             None::<&Tensor>,
             &output.f_unsqueeze(0)?,
-            Some(starts),
-            Some(starts),
-            longest,
-            longest,
+            Some(of_queries),
+            Some(of_keys),
+            most_queries,
+            most_keys,
             sums,
             0.0,
             seed,
@@ -171,14 +210,14 @@ impl PackedAttention {
     }
 
     fn shape(&self) -> Shape<'_> {
-        let Self { starts, longest, scale, window, .. } = self;
-        Shape { starts, longest: *longest, scale: *scale, window: *window }
+        let &Self { ref queries, ref keys, most_queries, most_keys, scale, window, .. } = self;
+        Shape { queries, keys, most_queries, most_keys, scale, window }
     }
 
-    /// As many heads of keys and values as of queries, `[1, n, heads, head_dim]` each.
+    /// As many heads of keys and values as of queries, `[1, …, heads, head_dim]` each.
     fn wide([queries, keys, values]: [&Tensor; 3]) -> Result<[Tensor; 3]> {
-        let (tokens, heads, width) = queries.size3()?;
-        let (_, kv_heads, _) = keys.size3()?;
+        let (_, heads, width) = queries.size3()?;
+        let (tokens, kv_heads, _) = keys.size3()?;
         let wide = |x: &Tensor| -> Result<Tensor> {
             if heads == kv_heads {
                 return Ok(x.f_unsqueeze(0)?);
@@ -191,5 +230,5 @@ impl PackedAttention {
     }
 }
 
-/// `CausalFromTopLeft` of `ATen`'s `CustomMaskType`.
-const CAUSAL: i64 = 1;
+/// `CausalFromBottomRight` of `ATen`'s `CustomMaskType`.
+const CAUSAL: i64 = 2;

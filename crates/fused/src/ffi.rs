@@ -13,8 +13,10 @@ struct RawTensor([u8; 0]);
 
 #[repr(C)]
 struct RawShape {
-    starts: *const RawTensor,
-    longest: i64,
+    queries: *const RawTensor,
+    keys: *const RawTensor,
+    most_queries: i64,
+    most_keys: i64,
     scale: f64,
     window: i64,
 }
@@ -22,10 +24,12 @@ struct RawShape {
 /// What a kernel attends to.
 #[derive(Debug)]
 pub(crate) struct Shape<'a> {
-    /// Where each row begins, and where the last one ends.
-    pub(crate) starts: &'a Tensor,
-    /// Tokens of the longest row.
-    pub(crate) longest: i64,
+    /// Where each span's queries begin, and where the last one's end; the same of keys.
+    pub(crate) queries: &'a Tensor,
+    pub(crate) keys: &'a Tensor,
+    /// The most of a span.
+    pub(crate) most_queries: i64,
+    pub(crate) most_keys: i64,
     pub(crate) scale: f64,
     pub(crate) window: Option<i64>,
 }
@@ -74,8 +78,9 @@ pub(crate) fn efficient(heads: [&Tensor; 3], shape: &Shape<'_>) -> Result<[Tenso
 
 fn attend(kernel: Attention, heads: [&Tensor; 3], shape: &Shape<'_>) -> Result<[Tensor; 4]> {
     let [q, k, v] = heads.map(raw);
-    let &Shape { starts, longest, scale, window } = shape;
-    let shape = RawShape { starts: raw(starts), longest, scale, window: window.unwrap_or(0) };
+    let &Shape { queries, keys, most_queries, most_keys, scale, window } = shape;
+    let (queries, keys, window) = (raw(queries), raw(keys), window.unwrap_or(0));
+    let shape = RawShape { queries, keys, most_queries, most_keys, scale, window };
     let mut out = [ptr::null_mut(); 4];
     // SAFETY: all pointers are to what lives longer than the call, which only reads the tensors, and there is room for the
     // four that are written if it succeeds.

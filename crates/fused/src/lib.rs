@@ -8,7 +8,7 @@ mod attention;
 mod ffi;
 mod norm;
 
-pub use attention::{Attended, Kernel, PackedAttention};
+pub use attention::{Attended, Kernel, PackedAttention, Span};
 pub use norm::{rms_norm, rms_norm_backward};
 
 /// What every function here returns.
@@ -36,9 +36,10 @@ mod tests {
     fn without_a_gpu_there_is_an_error() {
         let device = Device::Cpu;
         assert_eq!(Kernel::of(64, Kind::Float, device).unwrap(), None);
+        let spans = [2, 3].map(Span::row);
         let heads = Tensor::ones([5, 2, 8], (Kind::Float, device));
         for kernel in [Kernel::Flash, Kernel::Efficient] {
-            let attention = PackedAttention::new(kernel, &[2, 3], 0.5, None, device).unwrap();
+            let attention = PackedAttention::new(kernel, &spans, 0.5, None, device).unwrap();
             let error = attention.forward(&heads, &heads, &heads).unwrap_err().to_string();
             assert!(
                 error.starts_with("libtorch's kernel refused: Could not run 'aten::_"),

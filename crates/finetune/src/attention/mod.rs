@@ -9,10 +9,10 @@ mod layout;
 mod rows;
 
 use checkpoint::ModelConfig;
-use fused::{Kernel, PackedAttention};
+use fused::{Kernel, PackedAttention, Span};
 use tch::{Device, Kind, Tensor};
 
-use crate::pack::{Packed, PackedRow};
+use crate::pack::Packed;
 use crate::{FinetuneError, Result};
 
 use layout::Layout;
@@ -28,7 +28,8 @@ pub(crate) struct Attention {
 #[derive(Debug)]
 enum Way {
     Blocked(Layout),
-    Packed(PackedAttention),
+    /// The spans of all rows, and which keys and values they are of, `[m]`; `None` for all in order.
+    Packed(PackedAttention, Option<Tensor>),
     /// The rows' lengths, and what each row's queries see if that is not simply all before them.
     Rows(Vec<i64>, Vec<Option<Tensor>>),
 }
@@ -91,12 +92,11 @@ impl Attention {
         if device == Device::Cpu {
             return Self::blocked(batch, window, scoring);
         }
-        // These kernels have no cap, and rows that branch want a mask.
+        // These kernels have no cap.
         if scoring.cap.is_none()
-            && !batch.rows.iter().any(PackedRow::branches)
             && let Some(kernel) = Kernel::of(scoring.head_dim as i64, kind, device)?
         {
-            return Self::packed(kernel, batch, window, scoring);
+            return Self::packed(kernel, batch, (window, device), scoring);
         }
         Self::rows(batch, window, scoring)
     }
@@ -104,17 +104,43 @@ impl Attention {
     fn packed(
         kernel: Kernel,
         batch: &Packed,
-        window: Option<usize>,
+        (window, device): (Option<usize>, Device),
         scoring: Scoring,
     ) -> Result<Self> {
-        let (lengths, device) = (batch.lengths(), batch.tokens.device());
-        let packed = PackedAttention::new(kernel, &lengths, scoring.scale, window, device)?;
-        Ok(Self { way: Way::Packed(packed), scoring })
+        let (mut spans, mut keys, mut first) = (Vec::new(), Vec::new(), 0);
+        for row in &batch.rows {
+            for branch in row.spans() {
+                // What all branches see, and what is its own.
+                let seen = [first..first + branch.prompt, first + branch.first..first + branch.end];
+                let (own, before) = (branch.end - branch.first, keys.len());
+                keys.extend(seen.into_iter().flatten().map(|key| key as i64));
+                spans.push(Span { queries: own, keys: keys.len() - before });
+            }
+            first += row.length as usize;
+        }
+        // Every key once, and in order, where nothing branches.
+        let keys = match keys.len() == first {
+            true => None,
+            false => Some(Tensor::f_from_slice(&keys)?.f_to_device(device)?),
+        };
+        let packed = PackedAttention::new(kernel, &spans, scoring.scale, window, device)?;
+        Ok(Self { way: Way::Packed(packed, keys), scoring })
     }
 
     fn blocked(batch: &Packed, window: Option<usize>, scoring: Scoring) -> Result<Self> {
         let way = Way::Blocked(Layout::new(batch, window, scoring.heads)?);
         Ok(Self { way, scoring })
+    }
+
+    /// Those of some places, where not simply all are wanted.
+    fn placed(all: [&Tensor; 2], places: Option<&Tensor>) -> Result<[Tensor; 2]> {
+        let [keys, values] = all;
+        match places {
+            None => Ok([keys.shallow_clone(), values.shallow_clone()]),
+            Some(places) => {
+                Ok([keys.f_index_select(0, places)?, values.f_index_select(0, places)?])
+            }
+        }
     }
 
     fn rows(batch: &Packed, window: Option<usize>, scoring: Scoring) -> Result<Self> {
@@ -125,8 +151,9 @@ impl Attention {
     pub(crate) fn forward(&self, heads: &Heads) -> Result<Attended> {
         match &self.way {
             Way::Blocked(layout) => Ok(blocked::forward(layout, heads, self.scoring)?.into()),
-            Way::Packed(packed) => {
-                let attended = packed.forward(&heads.queries, &heads.keys, &heads.values)?;
+            Way::Packed(packed, places) => {
+                let [keys, values] = Self::placed([&heads.keys, &heads.values], places.as_ref())?;
+                let attended = packed.forward(&heads.queries, &keys, &values)?;
                 let (tokens, heads, head_dim) = attended.output.size3()?;
                 let output = attended.output.f_reshape([tokens, heads * head_dim])?;
                 Ok(Attended { output, packed: Some(attended) })
@@ -146,14 +173,20 @@ impl Attention {
     ) -> Result<Heads> {
         match (&self.way, &attended.packed) {
             (Way::Blocked(layout), _) => blocked::backward(layout, heads, gradient, self.scoring),
-            (Way::Packed(packed), Some(attended)) => {
-                let Heads { queries, keys, values } = heads;
+            (Way::Packed(packed, places), Some(attended)) => {
+                let queries = &heads.queries;
+                let [keys, values] = Self::placed([&heads.keys, &heads.values], places.as_ref())?;
                 let gradient = gradient.f_reshape(queries.size().as_slice())?;
                 let [queries, keys, values] =
-                    packed.backward([queries, keys, values], attended, &gradient)?;
+                    packed.backward([queries, &keys, &values], attended, &gradient)?;
+                let Some(places) = places else {
+                    return Ok(Heads { queries, keys, values });
+                };
+                let sums = |of: &Tensor, x: &Tensor| of.f_zeros_like()?.f_index_add_(0, places, x);
+                let (keys, values) = (sums(&heads.keys, &keys)?, sums(&heads.values, &values)?);
                 Ok(Heads { queries, keys, values })
             }
-            (Way::Packed(_), None) => {
+            (Way::Packed(..), None) => {
                 Err(FinetuneError::Settings("attention was computed another way".into()))
             }
             (Way::Rows(lengths, masks), _) => {
@@ -218,9 +251,7 @@ mod tests {
                 }
             };
             agree(of(&Attention::rows(pack, window, scoring).unwrap(), &heads, &gradient), 1e-5);
-            let Some(gpu) = gpu.filter(|_| cap.is_none() && !pack.rows[0].branches()) else {
-                continue;
-            };
+            let Some(gpu) = gpu.filter(|_| cap.is_none()) else { continue };
             for (kernel, kind, most) in
                 [(Kernel::Efficient, Kind::Float, 1e-5), (Kernel::Flash, Kind::BFloat16, 0.02)]
             {
@@ -228,9 +259,7 @@ mod tests {
                 let Heads { queries, keys, values } = &heads;
                 let [queries, keys, values] = [queries, keys, values].map(there);
                 let heads = Heads { queries, keys, values };
-                let lengths = pack.lengths();
-                let packed = PackedAttention::new(kernel, &lengths, scoring.scale, window, gpu);
-                let packed = Attention { way: Way::Packed(packed.unwrap()), scoring };
+                let packed = Attention::packed(kernel, pack, (window, gpu), scoring).unwrap();
                 agree(of(&packed, &heads, &there(&gradient)), most);
             }
         }
