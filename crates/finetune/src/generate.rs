@@ -2,16 +2,20 @@
 
 use std::time::Instant;
 
-use tch::no_grad_guard;
+use tch::{Device, no_grad_guard};
 
 use crate::bridge::values;
 use crate::decoder::KvCache;
 use crate::pack::Packed;
 use crate::{FinetuneError, Model, Result, stop};
 
-/// Rows that [`generate_all`] continues side by side: so many read each weight once, and their caches stay small beside the
-/// weights.
+/// Rows that [`generate_all`] continues side by side on a CPU: so many read each weight once, and their caches stay small beside
+/// the weights.
 pub const SIDE_BY_SIDE: usize = 8;
+/// The same on a GPU, which takes as long for many as for one, if their caches stay small.
+const SIDE_BY_SIDE_ON_GPU: usize = 64;
+/// The share of the weights' size that caches may have there.
+const CACHES: u64 = 4;
 
 /// What [`generate`] said, and how fast.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,8 +56,8 @@ pub fn generate(
     Ok(Generation { tokens: row.tokens, prompt_seconds, seconds: started.elapsed().as_secs_f64() })
 }
 
-/// The new tokens that [`generate`] gives for each of several prompts, which are continued [`SIDE_BY_SIDE`] at a time, so that each
-/// step reads the weights once for all of them. In types that round, sums of several rows may round otherwise than those of one, and
+/// The new tokens that [`generate`] gives for each of several prompts, which are continued [`SIDE_BY_SIDE`] at a time, on a GPU
+/// more, so that each step reads the weights once for all of them. In types that round, sums of several rows may round otherwise than those of one, and
 /// a token that is as likely as another may be the other.
 ///
 /// # Errors
@@ -61,14 +65,16 @@ pub fn generate(
 /// As [`generate`]; [`FinetuneError::StoppedUnsaved`] if a person asks to stop.
 pub fn generate_all(model: &Model, prompts: &[Vec<u32>], max_new: usize) -> Result<Vec<Vec<u32>>> {
     let _guard = no_grad_guard();
-    // One rotation is for all rows of a pass.
-    let together = if model.turns_somewhere() { 1 } else { SIDE_BY_SIDE };
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + max_new;
+    let together = side_by_side(model, longest);
     let mut found = Vec::with_capacity(prompts.len());
     for prompts in prompts.chunks(together) {
         let rows = prompts.iter().map(|prompt| Growing::new(prompt, max_new));
         let mut rows = rows.collect::<Result<Vec<_>>>()?;
-        for row in &mut rows {
-            grow(model, &mut [row])?; // A prompt has enough tokens to itself.
+        // On a CPU a prompt has enough tokens to itself.
+        let prompts_together = if model.device().is_cuda() { together } else { 1 };
+        for rows in rows.chunks_mut(prompts_together) {
+            grow(model, &mut rows.iter_mut().collect::<Vec<_>>())?;
         }
         loop {
             stop::check()?;
@@ -84,6 +90,20 @@ pub fn generate_all(model: &Model, prompts: &[Vec<u32>], max_new: usize) -> Resu
         found.extend(rows.into_iter().map(|row| row.tokens));
     }
     Ok(found)
+}
+
+/// How many rows of so many tokens are continued at a time.
+fn side_by_side(model: &Model, tokens: usize) -> usize {
+    let config = model.config();
+    if model.turns_somewhere() {
+        return 1; // One rotation is for all rows of a pass.
+    }
+    if !model.device().is_cuda() {
+        return SIDE_BY_SIDE;
+    }
+    let numbers = 2 * config.num_layers * config.num_kv_heads * config.head_dim * tokens.max(1);
+    let most = config.parameters() / (CACHES * numbers as u64);
+    (most as usize).clamp(SIDE_BY_SIDE, SIDE_BY_SIDE_ON_GPU)
 }
 
 /// A prompt, and what has followed so far.
@@ -113,6 +133,9 @@ impl<'a> Growing<'a> {
         let next = self.next.take().filter(|_| self.goes_on)?;
         self.tokens.push(next);
         self.goes_on = self.tokens.len() < self.most && !model.config().eos_tokens.contains(&next);
+        if !self.goes_on {
+            self.cache = KvCache::default();
+        }
         Some(next)
     }
 
@@ -140,8 +163,9 @@ fn grow(model: &Model, rows: &mut [&mut Growing<'_>]) -> Result<()> {
     if values(&logits)?.iter().any(|logit| !logit.is_finite()) {
         return Err(FinetuneError::NotANumber);
     }
-    for (at, row) in rows.iter_mut().enumerate() {
-        row.next = Some(tokens.f_int64_value(&[at as i64])? as u32);
+    let tokens = Vec::<i64>::try_from(tokens.f_to_device(Device::Cpu)?)?;
+    for (row, token) in rows.iter_mut().zip(tokens) {
+        row.next = Some(token as u32);
     }
     Ok(())
 }

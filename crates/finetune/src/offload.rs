@@ -96,7 +96,7 @@ impl<'a> Passage<'a> {
 fn stage(weight: &Tensor, device: Device) -> Result<Tensor> {
     Ok(match device {
         Device::Cpu => weight.f_detach_copy()?,
-        device => weight.f_pin_memory(device)?,
+        _ => fused::pin_memory(weight)?,
     })
 }
 

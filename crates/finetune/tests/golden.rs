@@ -15,7 +15,8 @@ use gradpruner_finetune::{
 };
 
 fn load(folder: &Path) -> Model {
-    Model::load(folder, DeviceChoice::Cpu, ComputeType::F32).unwrap()
+    let device: DeviceChoice = testkit::device().parse().unwrap();
+    Model::load(folder, device, ComputeType::F32).unwrap()
 }
 
 /// Batch 1 of a golden model: each row's tokens without padding, and where they stand.

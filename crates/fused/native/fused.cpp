@@ -9,9 +9,6 @@
 
 using at::Tensor;
 
-// `CausalFromBottomRight` of ATen's `CustomMaskType`.
-constexpr int64_t CAUSAL = 2;
-
 // What attention computes, in the layout of `RawShape` in src/ffi.rs.
 struct Shape {
   // Where each span's queries begin, and where the last one's end, `[spans + 1]` in i32; the same of keys.
@@ -24,6 +21,8 @@ struct Shape {
   double scale;
   // So many of the last keys, its own among them, a query sees; 0 for all before.
   int64_t window;
+  // ATen's `CustomMaskType`.
+  int64_t mask;
 };
 
 extern "C" {
@@ -49,7 +48,7 @@ char* fused_efficient_attention(const Tensor* q, const Tensor* k, const Tensor* 
   return caught([&] {
     const auto window = shape->window > 0 ? std::optional<int64_t>(shape->window) : std::nullopt;
     auto [output, sums, seed, offset, longest_q, longest_k] = at::_efficient_attention_forward(
-        *q, *k, *v, std::nullopt, *shape->queries, *shape->keys, shape->most_queries, shape->most_keys, 0.0, CAUSAL, true,
+        *q, *k, *v, std::nullopt, *shape->queries, *shape->keys, shape->most_queries, shape->most_keys, 0.0, shape->mask, true,
         shape->scale, std::nullopt, window);
     out[0] = new Tensor(std::move(output));
     out[1] = new Tensor(std::move(sums));
@@ -65,6 +64,11 @@ char* fused_rms_norm_backward(const Tensor* gradient, const Tensor* x, const Ten
         at::_fused_rms_norm_backward(*gradient, *x, {x->size(-1)}, *scale, *weight, {true, false});
     *out = new Tensor(std::move(of_x));
   });
+}
+
+// A copy in memory that a GPU reads by itself.
+char* fused_pin_memory(const Tensor* x, Tensor** out) {
+  return caught([&] { *out = new Tensor(x->pin_memory()); });
 }
 
 } // extern "C"

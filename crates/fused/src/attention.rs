@@ -40,6 +40,13 @@ impl Kernel {
     }
 }
 
+impl Kernel {
+    /// Whether it attends so: memory-efficient attention has windows only where all of a span's keys have a query.
+    pub fn attends(self, spans: &[Span], window: Option<usize>) -> bool {
+        self == Self::Flash || window.is_none() || spans.iter().all(Span::is_row)
+    }
+}
+
 /// As in `ATen`'s `SDPBackend`.
 const FLASH: i64 = 1;
 const EFFICIENT: i64 = 2;
@@ -59,6 +66,10 @@ impl Span {
     pub fn row(length: usize) -> Self {
         Self { queries: length, keys: length }
     }
+
+    fn is_row(&self) -> bool {
+        self.queries == self.keys
+    }
 }
 
 /// How spans end to end attend: each query to the keys of its span before the one that it stands at, and to that one.
@@ -73,6 +84,8 @@ pub struct PackedAttention {
     most_keys: i64,
     scale: f64,
     window: Option<i64>,
+    /// `ATen`'s `CustomMaskType`.
+    mask: i64,
 }
 
 /// An output of attention, and what its gradient wants.
@@ -111,7 +124,8 @@ impl PackedAttention {
         let (keys, most_keys) = starts(|span| span.keys)?;
         // A window that no span outgrows is none.
         let window = window.map(|window| window as i64).filter(|&window| window < most_keys);
-        Ok(Self { kernel, queries, keys, most_queries, most_keys, scale, window })
+        let mask = if spans.iter().all(Span::is_row) { FROM_TOP_LEFT } else { FROM_BOTTOM_RIGHT };
+        Ok(Self { kernel, queries, keys, most_queries, most_keys, scale, window, mask })
     }
 
     /// Attends: queries `[n, heads, head_dim]`, keys and values `[m, kv_heads, head_dim]`, each key-value head serving
@@ -190,7 +204,7 @@ impl PackedAttention {
             0.0,
             seed,
             offset,
-            CAUSAL,
+            self.mask,
             false,
             self.scale,
             None::<i64>,
@@ -210,8 +224,9 @@ impl PackedAttention {
     }
 
     fn shape(&self) -> Shape<'_> {
-        let &Self { ref queries, ref keys, most_queries, most_keys, scale, window, .. } = self;
-        Shape { queries, keys, most_queries, most_keys, scale, window }
+        let &Self { ref queries, ref keys, most_queries, most_keys, scale, window, mask, .. } =
+            self;
+        Shape { queries, keys, most_queries, most_keys, scale, window, mask }
     }
 
     /// As many heads of keys and values as of queries, `[1, …, heads, head_dim]` each.
@@ -230,5 +245,6 @@ impl PackedAttention {
     }
 }
 
-/// `CausalFromBottomRight` of `ATen`'s `CustomMaskType`.
-const CAUSAL: i64 = 2;
+/// As in `ATen`'s `CustomMaskType`: at which corner of queries and keys the diagonal begins.
+const FROM_TOP_LEFT: i64 = 1;
+const FROM_BOTTOM_RIGHT: i64 = 2;

@@ -19,6 +19,7 @@ struct RawShape {
     most_keys: i64,
     scale: f64,
     window: i64,
+    mask: i64,
 }
 
 /// What a kernel attends to.
@@ -32,6 +33,8 @@ pub(crate) struct Shape<'a> {
     pub(crate) most_keys: i64,
     pub(crate) scale: f64,
     pub(crate) window: Option<i64>,
+    /// `ATen`'s `CustomMaskType`.
+    pub(crate) mask: i64,
 }
 
 type Attention = unsafe extern "C" fn(
@@ -57,6 +60,7 @@ unsafe extern "C" {
         shape: *const RawShape,
         out: *mut *mut RawTensor,
     ) -> *mut c_char;
+    fn fused_pin_memory(x: *const RawTensor, out: *mut *mut RawTensor) -> *mut c_char;
     fn fused_rms_norm_backward(
         gradient: *const RawTensor,
         x: *const RawTensor,
@@ -78,9 +82,9 @@ pub(crate) fn efficient(heads: [&Tensor; 3], shape: &Shape<'_>) -> Result<[Tenso
 
 fn attend(kernel: Attention, heads: [&Tensor; 3], shape: &Shape<'_>) -> Result<[Tensor; 4]> {
     let [q, k, v] = heads.map(raw);
-    let &Shape { queries, keys, most_queries, most_keys, scale, window } = shape;
+    let &Shape { queries, keys, most_queries, most_keys, scale, window, mask } = shape;
     let (queries, keys, window) = (raw(queries), raw(keys), window.unwrap_or(0));
-    let shape = RawShape { queries, keys, most_queries, most_keys, scale, window };
+    let shape = RawShape { queries, keys, most_queries, most_keys, scale, window, mask };
     let mut out = [ptr::null_mut(); 4];
     // SAFETY: all pointers are to what lives longer than the call, which only reads the tensors, and there is room for the
     // four that are written if it succeeds.
@@ -99,6 +103,14 @@ pub(crate) fn rms_norm_backward(
     let mut out = ptr::null_mut();
     // SAFETY: as in `attend`; one is written.
     made(unsafe { fused_rms_norm_backward(gradient, x, scale, weight, &raw mut out) })?;
+    // SAFETY: it is new, and ours.
+    Ok(unsafe { owned(out) })
+}
+
+pub(crate) fn pin_memory(x: &Tensor) -> Result<Tensor> {
+    let mut out = ptr::null_mut();
+    // SAFETY: as in `attend`; one is written.
+    made(unsafe { fused_pin_memory(raw(x), &raw mut out) })?;
     // SAFETY: it is new, and ours.
     Ok(unsafe { owned(out) })
 }

@@ -1,15 +1,25 @@
-//! libtorch's fused GPU kernels that tch leaves out: attention of rows packed end to end ([`PackedAttention`]), and the
-//! gradient of RMS norm ([`rms_norm_backward`]).
+//! What libtorch has for GPUs and tch leaves out: attention of rows packed end to end ([`PackedAttention`]), the gradient of
+//! RMS norm ([`rms_norm_backward`]), and memory that a GPU reads by itself ([`pin_memory`]).
 //!
-//! The kernels are in libtorch's CUDA part, which the program has to load; without it, or on a CPU, everything here fails
-//! with an error.
+//! All of it is in libtorch's CUDA part, which the program has to load; without it, or on a CPU, it fails with an error.
 
 mod attention;
 mod ffi;
 mod norm;
 
+use tch::Tensor;
+
 pub use attention::{Attended, Kernel, PackedAttention, Span};
 pub use norm::{rms_norm, rms_norm_backward};
+
+/// A copy of a tensor in the computer's memory, which a GPU reads while the program goes on.
+///
+/// # Errors
+///
+/// If memory is short, or there is no GPU.
+pub fn pin_memory(x: &Tensor) -> Result<Tensor> {
+    ffi::pin_memory(x)
+}
 
 /// What every function here returns.
 pub type Result<T, E = FusedError> = std::result::Result<T, E>;
@@ -27,7 +37,7 @@ pub enum FusedError {
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind, Tensor};
+    use tch::{Device, Kind};
 
     use super::*;
 
@@ -51,5 +61,6 @@ mod tests {
         let (_, scale) = rms_norm(&x, &weight, 1e-5).unwrap();
         let error = rms_norm_backward(&x, &x, &scale, &weight).unwrap_err();
         assert!(matches!(error, FusedError::Refused(_)), "{error}");
+        assert!(pin_memory(&x).is_err());
     }
 }

@@ -30,6 +30,11 @@ pub fn fixture(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(path)
 }
 
+/// Where models of tests compute: `GRADPRUNER_TEST_DEVICE`, as `cuda`, else the CPU.
+pub fn device() -> String {
+    env::var("GRADPRUNER_TEST_DEVICE").unwrap_or_else(|_| "cpu".into())
+}
+
 /// A library with the functions of NCCL that sums what threads of one process hold, made in a folder by the C compiler.
 ///
 /// # Panics

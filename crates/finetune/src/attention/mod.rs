@@ -12,7 +12,7 @@ use checkpoint::ModelConfig;
 use fused::{Kernel, PackedAttention, Span};
 use tch::{Device, Kind, Tensor};
 
-use crate::pack::Packed;
+use crate::pack::{Packed, PackedRow};
 use crate::{FinetuneError, Result};
 
 use layout::Layout;
@@ -92,21 +92,44 @@ impl Attention {
         if device == Device::Cpu {
             return Self::blocked(batch, window, scoring);
         }
-        // These kernels have no cap.
-        if scoring.cap.is_none()
-            && let Some(kernel) = Kernel::of(scoring.head_dim as i64, kind, device)?
-        {
-            return Self::packed(kernel, batch, (window, device), scoring);
+        match kernel_of(scoring, (kind, device))? {
+            Some(kernel) => match Self::packed(kernel, batch, (window, device), scoring)? {
+                Some(packed) => Ok(packed),
+                None => Self::rows(batch, window, scoring),
+            },
+            None => Self::rows(batch, window, scoring),
         }
-        Self::rows(batch, window, scoring)
     }
 
+    /// For rows whose first keys are those of earlier passes, so many of each row; `None` if no kernel attends to all of them
+    /// at once.
+    pub(crate) fn continued(
+        batch: &Packed,
+        before: &[i64],
+        window: Option<usize>,
+        scoring: Scoring,
+        (kind, device): (Kind, Device),
+    ) -> Result<Option<Self>> {
+        let Some(kernel) = kernel_of(scoring, (kind, device))? else { return Ok(None) };
+        let span = |(row, &before): (&PackedRow, &i64)| Span {
+            queries: row.length as usize,
+            keys: (before + row.length) as usize,
+        };
+        let spans: Vec<Span> = batch.rows.iter().zip(before).map(span).collect();
+        if !kernel.attends(&spans, window) {
+            return Ok(None);
+        }
+        let packed = PackedAttention::new(kernel, &spans, scoring.scale, window, device)?;
+        Ok(Some(Self { way: Way::Packed(packed, None), scoring }))
+    }
+
+    /// `None` if the kernel cannot.
     fn packed(
         kernel: Kernel,
         batch: &Packed,
         (window, device): (Option<usize>, Device),
         scoring: Scoring,
-    ) -> Result<Self> {
+    ) -> Result<Option<Self>> {
         let (mut spans, mut keys, mut first) = (Vec::new(), Vec::new(), 0);
         for row in &batch.rows {
             for branch in row.spans() {
@@ -118,13 +141,16 @@ impl Attention {
             }
             first += row.length as usize;
         }
+        if !kernel.attends(&spans, window) {
+            return Ok(None);
+        }
         // Every key once, and in order, where nothing branches.
         let keys = match keys.len() == first {
             true => None,
             false => Some(Tensor::f_from_slice(&keys)?.f_to_device(device)?),
         };
         let packed = PackedAttention::new(kernel, &spans, scoring.scale, window, device)?;
-        Ok(Self { way: Way::Packed(packed, keys), scoring })
+        Ok(Some(Self { way: Way::Packed(packed, keys), scoring }))
     }
 
     fn blocked(batch: &Packed, window: Option<usize>, scoring: Scoring) -> Result<Self> {
@@ -196,6 +222,15 @@ impl Attention {
     }
 }
 
+/// What attends to packed rows at once, if something does.
+fn kernel_of(scoring: Scoring, (kind, device): (Kind, Device)) -> Result<Option<Kernel>> {
+    // These kernels have no cap.
+    if scoring.cap.is_some() {
+        return Ok(None);
+    }
+    Ok(Kernel::of(scoring.head_dim as i64, kind, device)?)
+}
+
 #[cfg(test)]
 mod tests {
     use dataset::{Example, Question};
@@ -260,6 +295,7 @@ mod tests {
                 let [queries, keys, values] = [queries, keys, values].map(there);
                 let heads = Heads { queries, keys, values };
                 let packed = Attention::packed(kernel, pack, (window, gpu), scoring).unwrap();
+                let Some(packed) = packed else { continue };
                 agree(of(&packed, &heads, &there(&gradient)), most);
             }
         }

@@ -1,8 +1,11 @@
 //! Forward passes that go on where an earlier one stopped, for generation.
 
+use std::collections::{BTreeMap, btree_map};
+
+use checkpoint::LayerKind;
 use tch::{Kind, Tensor};
 
-use crate::attention::{Heads, Scoring, attend_cached};
+use crate::attention::{Attended, Attention, Heads, Scoring, attend_cached};
 use crate::offload::Passage;
 use crate::pack::Packed;
 use crate::{Model, Result};
@@ -44,7 +47,56 @@ impl KvCache {
     }
 }
 
+/// A layer's keys and values of several rows end to end, with those of new tokens behind each row's; the caches are parts of
+/// them from then on.
+fn extended_together(
+    caches: &mut [&mut KvCache],
+    layer: usize,
+    new: &[i64],
+    heads: &Heads,
+) -> Result<Heads> {
+    let together = |fresh: &Tensor, held: fn(&(Tensor, Tensor)) -> &Tensor| -> Result<Tensor> {
+        let fresh = fresh.f_split_with_sizes(new, 0)?;
+        let parts = caches.iter().zip(&fresh).flat_map(|(cache, fresh)| {
+            cache.layers.get(layer).map(held).into_iter().chain(std::iter::once(fresh))
+        });
+        Ok(Tensor::f_cat(&parts.collect::<Vec<_>>(), 0)?)
+    };
+    let keys = together(&heads.keys, |(keys, _)| keys)?;
+    let values = together(&heads.values, |(_, values)| values)?;
+    let mut first = 0;
+    for (cache, new) in caches.iter_mut().zip(new) {
+        let held =
+            cache.layers.get(layer).map_or(Ok(0), |(keys, _)| keys.size3().map(|of| of.0))?;
+        let count = held + new;
+        let own = (keys.f_narrow(0, first, count)?, values.f_narrow(0, first, count)?);
+        match cache.layers.get_mut(layer) {
+            Some(held) => *held = own,
+            None => cache.layers.push(own),
+        }
+        first += count;
+    }
+    Ok(Heads { queries: heads.queries.shallow_clone(), keys, values })
+}
+
 impl Model {
+    /// How rows attend to what is cached of them and themselves, all rows at once, by their layers' windows; `None` where
+    /// each row is for itself.
+    fn continued(
+        &self,
+        batch: &Packed,
+        before: &[i64],
+    ) -> Result<BTreeMap<Option<usize>, Option<Attention>>> {
+        let (scoring, at) = (Scoring::of(&self.config), (self.kind, self.device));
+        let mut found = BTreeMap::new();
+        for &LayerKind { window, .. } in &self.config.layers {
+            if let btree_map::Entry::Vacant(entry) = found.entry(window) {
+                entry.insert(Attention::continued(batch, before, window, scoring, at)?);
+            }
+        }
+        Ok(found)
+    }
+
     /// As [`Model::hidden`] for rows of tokens that follow those in a cache each, which then holds them too.
     pub(crate) fn hidden_cached(
         &self,
@@ -53,15 +105,18 @@ impl Model {
     ) -> Result<Tensor> {
         let (rotations, scoring) = (self.rotations(batch)?, Scoring::of(&self.config));
         let before: Vec<i64> = caches.iter().map(|cache| cache.len() as i64).collect();
+        let (new, together) = (batch.lengths(), self.continued(batch, &before)?);
         let mut x = self.embed(batch)?;
         let mut passage = Passage::new(self, 0..self.layers.len());
         for number in 0..self.layers.len() {
             let layer = passage.next()?;
-            let attention = |heads: &Heads| {
+            let window = self.config.layers[number].window;
+            let attention = |heads: &Heads| -> Result<Attended> {
+                if let Some(Some(attention)) = together.get(&window) {
+                    return attention.forward(&extended_together(caches, number, &new, heads)?);
+                }
                 let (mut first, mut outputs) = (0, Vec::with_capacity(caches.len()));
-                for ((new, cache), &before) in
-                    batch.lengths().into_iter().zip(&mut *caches).zip(&before)
-                {
+                for ((&new, cache), &before) in new.iter().zip(&mut *caches).zip(&before) {
                     let of_row = |x: &Tensor| x.f_narrow(0, first, new);
                     let queries = of_row(&heads.queries)?;
                     let (keys, values) =

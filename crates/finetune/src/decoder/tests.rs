@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use dataset::Example;
 
 use checkpoint::Module;
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 use super::*;
 use crate::bridge::values;
@@ -16,7 +16,7 @@ use crate::{LoraSettings, generate};
 #[test]
 fn tokens_beyond_the_embedding_are_refused_with_both_numbers() {
     let folder = testkit::fixture("tiny_llama/model");
-    let model = Model::load(&folder, DeviceChoice::Cpu, ComputeType::F32).unwrap();
+    let model = load(&folder);
     assert!(model.all_logits(&[&[0, 255]]).is_ok());
     let error = model.all_logits(&[&[1, 2], &[256, 0]]).unwrap_err().to_string();
     assert!(error.contains("token 256, and the embedding has 256 tokens"), "{error}");
@@ -27,7 +27,7 @@ fn tokens_beyond_the_embedding_are_refused_with_both_numbers() {
 fn what_trains_begins_as_it_is_stored() {
     for name in ["tiny_qwen2", "tiny_llama_tied"] {
         let folder = testkit::fixture(&format!("{name}/model"));
-        let mut model = Model::load(&folder, DeviceChoice::Cpu, ComputeType::F32).unwrap();
+        let mut model = load(&folder);
         model.make_trainable(Trainable::HeadAndLast(2)).unwrap();
         let all = |model: &Model| -> Vec<Vec<f32>> {
             model.trained().iter().map(|(_, weight)| values(&weight.value).unwrap()).collect()
@@ -47,6 +47,11 @@ fn what_trains_begins_as_it_is_stored() {
 }
 
 /// The families beside Llama's, and longer rotations; `benches/pytorch/families.py` makes them.
+fn load(folder: &Path) -> Model {
+    let device: DeviceChoice = testkit::device().parse().unwrap();
+    Model::load(folder, device, ComputeType::F32).unwrap()
+}
+
 const FAMILIES: [&str; 8] =
     ["gemma2", "gemma3", "phi3", "phi4_mini", "olmo2", "smollm3", "granite", "qwen2_yarn"];
 
@@ -60,7 +65,7 @@ fn families_are_those_of_transformers() {
             testkit::tensor_i64(&file, name).1.into_iter().map(|id| id as u32).collect()
         };
         let ids = integers("input_ids");
-        let mut model = Model::load(&folder, DeviceChoice::Cpu, ComputeType::F32).unwrap();
+        let mut model = load(&folder);
         let found = model.all_logits(&[&ids]).unwrap();
         let apart = testkit::relative_deviation(&found, &testkit::tensor_f32(&file, "logits").1);
         assert!(apart < 1e-5, "{name}: logits {apart}");
@@ -71,7 +76,7 @@ fn families_are_those_of_transformers() {
         let mut labelled = vec![true; ids.len()];
         labelled[0] = false;
         let row = Example::whole(ids, labelled);
-        let batch = Packed::examples(&[&row], Device::Cpu).unwrap();
+        let batch = Packed::examples(&[&row], model.device).unwrap();
         let count = batch.num_predicted() as f64;
         let tokens = CrossEntropy { scale: 1.0 / count };
         let minimised = Objective { tokens: &tokens, states: None };
@@ -128,7 +133,7 @@ fn gradients_are_those_of_the_forward_pass() {
         ];
         for (trains, make_trainable) in ways {
             let folder = testkit::fixture(&name);
-            let mut model = Model::load(&folder, DeviceChoice::Cpu, ComputeType::F32).unwrap();
+            let mut model = load(&folder);
             make_trainable(&mut model).unwrap();
             for (name, weight) in model.trained() {
                 // `B` starts at zero, which would hide errors in `A`'s gradient.
@@ -137,7 +142,7 @@ fn gradients_are_those_of_the_forward_pass() {
                     weight.value.shallow_clone().copy_(&(&weight.value + noise));
                 }
             }
-            let batch = Packed::examples(&rows.each_ref(), Device::Cpu).unwrap();
+            let batch = Packed::examples(&rows.each_ref(), model.device).unwrap();
             let leaves: Vec<Tensor> = model
                 .trained()
                 .iter()

@@ -58,7 +58,8 @@ fn golden_adapter(name: &str, step: usize, settings: &serde_json::Value) -> Adap
 
 pub(crate) fn golden_model(name: &str) -> Model {
     let folder = testkit::fixture(&format!("{name}/model"));
-    Model::load(&folder, DeviceChoice::Cpu, ComputeType::F32).unwrap()
+    let device: DeviceChoice = testkit::device().parse().unwrap();
+    Model::load(&folder, device, ComputeType::F32).unwrap()
 }
 
 /// Losses, norms and clipped gradients of each step from its given state, and the scores that
