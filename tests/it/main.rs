@@ -10,6 +10,7 @@ mod data;
 mod errors;
 mod files;
 mod hub;
+mod launcher;
 mod processes;
 mod push;
 mod race;

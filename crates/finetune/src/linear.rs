@@ -32,7 +32,7 @@ pub(crate) struct Siblings<'a>(pub(crate) Vec<&'a Linear>);
 /// What the backward pass wants of adapters' forward pass.
 #[derive(Debug)]
 pub(crate) struct Inner {
-    /// `x Aᵀ` of all side by side, `[n, Σ r]`.
+    /// `s · x Aᵀ` of all side by side, `[n, Σ r]`.
     values: Option<Tensor>,
     /// Each map's `(W + s·B A) x`, `[n, out]`, where its magnitude trains.
     products: Vec<Option<Tensor>>,
@@ -42,7 +42,7 @@ pub(crate) struct Inner {
 pub(crate) struct OfProducts {
     /// Of each map's `(W + s·B A) x`, `[n, out]`.
     outputs: Vec<Tensor>,
-    /// Of [`Inner::values`].
+    /// Of `x Aᵀ` of all side by side.
     inner: Option<Tensor>,
 }
 
@@ -52,7 +52,7 @@ impl Siblings<'_> {
         let kind = x.f_kind()?;
         let none: Option<&Tensor> = None;
         let values = match self.stacked_a(kind)? {
-            Some(a) => Some(x.f_linear(&a, none)?),
+            Some(a) => Some(self.scaled(x.f_linear(&a, none)?)?),
             None => None,
         };
         let (mut outputs, mut products, mut first) = (Vec::new(), Vec::new(), 0);
@@ -66,7 +66,7 @@ impl Siblings<'_> {
             let mut output = product::linear(x, linear.weight.factor(), at_once)?;
             if let (Some(lora), Some(values)) = (&linear.lora, &values) {
                 let own = values.f_narrow(1, first, lora.rank())?;
-                output = output.f_addmm_(&own, &lora.scaled_b(kind)?.f_numpy_t()?)?;
+                output = output.f_addmm_(&own, &lora.b.as_kind(kind)?.f_numpy_t()?)?;
                 first += lora.rank();
             }
             let mut product = None;
@@ -113,13 +113,11 @@ impl Siblings<'_> {
                     magnitude.scale(gradient)?
                 }
             };
-            linear.weight.gather(|| wide(&gradient.f_numpy_t()?.f_mm(x)?))?;
+            linear.weight.gather(|| Ok(gradient.f_numpy_t()?.f_mm(x)?))?;
             if let (Some(lora), Some(values)) = (&linear.lora, &inner.values) {
                 let own = values.f_narrow(1, first, lora.rank())?;
-                lora.b.gather(|| {
-                    Ok(wide(&gradient.f_numpy_t()?.f_mm(&own)?)?.f_mul_scalar_(lora.scale)?)
-                })?;
-                inner_gradients.push(gradient.f_mm(&lora.scaled_b(kind)?)?);
+                lora.b.gather(|| Ok(gradient.f_numpy_t()?.f_mm(&own)?))?;
+                inner_gradients.push(gradient.f_mm(&lora.b.as_kind(kind)?)?);
                 first += lora.rank();
             }
             outputs.push(gradient);
@@ -127,8 +125,8 @@ impl Siblings<'_> {
         if inner_gradients.is_empty() {
             return Ok(OfProducts { outputs, inner: None });
         }
-        let inner_gradient = Tensor::f_cat(&inner_gradients, 1)?;
-        let a_gradient = wide(&inner_gradient.f_numpy_t()?.f_mm(x)?)?;
+        let inner_gradient = self.scaled(Tensor::f_cat(&inner_gradients, 1)?)?;
+        let a_gradient = inner_gradient.f_numpy_t()?.f_mm(x)?;
         let mut first = 0;
         for lora in self.0.iter().filter_map(|linear| linear.lora.as_ref()) {
             lora.a.gather(|| Ok(a_gradient.f_narrow(0, first, lora.rank())?))?;
@@ -167,16 +165,30 @@ impl Siblings<'_> {
             .0
             .iter()
             .filter_map(|linear| linear.lora.as_ref())
-            .map(|lora| lora.a.as_kind(kind))
-            .collect::<Result<Vec<_>>>()?;
-        match all.as_slice() {
-            [] => Ok(None),
-            [one] => Ok(Some(one.shallow_clone())),
-            all => Ok(Some(Tensor::f_cat(all, 0)?)),
-        }
+            .map(|lora| &lora.a.value)
+            .collect::<Vec<_>>();
+        Ok(match all.as_slice() {
+            [] => None,
+            [one] => Some(one.f_to_kind(kind)?),
+            all => Some(Tensor::f_cat(all, 0)?.f_to_kind(kind)?),
+        })
     }
-}
 
-fn wide(x: &Tensor) -> Result<Tensor> {
-    Ok(x.f_to_kind(Kind::Float)?)
+    /// What is of all adapters side by side, `[n, Σ r]`, each times its scale.
+    fn scaled(&self, values: Tensor) -> Result<Tensor> {
+        let mut values = values;
+        let loras = self.0.iter().filter_map(|linear| linear.lora.as_ref());
+        let scales: Vec<(f64, i64)> = loras.map(|lora| (lora.scale, lora.rank())).collect();
+        if let [(first, _), rest @ ..] = scales.as_slice()
+            && rest.iter().all(|(scale, _)| scale == first)
+        {
+            return Ok(values.f_mul_scalar_(*first)?);
+        }
+        let mut first = 0;
+        for (scale, rank) in scales {
+            let _ = values.f_narrow(1, first, rank)?.f_mul_scalar_(scale)?;
+            first += rank;
+        }
+        Ok(values)
+    }
 }

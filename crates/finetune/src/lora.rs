@@ -121,11 +121,6 @@ impl Lora {
         self.a.value.size().first().copied().unwrap_or(0)
     }
 
-    /// `(alpha / r) · B`, `[out, r]`, in the type that products run in.
-    pub(crate) fn scaled_b(&self, kind: Kind) -> Result<Tensor> {
-        Ok(self.b.value.f_mul_scalar(self.scale)?.f_to_kind(kind)?)
-    }
-
     /// The weight `[out, in]`, f32, with the adapter merged into it.
     pub(crate) fn merged(&self, weight: &Tensor) -> Result<Tensor> {
         let delta = self.b.value.f_matmul(&self.a.value)?.f_mul_scalar(self.scale)?.f_detach()?;

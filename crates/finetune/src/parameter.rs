@@ -60,7 +60,7 @@ impl Parameter {
         Ok(self.value.f_to_kind(kind)?)
     }
 
-    /// Adds to the gradient, which is computed only if the weight trains.
+    /// Adds to the gradient, which is computed only if the weight trains; in any type.
     pub(crate) fn gather(&self, gradient: impl FnOnce() -> Result<Tensor>) -> Result<()> {
         if let Some(sum) = &self.gradient {
             // The same memory under another handle: adding in place needs one that is mutable.

@@ -243,7 +243,15 @@ fn what_was_saved_computes_what_was_trained() {
     let path = folder.path().join("tuned");
     save_checkpoint(&model, &path, u64::MAX).unwrap();
     let expected = model.all_logits(&[&text]).unwrap();
-    assert_eq!(load(&path).all_logits(&[&text]).unwrap(), expected);
+    let found = load(&path).all_logits(&[&text]).unwrap();
+    match found == expected {
+        true => {}
+        // A GPU normalises by other kernels while the weights of norms train.
+        false if model.device().is_cuda() => {
+            assert!(testkit::relative_deviation(&found, &expected) < 1e-5);
+        }
+        false => panic!("{found:?} is not {expected:?}"),
+    }
 }
 
 #[test]

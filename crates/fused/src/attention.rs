@@ -41,9 +41,11 @@ impl Kernel {
 }
 
 impl Kernel {
-    /// Whether it attends so: memory-efficient attention has windows only where all of a span's keys have a query.
+    /// Whether it attends so: windows are only right where each of a span's keys has a query, or where none outgrows the
+    /// window.
     pub fn attends(self, spans: &[Span], window: Option<usize>) -> bool {
-        self == Self::Flash || window.is_none() || spans.iter().all(Span::is_row)
+        let window = window.unwrap_or(usize::MAX);
+        spans.iter().all(Span::is_row) || spans.iter().all(|span| span.keys <= window)
     }
 }
 

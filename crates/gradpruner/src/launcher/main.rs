@@ -14,6 +14,11 @@ use crate::find::Search;
 
 /// The program's file.
 const ENGINE: &str = "gradpruner-engine";
+/// How libtorch takes a GPU's memory: in pieces that grow. Each step's rows have other lengths, so its tensors other sizes, and of
+/// pieces of a fixed size much would lie idle.
+const ALLOCATOR: (&str, &str) = ("PYTORCH_ALLOC_CONF", "expandable_segments:True");
+/// The same setting by its older name.
+const OLDER: &str = "PYTORCH_CUDA_ALLOC_CONF";
 
 #[expect(clippy::print_stderr, reason = "the program that prints is not there yet")]
 fn main() -> ExitCode {
@@ -43,6 +48,10 @@ fn start() -> Result<ExitCode, String> {
     let arguments: Vec<OsString> = env::args_os().collect();
     command.args(arguments.iter().skip(1));
     command.env("LD_LIBRARY_PATH", with_first(&library, env::var_os("LD_LIBRARY_PATH"))?);
+    let (name, value) = ALLOCATOR;
+    if [name, OLDER].iter().all(|name| env::var_os(name).is_none()) {
+        command.env(name, value);
+    }
     become_it(command, arguments.first(), &engine)
 }
 
