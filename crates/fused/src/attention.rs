@@ -41,11 +41,13 @@ impl Kernel {
 }
 
 impl Kernel {
-    /// Whether it attends so: windows are only right where each of a span's keys has a query, or where none outgrows the
-    /// window.
+    /// Whether it attends so. Gradients of memory-efficient attention with a window that a span outgrows are wrong unless each
+    /// of its keys has a query.
     pub fn attends(self, spans: &[Span], window: Option<usize>) -> bool {
         let window = window.unwrap_or(usize::MAX);
-        spans.iter().all(Span::is_row) || spans.iter().all(|span| span.keys <= window)
+        self == Self::Flash
+            || spans.iter().all(Span::is_row)
+            || spans.iter().all(|span| span.keys <= window)
     }
 }
 
@@ -250,3 +252,20 @@ impl PackedAttention {
 /// As in `ATen`'s `CustomMaskType`: at which corner of queries and keys the diagonal begins.
 const FROM_TOP_LEFT: i64 = 1;
 const FROM_BOTTOM_RIGHT: i64 = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_are_left_to_who_has_their_gradients() {
+        let rows = [Span::row(3), Span::row(9)];
+        let branches = [Span::row(3), Span { queries: 1, keys: 9 }];
+        let attends = |kernel: Kernel| {
+            let cases = [(&rows, Some(4)), (&branches, None), (&branches, Some(9))];
+            assert!(cases.into_iter().all(|(spans, window)| kernel.attends(spans, window)));
+            kernel.attends(&branches, Some(8))
+        };
+        assert_eq!([Kernel::Flash, Kernel::Efficient].map(attends), [true, false]);
+    }
+}
