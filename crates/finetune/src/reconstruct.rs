@@ -143,7 +143,12 @@ struct Taught {
 
 impl<'a> Student<'a> {
     fn new(walk: &'a Walk<'a>, number: usize, layer: &Layer, inputs: Vec<Tensor>) -> Result<Self> {
-        Ok(Self { walk, number, layer: layer.with_trained_weights()?, inputs })
+        let layer = layer.with_trained_weights()?;
+        // There the layer's own were rounded to the type of the products, and all of them are written.
+        if walk.model.device.is_cuda() {
+            walk.model.reread_layer(number, &layer)?;
+        }
+        Ok(Self { walk, number, layer, inputs })
     }
 
     /// Trains it to give some outputs.

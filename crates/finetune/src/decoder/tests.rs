@@ -43,15 +43,28 @@ fn what_trains_begins_as_it_is_stored() {
         assert_ne!(rounded, stored);
         model.reread_trained().unwrap();
         assert_eq!(all(&model), stored);
+
+        let copy = model.layers[1].with_trained_weights().unwrap();
+        let weights = || -> Vec<Vec<f32>> {
+            let all = copy.linears.values().filter_map(|linear| linear.weight.parameter());
+            all.map(|weight| values(&weight.value).unwrap()).collect()
+        };
+        let stored = weights();
+        for weight in copy.linears.values().filter_map(|linear| linear.weight.parameter()) {
+            let _ = weight.value.shallow_clone().zero_();
+        }
+        assert_ne!(weights(), stored);
+        model.reread_layer(1, &copy).unwrap();
+        assert_eq!(weights(), stored);
     }
 }
 
-/// The families beside Llama's, and longer rotations; `benches/pytorch/families.py` makes them.
 fn load(folder: &Path) -> Model {
     let device: DeviceChoice = testkit::device().parse().unwrap();
     Model::load(folder, device, ComputeType::F32).unwrap()
 }
 
+/// The families beside Llama's, and longer rotations; `benches/pytorch/families.py` makes them.
 const FAMILIES: [&str; 8] =
     ["gemma2", "gemma3", "phi3", "phi4_mini", "olmo2", "smollm3", "granite", "qwen2_yarn"];
 

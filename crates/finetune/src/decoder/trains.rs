@@ -7,7 +7,7 @@ use checkpoint::{Adapter, Checkpoint, Module};
 use tch::{Device, Kind, Tensor};
 
 use crate::bridge::load;
-use crate::layer::QkNorms;
+use crate::layer::{Layer, QkNorms};
 use crate::lora::{FreshLora, Lora};
 use crate::parameter::Parameter;
 use crate::weight::Weight;
@@ -163,8 +163,20 @@ impl Model {
 
     /// Gives every weight of the checkpoint that trains its stored values.
     pub(super) fn reread_trained(&self) -> Result<()> {
+        self.reread(self.named_weights())
+    }
+
+    /// The same of the linear weights of a copy of one of the layers.
+    pub(crate) fn reread_layer(&self, number: usize, layer: &Layer) -> Result<()> {
+        let weights = layer.linears.iter().filter_map(|(&module, linear)| {
+            Some((checkpoint::tensor_name(number, module), linear.weight.parameter()?))
+        });
+        self.reread(weights.collect())
+    }
+
+    fn reread(&self, weights: Vec<(String, &Parameter)>) -> Result<()> {
         let source = Checkpoint::open(self.folder())?;
-        for (name, parameter) in self.named_weights() {
+        for (name, parameter) in weights {
             if parameter.trains() {
                 let stored = load(&source.tensor(&name)?, Device::Cpu, Kind::Float)?;
                 parameter.value.shallow_clone().f_copy_(&stored.tensor)?;
