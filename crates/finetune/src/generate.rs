@@ -14,6 +14,8 @@ use crate::{FinetuneError, Model, Result, stop};
 pub const SIDE_BY_SIDE: usize = 8;
 /// The same on a GPU, which takes as long for many as for one, if their caches stay small.
 const SIDE_BY_SIDE_ON_GPU: usize = 64;
+/// Tokens of the prompts that go through the model there in one pass, if a prompt is not longer.
+const PROMPT_TOKENS_ON_GPU: usize = 1 << 13;
 /// The share of the weights' size that caches may have there.
 const CACHES: u64 = 4;
 
@@ -72,9 +74,12 @@ pub fn generate_all(model: &Model, prompts: &[Vec<u32>], max_new: usize) -> Resu
         let rows = prompts.iter().map(|prompt| Growing::new(prompt, max_new));
         let mut rows = rows.collect::<Result<Vec<_>>>()?;
         // On a CPU a prompt has enough tokens to itself.
-        let prompts_together = if model.device().is_cuda() { together } else { 1 };
-        for rows in rows.chunks_mut(prompts_together) {
-            grow(model, &mut rows.iter_mut().collect::<Vec<_>>())?;
+        let most = if model.device().is_cuda() { PROMPT_TOKENS_ON_GPU } else { 0 };
+        let mut waiting = rows.as_mut_slice();
+        while !waiting.is_empty() {
+            let (now, later) = waiting.split_at_mut(fitting(waiting, most));
+            grow(model, &mut now.iter_mut().collect::<Vec<_>>())?;
+            waiting = later;
         }
         loop {
             stop::check()?;
@@ -104,6 +109,16 @@ fn side_by_side(model: &Model, tokens: usize) -> usize {
     let numbers = 2 * config.num_layers * config.num_kv_heads * config.head_dim * tokens.max(1);
     let most = config.parameters() / (CACHES * numbers as u64);
     (most as usize).clamp(SIDE_BY_SIDE, SIDE_BY_SIDE_ON_GPU)
+}
+
+/// How many prompts, from the first on, have at most so many tokens together; one at least.
+fn fitting(rows: &[Growing<'_>], most: usize) -> usize {
+    let mut tokens = 0;
+    let fits = |row: &&Growing<'_>| {
+        tokens += row.prompt.len();
+        tokens <= most
+    };
+    rows.iter().take_while(fits).count().max(1)
 }
 
 /// A prompt, and what has followed so far.
@@ -168,4 +183,18 @@ fn grow(model: &Model, rows: &mut [&mut Growing<'_>]) -> Result<()> {
         row.next = Some(token as u32);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompts_go_together_while_they_fit() {
+        let prompts = [3, 2, 9, 1].map(|length| vec![0; length]);
+        let rows = prompts.each_ref().map(|prompt| Growing::new(prompt, 1).unwrap());
+        let counts = [0, 5, 6, 14, 99].map(|most| fitting(&rows, most));
+        assert_eq!(counts, [1, 2, 2, 3, 4]);
+        assert_eq!(fitting(&rows[2..], 5), 1);
+    }
 }
