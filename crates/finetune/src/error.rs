@@ -7,6 +7,7 @@ use collective::CollectiveError;
 use dataset::{DatasetError, Place};
 use evidence::EvidenceError;
 use fused::FusedError;
+use tch::TchError;
 
 use crate::train::Difference;
 
@@ -23,10 +24,13 @@ pub enum FinetuneError {
     Evidence(#[from] EvidenceError),
     #[error(transparent)]
     Collective(#[from] CollectiveError),
-    #[error("libtorch refused an operation")]
-    Torch(#[from] tch::TchError),
-    #[error(transparent)]
-    Fused(#[from] FusedError),
+    #[error("libtorch refused an operation: {0}")]
+    Torch(String),
+    #[error(
+        "memory is too short: {0}; give fewer rows to a pass (`--batch`, and `--accumulate` for as many a step), keep less of \
+         each (`--remat`), or hold less of the weights (`--load-in-4bit`, on a GPU `--offload`)"
+    )]
+    OutOfMemory(String),
     #[error("no CUDA device can be used: {0}; take `--device cpu`, or see `gradpruner doctor`")]
     NoCuda(String),
     #[error(
@@ -79,4 +83,65 @@ pub enum FinetuneError {
     StoppedUnsaved,
     #[error("the settings cannot be used: {0}")]
     Settings(String),
+}
+
+impl FinetuneError {
+    /// What libtorch says; where in its code it says so is left out.
+    fn of_libtorch(text: &str) -> Self {
+        let first = text.lines().next().unwrap_or_default();
+        let first = first.strip_prefix("Internal torch error: ").unwrap_or(first);
+        // What follows is about PyTorch's own accounts.
+        let about = [" Including non-PyTorch memory", " Of the allocated memory"];
+        let end = about.iter().filter_map(|of| first.find(of)).min().unwrap_or(first.len());
+        let what = first[..end].trim_end_matches(['.', ' ']).to_owned();
+        match ["out of memory", "can't allocate memory"].iter().any(|of| what.contains(of)) {
+            true => Self::OutOfMemory(what),
+            false => Self::Torch(what),
+        }
+    }
+}
+
+impl From<TchError> for FinetuneError {
+    fn from(error: TchError) -> Self {
+        Self::of_libtorch(&error.to_string())
+    }
+}
+
+impl From<FusedError> for FinetuneError {
+    fn from(error: FusedError) -> Self {
+        match error {
+            FusedError::Torch(error) => error.into(),
+            FusedError::Refused(what) => Self::of_libtorch(&what),
+            other => Self::Torch(other.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind, Tensor};
+
+    use super::*;
+
+    #[test]
+    fn libtorch_is_quoted_in_a_line() {
+        let [x, y] = [[2, 3], [2, 3]].map(|size| Tensor::ones(size, (Kind::Float, Device::Cpu)));
+        let text = FinetuneError::from(x.f_mm(&y).unwrap_err()).to_string();
+        let expected = "libtorch refused an operation: mat1 and mat2 shapes cannot be multiplied (2x3 and 2x3)";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn a_lack_of_memory_says_what_to_do() {
+        let gpu = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.5 GiB of which 1.1 GiB is \
+                   free. Including non-PyTorch memory, this process has 22 GiB memory in use. Of the allocated memory 20 GiB \
+                   is allocated by PyTorch\nException raised from malloc at CUDACachingAllocator.cpp:1";
+        let error = FinetuneError::from(FusedError::Refused(gpu.into())).to_string();
+        let expected = "memory is too short: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of \
+                        23.5 GiB of which 1.1 GiB is free; give fewer rows";
+        assert!(error.starts_with(expected), "{error}");
+        let too_many = Tensor::f_empty([1_i64 << 60], (Kind::Float, Device::Cpu)).unwrap_err();
+        let error = FinetuneError::from(too_many);
+        assert!(matches!(&error, FinetuneError::OutOfMemory(_)), "{error}");
+    }
 }

@@ -38,9 +38,7 @@ impl Kernel {
             _ => None,
         })
     }
-}
 
-impl Kernel {
     /// Whether it attends so. Gradients of memory-efficient attention with a window that a span outgrows are wrong unless each
     /// of its keys has a query.
     pub fn attends(self, spans: &[Span], window: Option<usize>) -> bool {
