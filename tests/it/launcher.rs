@@ -21,14 +21,21 @@ fn the_engine_gets_arguments_libraries_and_an_allocator() {
         for name in ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"] {
             command.env_remove(name);
         }
-        let output = command.envs(set.iter().copied()).output().unwrap();
-        assert!(output.status.success(), "{}", text(&output.stderr));
-        text(&output.stdout).trim().to_owned()
+        command.envs(set.iter().copied());
+        // What another test starts meanwhile may hold the files open for a moment.
+        let tries = (0..100).find_map(|_| match command.output() {
+            Ok(output) if output.status.success() => Some(text(&output.stdout).trim().to_owned()),
+            _ => {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+                None
+            }
+        });
+        tries.expect("the script is started")
     };
     let found = said(&[]);
     assert!(found.starts_with("eval --json|"), "{found}");
     assert!(found.ends_with("/lib:/mine|expandable_segments:True"), "{found}");
-    // Who has chosen, by either name, is asked no further.
+    // A value set by either name is left alone.
     assert!(said(&[("PYTORCH_ALLOC_CONF", "backend:native")]).ends_with("|backend:native"));
     assert!(said(&[("PYTORCH_CUDA_ALLOC_CONF", "backend:native")]).ends_with("/mine|"));
 }

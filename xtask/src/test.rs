@@ -9,7 +9,8 @@ use crate::root::{cargo, run as run_command, say};
 use crate::{layers, libtorch};
 
 /// The crates below libtorch: they must build and test where there is none.
-const BELOW_LIBTORCH: [&str; 11] = [
+const BELOW_LIBTORCH: [&str; 12] = [
+    "gradpruner-caught",
     "gradpruner-igia",
     "gradpruner-merge",
     "gradpruner-metrics",

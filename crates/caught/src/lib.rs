@@ -5,7 +5,7 @@
 
 use std::ffi::{CStr, c_char};
 
-/// What a C function says, its first line if it failed.
+/// `Ok`, or the first line of a C function's error.
 ///
 /// # Errors
 ///

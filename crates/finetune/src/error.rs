@@ -27,8 +27,14 @@ pub enum FinetuneError {
     #[error("libtorch refused an operation: {0}")]
     Torch(String),
     #[error(
-        "memory is too short: {0}; give fewer rows to a pass (`--batch`, and `--accumulate` for as many a step), keep less of \
-         each (`--remat`), or hold less of the weights (`--load-in-4bit`, on a GPU `--offload`)"
+        "the GPU refused an operation: {0}; if it can do nothing, set PYTORCH_ALLOC_CONF=expandable_segments:False, which some \
+         virtual GPUs need"
+    )]
+    Driver(String),
+    #[error(
+        "there is too little memory: {0}; give fewer rows to a pass (`--batch`, and `--accumulate` for as many a step; \
+         `--eval-batch-tokens`), keep less of each (`--remat`), or hold less of the weights (`--load-in-4bit`, on a GPU \
+         `--offload`)"
     )]
     OutOfMemory(String),
     #[error("no CUDA device can be used: {0}; take `--device cpu`, or see `gradpruner doctor`")]
@@ -96,6 +102,7 @@ impl FinetuneError {
         let what = first[..end].trim_end_matches(['.', ' ']).to_owned();
         match ["out of memory", "can't allocate memory"].iter().any(|of| what.contains(of)) {
             true => Self::OutOfMemory(what),
+            false if what.contains("CUDA driver error") => Self::Driver(what),
             false => Self::Torch(what),
         }
     }
@@ -137,9 +144,11 @@ mod tests {
                    free. Including non-PyTorch memory, this process has 22 GiB memory in use. Of the allocated memory 20 GiB \
                    is allocated by PyTorch\nException raised from malloc at CUDACachingAllocator.cpp:1";
         let error = FinetuneError::from(FusedError::Refused(gpu.into())).to_string();
-        let expected = "memory is too short: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of \
+        let expected = "there is too little memory: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of \
                         23.5 GiB of which 1.1 GiB is free; give fewer rows";
         assert!(error.starts_with(expected), "{error}");
+        let error = FinetuneError::of_libtorch("CUDA driver error: unknown error");
+        assert!(matches!(&error, FinetuneError::Driver(_)), "{error}");
         let too_many = Tensor::f_empty([1_i64 << 60], (Kind::Float, Device::Cpu)).unwrap_err();
         let error = FinetuneError::from(too_many);
         assert!(matches!(&error, FinetuneError::OutOfMemory(_)), "{error}");

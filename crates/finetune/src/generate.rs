@@ -5,8 +5,9 @@ use std::time::Instant;
 use tch::{Device, no_grad_guard};
 
 use crate::bridge::values;
-use crate::decoder::KvCache;
+use crate::decoder::{Frozen, KvCache};
 use crate::pack::Packed;
+use crate::weight::Rounding;
 use crate::{FinetuneError, Model, Result, stop};
 
 /// Rows that [`generate_all`] continues side by side on a CPU: so many read each weight once, and their caches stay small beside
@@ -15,8 +16,8 @@ pub const SIDE_BY_SIDE: usize = 8;
 /// The same on a GPU, which takes as long for many as for one, if their caches stay small.
 const SIDE_BY_SIDE_ON_GPU: usize = 64;
 /// Tokens of the prompts that go through the model there in one pass, if a prompt is not longer.
-const PROMPT_TOKENS_ON_GPU: usize = 1 << 13;
-/// The share of the weights' size that caches may have there.
+const PROMPT_TOKENS_ON_GPU: usize = 1 << 11;
+/// Caches may have one part in so many of the weights' size there.
 const CACHES: u64 = 4;
 
 /// What [`generate`] said, and how fast.
@@ -103,7 +104,8 @@ fn side_by_side(model: &Model, tokens: usize) -> usize {
     if model.turns_somewhere() {
         return 1; // One rotation is for all rows of a pass.
     }
-    if !model.device().is_cuda() {
+    // Weights in four bits, or elsewhere, say nothing of the room that there is.
+    if !model.device().is_cuda() || model.frozen != Frozen::Resident(Rounding::NONE) {
         return SIDE_BY_SIDE;
     }
     let numbers = 2 * config.num_layers * config.num_kv_heads * config.head_dim * tokens.max(1);

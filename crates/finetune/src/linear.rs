@@ -182,7 +182,7 @@ impl Siblings<'_> {
         if let [(first, _), rest @ ..] = scales.as_slice()
             && rest.iter().all(|(scale, _)| scale == first)
         {
-            return Ok(values.f_mul_scalar_(*first)?);
+            return Ok(if *first == 1.0 { values } else { values.f_mul_scalar_(*first)? });
         }
         let mut first = 0;
         for (scale, rank) in scales {

@@ -144,7 +144,8 @@ struct Taught {
 impl<'a> Student<'a> {
     fn new(walk: &'a Walk<'a>, number: usize, layer: &Layer, inputs: Vec<Tensor>) -> Result<Self> {
         let layer = layer.with_trained_weights()?;
-        // There the layer's own were rounded to the type of the products, and all of them are written.
+        // There loaded weights are rounded to the type of the products, and every linear weight is written to the result, so
+        // training begins from the stored values.
         if walk.model.device.is_cuda() {
             walk.model.reread_layer(number, &layer)?;
         }

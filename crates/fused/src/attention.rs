@@ -2,26 +2,26 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::Result;
 use crate::ffi::{self, Shape};
+use crate::{FusedError, Result};
 
 /// Which of libtorch's kernels attends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kernel {
-    /// `FlashAttention` 2 (Dao, arXiv 2307.08691): numbers of two bytes, on GPUs of compute capability 8.0 or more.
+    /// `FlashAttention` 2 (Dao, arXiv 2307.08691): numbers of two bytes, on GPUs of compute capability 8.0 or more, heads of up to 192.
     Flash,
-    /// Memory-efficient attention, CUTLASS's: any type and GPU.
+    /// Memory-efficient attention, CUTLASS's: f32 and f16, on GPUs of compute capability 8.0 or more bf16, too.
     Efficient,
 }
 
 impl Kernel {
-    /// The kernel that libtorch itself would take for heads of this width on a GPU; `None` if it has none for them.
+    /// The kernel for heads of this width on a GPU, by what libtorch itself would take; `None` if neither can.
     ///
     /// # Errors
     ///
     /// If libtorch refuses.
     pub fn of(head_dim: i64, kind: Kind, device: Device) -> Result<Option<Self>> {
-        // Both want whole vectors, to which only libtorch's own caller pads.
+        // Both need widths divisible by 8; only libtorch's own wrapper pads.
         if !device.is_cuda() || head_dim % 8 != 0 {
             return Ok(None);
         }
@@ -39,8 +39,8 @@ impl Kernel {
         })
     }
 
-    /// Whether it attends so. Gradients of memory-efficient attention with a window that a span outgrows are wrong unless each
-    /// of its keys has a query.
+    /// Whether it computes these spans correctly, gradients included. Those of memory-efficient attention with a window that a
+    /// span outgrows are wrong unless each of its keys has a query.
     pub fn attends(self, spans: &[Span], window: Option<usize>) -> bool {
         let window = window.unwrap_or(usize::MAX);
         self == Self::Flash
@@ -84,6 +84,9 @@ pub struct PackedAttention {
     /// The most of a span.
     most_queries: i64,
     most_keys: i64,
+    /// All spans together: the kernels do not look whether tensors have as many.
+    num_queries: i64,
+    num_keys: i64,
     scale: f64,
     window: Option<i64>,
     /// `ATen`'s `CustomMaskType`.
@@ -95,7 +98,7 @@ pub struct PackedAttention {
 pub struct Attended {
     /// `[n, heads, head_dim]`.
     pub output: Tensor,
-    /// The logarithms of what probabilities are divided by, and the state of a random generator that nobody asked.
+    /// The logarithms of what probabilities are divided by, and the state of a random generator that nobody asked for.
     rest: [Tensor; 3],
 }
 
@@ -105,7 +108,8 @@ impl PackedAttention {
     ///
     /// # Errors
     ///
-    /// If libtorch refuses, a lack of memory included.
+    /// [`FusedError::Spans`] if a span has more queries than keys, or there are too many; if libtorch refuses, a lack of memory
+    /// included.
     pub fn new(
         kernel: Kernel,
         spans: &[Span],
@@ -113,21 +117,36 @@ impl PackedAttention {
         window: Option<usize>,
         device: Device,
     ) -> Result<Self> {
-        let starts = |of: fn(&Span) -> usize| -> Result<(Tensor, i64)> {
-            let ends = spans.iter().scan(0, |end, span| {
-                *end += of(span) as i32;
-                Some(*end)
-            });
-            let starts: Vec<i32> = std::iter::once(0).chain(ends).collect();
+        if let Some(span) = spans.iter().find(|span| span.queries > span.keys) {
+            return Err(FusedError::Spans(format!("{span:?} has more queries than keys")));
+        }
+        let starts = |of: fn(&Span) -> usize| -> Result<(Tensor, i64, i64)> {
+            let (mut starts, mut end) = (vec![0_i32], 0_usize);
+            for span in spans {
+                end = end.saturating_add(of(span));
+                let as_stored = i32::try_from(end);
+                starts.push(as_stored.map_err(|_| FusedError::Spans(format!("{end} tokens")))?);
+            }
             let most = spans.iter().map(of).max().unwrap_or(0) as i64;
-            Ok((Tensor::f_from_slice(&starts)?.f_to_device(device)?, most))
+            Ok((Tensor::f_from_slice(&starts)?.f_to_device(device)?, most, end as i64))
         };
-        let (queries, most_queries) = starts(|span| span.queries)?;
-        let (keys, most_keys) = starts(|span| span.keys)?;
+        let (queries, most_queries, num_queries) = starts(|span| span.queries)?;
+        let (keys, most_keys, num_keys) = starts(|span| span.keys)?;
         // A window that no span outgrows is none.
         let window = window.map(|window| window as i64).filter(|&window| window < most_keys);
         let mask = if spans.iter().all(Span::is_row) { FROM_TOP_LEFT } else { FROM_BOTTOM_RIGHT };
-        Ok(Self { kernel, queries, keys, most_queries, most_keys, scale, window, mask })
+        Ok(Self {
+            kernel,
+            queries,
+            keys,
+            most_queries,
+            most_keys,
+            num_queries,
+            num_keys,
+            scale,
+            window,
+            mask,
+        })
     }
 
     /// Attends: queries `[n, heads, head_dim]`, keys and values `[m, kv_heads, head_dim]`, each key-value head serving
@@ -135,8 +154,10 @@ impl PackedAttention {
     ///
     /// # Errors
     ///
-    /// If the kernel refuses: shapes that do not fit, another type or device.
+    /// [`FusedError::Spans`] if tensors have other numbers of queries or keys than the spans; if the kernel refuses: another type
+    /// or device.
     pub fn forward(&self, queries: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Attended> {
+        self.require([queries, keys, values])?;
         let heads = [queries, keys, values];
         let ([output, first, second, third], batched) = match self.kernel {
             Kernel::Flash => (ffi::flash(heads, &self.shape())?, false),
@@ -160,6 +181,8 @@ impl PackedAttention {
         attended: &Attended,
         gradient: &Tensor,
     ) -> Result<[Tensor; 3]> {
+        self.require([queries, keys, values])?;
+        self.require([gradient, keys, values])?;
         let Attended { output, rest: [sums, seed, offset] } = attended;
         let (of_queries, of_keys) = (&self.queries, &self.keys);
         let (most_queries, most_keys) = (self.most_queries, self.most_keys);
@@ -225,6 +248,20 @@ impl PackedAttention {
         Ok([queries.f_squeeze_dim(0)?, narrow(keys)?, narrow(values)?])
     }
 
+    /// Refuses tensors of which the kernels would read what is not there.
+    fn require(&self, tensors: [&Tensor; 3]) -> Result<()> {
+        let wanted = [self.num_queries, self.num_keys, self.num_keys];
+        for (tensor, wanted) in tensors.into_iter().zip(wanted) {
+            let (found, ..) = tensor.size3()?;
+            if found != wanted {
+                return Err(FusedError::Spans(format!(
+                    "of {wanted} tokens, and {found} are given"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     fn shape(&self) -> Shape<'_> {
         let &Self { ref queries, ref keys, most_queries, most_keys, scale, window, mask, .. } =
             self;
@@ -254,6 +291,22 @@ const FROM_BOTTOM_RIGHT: i64 = 2;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn spans_and_tensors_fit() {
+        let new =
+            |spans: &[Span]| PackedAttention::new(Kernel::Flash, spans, 1.0, None, Device::Cpu);
+        let refused = |error: FusedError| matches!(error, FusedError::Spans(_));
+        assert!(new(&[Span { queries: 3, keys: 2 }]).is_err_and(refused));
+        assert!(new(&[Span::row(1 << 30), Span::row(1 << 30)]).is_err_and(refused));
+        let heads = |tokens: i64| Tensor::zeros([tokens, 2, 8], (Kind::Float, Device::Cpu));
+        let attention = new(&[Span::row(2), Span { queries: 1, keys: 4 }]).unwrap();
+        for (queries, keys) in [(4, 6), (3, 5), (3, 7)] {
+            let (queries, keys) = (heads(queries), heads(keys));
+            assert!(attention.forward(&queries, &keys, &keys).is_err_and(refused));
+        }
+        assert!(!refused(attention.forward(&heads(3), &heads(6), &heads(6)).unwrap_err()));
+    }
 
     #[test]
     fn windows_are_left_to_who_has_their_gradients() {

@@ -87,8 +87,9 @@ fn attend(kernel: Attention, heads: [&Tensor; 3], shape: &Shape<'_>) -> Result<[
     let shape = RawShape { queries, keys, most_queries, most_keys, scale, window, mask };
     let mut out = [ptr::null_mut(); 4];
     // SAFETY: all pointers are to what lives longer than the call, which only reads the tensors, and there is room for the
-    // four that are written if it succeeds.
+    // four that are written if it succeeds. What the spans name is there: `PackedAttention` has compared them.
     made(unsafe { kernel(q, k, v, &raw const shape, out.as_mut_ptr()) })?;
+    require_made(&out)?;
     // SAFETY: each is new, and ours.
     Ok(out.map(|tensor| unsafe { owned(tensor) }))
 }
@@ -103,6 +104,7 @@ pub(crate) fn rms_norm_backward(
     let mut out = ptr::null_mut();
     // SAFETY: as in `attend`; one is written.
     made(unsafe { fused_rms_norm_backward(gradient, x, scale, weight, &raw mut out) })?;
+    require_made(&[out])?;
     // SAFETY: it is new, and ours.
     Ok(unsafe { owned(out) })
 }
@@ -111,6 +113,7 @@ pub(crate) fn pin_memory(x: &Tensor) -> Result<Tensor> {
     let mut out = ptr::null_mut();
     // SAFETY: as in `attend`; one is written.
     made(unsafe { fused_pin_memory(raw(x), &raw mut out) })?;
+    require_made(&[out])?;
     // SAFETY: it is new, and ours.
     Ok(unsafe { owned(out) })
 }
@@ -118,6 +121,14 @@ pub(crate) fn pin_memory(x: &Tensor) -> Result<Tensor> {
 fn made(error: *mut c_char) -> Result<()> {
     // SAFETY: what the functions of `native/` return is of `caught`, and used here alone.
     unsafe { caught::checked(error) }.map_err(FusedError::Refused)
+}
+
+/// An error that there was no memory to tell of looks like none.
+fn require_made(tensors: &[*mut RawTensor]) -> Result<()> {
+    match tensors.iter().any(|tensor| tensor.is_null()) {
+        true => Err(FusedError::Refused("out of memory".into())),
+        false => Ok(()),
+    }
 }
 
 fn raw(tensor: &Tensor) -> *const RawTensor {

@@ -1,7 +1,8 @@
 //! What libtorch has for GPUs and tch leaves out: attention of rows packed end to end ([`PackedAttention`]), the gradient of
 //! RMS norm ([`rms_norm_backward`]), and memory that a GPU reads by itself ([`pin_memory`]).
 //!
-//! All of it is in libtorch's CUDA part, which the program has to load; without it, or on a CPU, it fails with an error.
+//! All of it but [`rms_norm`] is in libtorch's CUDA part alone, which the program has to load; without it, or on a CPU, it fails
+//! with an error.
 
 mod attention;
 mod ffi;
@@ -31,6 +32,8 @@ pub type Result<T, E = FusedError> = std::result::Result<T, E>;
 pub enum FusedError {
     #[error("a kernel of the GPU: {0}")]
     Refused(String),
+    #[error("the spans of attention do not fit: {0}")]
+    Spans(String),
     #[error(transparent)]
     Torch(#[from] tch::TchError),
 }

@@ -18,6 +18,9 @@ use crate::{FinetuneError, Result};
 use layout::Layout;
 pub(crate) use rows::attend_cached;
 
+/// Keys of a pack whose rows branch, for each of its tokens: more would take too much memory.
+const MOST_COPIES: usize = 8;
+
 /// How the rows of one pack attend, in layers of one window.
 #[derive(Debug)]
 pub(crate) struct Attention {
@@ -123,7 +126,7 @@ impl Attention {
         Ok(Some(Self { way: Way::Packed(packed, None), scoring }))
     }
 
-    /// `None` if the kernel cannot.
+    /// `None` if the kernel cannot, or would take too much memory.
     fn packed(
         kernel: Kernel,
         batch: &Packed,
@@ -141,7 +144,8 @@ impl Attention {
             }
             first += row.length as usize;
         }
-        if !kernel.attends(&spans, window) {
+        // Choices that share a long prompt would copy its keys too often.
+        if !kernel.attends(&spans, window) || keys.len() > MOST_COPIES * first {
             return Ok(None);
         }
         // Every key once, and in order, where nothing branches.
@@ -213,7 +217,7 @@ impl Attention {
                 Ok(Heads { queries, keys, values })
             }
             (Way::Packed(..), None) => {
-                Err(FinetuneError::Settings("attention was computed another way".into()))
+                Err(FinetuneError::Torch("attention has no state for its gradient".into()))
             }
             (Way::Rows(lengths, masks), _) => {
                 rows::backward(heads, (lengths, masks), gradient, self.scoring)

@@ -72,7 +72,7 @@ pub struct EvalReport {
     pub seconds: f64,
     /// Tokens a second.
     pub tokens_per_second: f64,
-    /// New tokens a second in generation, [`SIDE_BY_SIDE`](crate::SIDE_BY_SIDE) rows at a time, prompts included.
+    /// New tokens a second in generation, several rows at a time ([`generate_all`](crate::generate_all)), prompts included.
     pub generated_tokens_per_second: Option<f64>,
     /// The process's largest size meanwhile.
     pub peak_memory_bytes: Option<u64>,

@@ -49,10 +49,16 @@ fn start() -> Result<ExitCode, String> {
     command.args(arguments.iter().skip(1));
     command.env("LD_LIBRARY_PATH", with_first(&library, env::var_os("LD_LIBRARY_PATH"))?);
     let (name, value) = ALLOCATOR;
-    if [name, OLDER].iter().all(|name| env::var_os(name).is_none()) {
+    if [name, OLDER].iter().all(|name| env::var_os(name).is_none()) && !is_windows_below() {
         command.env(name, value);
     }
     become_it(command, arguments.first(), &engine)
+}
+
+/// Whether this Linux runs in Windows, whose drivers cannot let memory grow.
+fn is_windows_below() -> bool {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease")
+        .is_ok_and(|release| release.to_lowercase().contains("microsoft"))
 }
 
 /// A search path that begins with a folder.
