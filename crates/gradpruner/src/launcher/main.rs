@@ -10,6 +10,8 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
+use fs_err as fs;
+
 use crate::find::Search;
 
 /// The program's file.
@@ -57,7 +59,7 @@ fn start() -> Result<ExitCode, String> {
 
 /// Whether this Linux runs in Windows, whose drivers cannot let memory grow.
 fn is_windows_below() -> bool {
-    std::fs::read_to_string("/proc/sys/kernel/osrelease")
+    fs::read_to_string("/proc/sys/kernel/osrelease")
         .is_ok_and(|release| release.to_lowercase().contains("microsoft"))
 }
 
